@@ -1,0 +1,92 @@
+//! The private binary encoding of link frames and store records: the only place that knows bincode.
+//!
+//! Pinned by golden bytes under `tests/golden/`. `bincode`'s own limit bounds decoding only and lets trailing bytes
+//! pass, so both are checked here.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Why bytes were not a value, or a value did not become bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    #[error("{found} bytes are over the limit of {limit}")]
+    TooLarge { found: usize, limit: usize },
+    #[error("{left} bytes are left over after the value")]
+    Trailing { left: usize },
+    #[error("bytes do not decode")]
+    Decode(#[source] bincode::error::DecodeError),
+    #[error("value does not encode")]
+    Encode(#[source] bincode::error::EncodeError),
+}
+
+/// Encodes `value`; refuses a result over `limit` bytes.
+pub fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Vec<u8>, CodecError> {
+    let bytes = bincode::serde::encode_to_vec(value, bincode::config::legacy()).map_err(CodecError::Encode)?;
+    if bytes.len() > limit {
+        return Err(CodecError::TooLarge { found: bytes.len(), limit });
+    }
+    Ok(bytes)
+}
+
+/// Decodes all of `bytes`, which may be at most `limit` long.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, CodecError> {
+    if bytes.len() > limit {
+        return Err(CodecError::TooLarge { found: bytes.len(), limit });
+    }
+    // An announced length inside the value can be no longer than the value itself: the bytes that are there bound it.
+    let (value, read) =
+        bincode::serde::decode_from_slice(bytes, bincode::config::legacy()).map_err(CodecError::Decode)?;
+    match bytes.len() - read {
+        0 => Ok(value),
+        left => Err(CodecError::Trailing { left }),
+    }
+}
+
+/// Byte strings as bincode byte strings (a length and the bytes, copied at once), not as sequences of numbers.
+pub mod blob {
+    use serde::{Deserializer, Serializer, de};
+    use std::fmt;
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        struct Bytes;
+        impl de::Visitor<'_> for Bytes {
+            type Value = Vec<u8>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a byte string")
+            }
+            fn visit_bytes<E: de::Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+                Ok(bytes.to_vec())
+            }
+            fn visit_byte_buf<E: de::Error>(self, bytes: Vec<u8>) -> Result<Vec<u8>, E> {
+                Ok(bytes)
+            }
+        }
+        deserializer.deserialize_byte_buf(Bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_bytes_must_be_used_and_the_limit_holds_both_ways() {
+        let bytes = encode(&(7u32, "x"), 64).expect("encodes");
+        assert_eq!(decode::<(u32, String)>(&bytes, 64).expect("decodes"), (7, "x".into()));
+        let longer = [&bytes[..], &[0]].concat();
+        assert!(matches!(decode::<(u32, String)>(&longer, 64), Err(CodecError::Trailing { left: 1 })));
+        assert!(matches!(decode::<(u32, String)>(&bytes, 3), Err(CodecError::TooLarge { .. })));
+        assert!(matches!(encode(&"x".repeat(100), 64), Err(CodecError::TooLarge { found: 108, limit: 64 })));
+    }
+
+    #[test]
+    fn an_announced_length_beyond_the_bytes_is_refused_without_allocating_it() {
+        let lie = u64::MAX.to_le_bytes();
+        assert!(decode::<Vec<u64>>(&lie, 64).is_err());
+        assert!(decode::<String>(&(1u64 << 60).to_le_bytes(), 64).is_err());
+    }
+}

@@ -1,0 +1,16 @@
+//! What the parties of docaxis say, seal and prove: identifiers, envelopes, statements, evidence, link frames, the
+//! evidence log's proofs, and the evidence bundle.
+//!
+//! This crate is pure. It has no socket, file, clock or source of randomness: time and random bytes come in as
+//! arguments. What was signed is kept as the bytes that were signed and is never serialised again.
+
+pub mod codec;
+pub mod digest;
+pub mod id;
+pub mod json;
+pub mod key;
+pub mod time;
+
+pub use digest::Digest;
+pub use id::{AgencyCode, DispatchId, EvidenceId, NodeId, Origin};
+pub use time::Timestamp;
