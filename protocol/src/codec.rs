@@ -6,6 +6,10 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// The most that any one value may take up while it is decoded. Without a bound in bincode itself, a false length in
+/// front of a string would be allocated before the missing bytes are noticed.
+pub const MAX_VALUE_BYTES: usize = 16 << 20;
+
 /// Why bytes were not a value, or a value did not become bytes.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
@@ -84,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn an_announced_length_beyond_the_bytes_is_refused_without_allocating_it() {
+    fn an_announced_length_beyond_the_bytes_is_refused_before_it_is_allocated() {
         let lie = u64::MAX.to_le_bytes();
         assert!(decode::<Vec<u64>>(&lie, 64).is_err());
         assert!(decode::<String>(&(1u64 << 60).to_le_bytes(), 64).is_err());
