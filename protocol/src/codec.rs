@@ -37,9 +37,8 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, Code
     if bytes.len() > limit {
         return Err(CodecError::TooLarge { found: bytes.len(), limit });
     }
-    // An announced length inside the value can be no longer than the value itself: the bytes that are there bound it.
-    let (value, read) =
-        bincode::serde::decode_from_slice(bytes, bincode::config::legacy()).map_err(CodecError::Decode)?;
+    let config = bincode::config::legacy().with_limit::<MAX_VALUE_BYTES>();
+    let (value, read) = bincode::serde::decode_from_slice(bytes, config).map_err(CodecError::Decode)?;
     match bytes.len() - read {
         0 => Ok(value),
         left => Err(CodecError::Trailing { left }),
