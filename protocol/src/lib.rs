@@ -8,6 +8,7 @@ pub mod codec;
 pub mod digest;
 pub mod envelope;
 pub mod evidence;
+pub mod frame;
 pub mod id;
 pub mod json;
 pub mod key;
