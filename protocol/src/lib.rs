@@ -4,12 +4,14 @@
 //! This crate is pure. It has no socket, file, clock or source of randomness: time and random bytes come in as
 //! arguments. What was signed is kept as the bytes that were signed and is never serialised again.
 
+pub mod chain;
 pub mod codec;
 pub mod digest;
 pub mod id;
 pub mod json;
 pub mod key;
 pub mod time;
+pub mod tlog;
 
 pub use digest::Digest;
 pub use id::{AgencyCode, DispatchId, EvidenceId, NodeId, Origin};
