@@ -1,1 +1,3 @@
-//! x
+//! The central broker of docaxis.
+
+pub mod store;
