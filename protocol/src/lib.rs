@@ -4,6 +4,7 @@
 //! This crate is pure. It has no socket, file, clock or source of randomness: time and random bytes come in as
 //! arguments. What was signed is kept as the bytes that were signed and is never serialised again.
 
+pub mod chain;
 pub mod codec;
 pub mod digest;
 pub mod envelope;
@@ -16,6 +17,7 @@ pub mod limits;
 pub mod reason;
 pub mod statement;
 pub mod time;
+pub mod tlog;
 
 pub use digest::Digest;
 pub use envelope::{Envelope, Kind, Part, PartRole, SealedEnvelope};
