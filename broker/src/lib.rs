@@ -5,4 +5,5 @@ pub mod delivery;
 pub mod env;
 pub mod evidence;
 pub mod schedule;
+pub mod seals;
 pub mod store;
