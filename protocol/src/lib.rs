@@ -6,6 +6,7 @@
 
 pub mod codec;
 pub mod digest;
+pub mod directory;
 pub mod id;
 pub mod json;
 pub mod key;
