@@ -67,8 +67,7 @@ impl DirectoryEntry {
     /// Writes the entry down once and signs those bytes.
     pub fn sign(&self, key: &SecretKey) -> Result<SignedEntry, DirectoryError> {
         self.check(&self.exchange)?;
-        let bytes =
-            serde_json::to_vec(self).map_err(|error| DirectoryError::Json(JsonError::Shape(error)))?;
+        let bytes = serde_json::to_vec(self).map_err(|error| DirectoryError::Json(JsonError::Shape(error)))?;
         if bytes.len() > MAX_ENTRY_BYTES {
             return Err(DirectoryError::TooLarge { found: bytes.len() });
         }
@@ -193,10 +192,7 @@ mod tests {
         let other: Origin = "docaxis.example/other".parse().unwrap();
         assert!(matches!(signed.clone().verify(&stranger, &exchange()), Err(DirectoryError::Signature(_))));
         assert!(matches!(altered.verify(&key().public(), &exchange()), Err(DirectoryError::Signature(_))));
-        assert!(matches!(
-            signed.verify(&key().public(), &other),
-            Err(DirectoryError::Field { field: "exchange", .. })
-        ));
+        assert!(matches!(signed.verify(&key().public(), &other), Err(DirectoryError::Field { field: "exchange", .. })));
     }
 
     #[test]
