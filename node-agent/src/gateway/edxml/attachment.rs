@@ -196,8 +196,13 @@ fn decode<'a>(content: &Element<'a>, label: &str, max: u64, reading: &Reading<'a
     }
     let compact: Vec<u8> = text.iter().copied().filter(|b| !is_space(b)).collect();
     let bytes = STANDARD.decode(&compact).map_err(|error| {
+        let is_symbol = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | ' ' | '\t' | '\r' | '\n');
+        let found = match content.text.chars().find(|c| !is_symbol(*c)) {
+            Some(wrong) => format!("character {wrong:?}"),
+            None => error.to_string(),
+        };
         let field = format!("ContentTransferEncoded of attachment {}", shown(label));
-        reading.bad_field(content, &field, "base64 (A-Z a-z 0-9 + / =)", &error.to_string())
+        reading.bad_field(content, &field, "base64 (A-Z a-z 0-9 + / and = at the end)", &found)
     })?;
     let found = bytes.len() as u64;
     if found > max {
