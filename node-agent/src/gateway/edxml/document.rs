@@ -1,6 +1,6 @@
 //! A document message: who sends what to whom, and its kind, with everything each kind says.
 
-use docaxis_protocol::AgencyCode;
+use docaxis_protocol::{AgencyCode, Kind};
 use serde_json::{Map, Value};
 
 use super::attachment::{self, Attachment};
@@ -11,27 +11,6 @@ use super::rules::{Organ, Reading, StaffInfo, staff, text_of};
 use super::schema;
 use super::value::{Dated, Moment};
 use super::xml::Element;
-
-/// BussinessDocType: what the message does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    New,
-    Recall,
-    Update,
-    Replace,
-}
-
-impl Kind {
-    /// The envelope's word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Recall => "recall",
-            Self::Update => "update",
-            Self::Replace => "replace",
-        }
-    }
-}
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Promulgation {
@@ -110,6 +89,7 @@ pub struct Bussiness {
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Document {
+    /// By BussinessDocType; never a status.
     pub kind: Kind,
     pub sender: Organ,
     /// At least one; each agency once.

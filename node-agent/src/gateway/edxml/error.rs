@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use docaxis_protocol::reason::ReasonCode;
+
 /// A position in a file, both counted from 1; the column counts characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
@@ -60,15 +62,15 @@ pub enum EdxmlError {
 
 impl EdxmlError {
     /// The stable reason code.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> ReasonCode {
         match self {
-            Self::Malformed { .. } | Self::Field { .. } | Self::Unwritable { .. } => "malformed",
-            Self::TooLarge { .. } => "too-large",
-            Self::TooManyAttachments { .. } => "too-many-parts",
-            Self::DuplicateRecipient { .. } => "duplicate-recipient",
-            Self::BadArchive { .. } => "bad-archive",
-            Self::UnsafeName { .. } => "unsafe-name",
-            Self::Secret => "secret-refused",
+            Self::Malformed { .. } | Self::Field { .. } | Self::Unwritable { .. } => ReasonCode::Malformed,
+            Self::TooLarge { .. } => ReasonCode::TooLarge,
+            Self::TooManyAttachments { .. } => ReasonCode::TooManyParts,
+            Self::DuplicateRecipient { .. } => ReasonCode::DuplicateRecipient,
+            Self::BadArchive { .. } => ReasonCode::BadArchive,
+            Self::UnsafeName { .. } => ReasonCode::UnsafeName,
+            Self::Secret => ReasonCode::SecretRefused,
         }
     }
 

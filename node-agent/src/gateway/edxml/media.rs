@@ -55,12 +55,16 @@ pub(super) fn package_type(mut entry_names: impl Iterator<Item = String>) -> &'s
 /// Whether a declared type contradicts the bytes. Types that say nothing contradict nothing.
 pub(super) fn contradicts(declared: &str, found: &str) -> bool {
     let declared = declared.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    let vague =
-        |text: &str| matches!(text, "" | "application/octet-stream" | "application/x-ole-storage" | "text/plain");
-    let office_in_container = found == "application/x-ole-storage"
-        && (declared.contains("msword") || declared.contains("ms-") || declared.contains("doc"));
-    declared != found
-        && !matches!(declared.as_str(), "" | "application/octet-stream")
-        && !office_in_container
-        && !(vague(found) && declared.starts_with("text/"))
+    if declared == found || matches!(declared.as_str(), "" | "application/octet-stream") {
+        return false;
+    }
+    match found {
+        "application/x-ole-storage" => {
+            !["msword", "ms-", "doc", "xls", "ppt"].iter().any(|part| declared.contains(part))
+        }
+        "application/xml" => !declared.ends_with("xml"),
+        // Text in another encoding than UTF-8 looks like any bytes.
+        "text/plain" | "application/octet-stream" => !declared.starts_with("text/"),
+        _ => true,
+    }
 }

@@ -22,9 +22,7 @@ mod xml;
 mod tests;
 
 pub use attachment::{Attachment, Encoding};
-pub use document::{
-    Bussiness, Document, Kind, OtherInfo, Promulgation, Receiver, Replacement, Response, SignerInfo, Trace,
-};
+pub use document::{Bussiness, Document, OtherInfo, Promulgation, Receiver, Replacement, Response, SignerInfo, Trace};
 pub use error::{EdxmlError, Place, Repair};
 pub use limits::Limits;
 pub use name::{SafeNames, safe_name};

@@ -5,10 +5,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use docaxis_protocol::limits::MAX_NAME_BYTES;
 use unicode_normalization::UnicodeNormalization;
 
-/// The longest name, in bytes: what common file systems take.
-pub const MAX_NAME_BYTES: usize = 255;
 /// The longest ending that is kept when a name is cut.
 const MAX_EXTENSION_BYTES: usize = 16;
 const UNNAMED: &str = "unnamed";
@@ -177,8 +176,7 @@ mod tests {
         #[test]
         fn any_name_becomes_safe_and_stays_so(name in ".{0,300}") {
             let (safe, _) = safe_name(&name);
-            prop_assert!(!safe.is_empty() && safe.len() <= MAX_NAME_BYTES && unicode_normalization::is_nfc(&safe));
-            prop_assert!(!safe.chars().any(|c| c.is_control() || c == '/' || c == '\\'));
+            prop_assert_eq!(docaxis_protocol::envelope::check_part_name(&safe), Ok(()));
             prop_assert!(!safe.trim_matches('.').is_empty());
             prop_assert_eq!(safe_name(&safe), (safe, false));
         }

@@ -183,7 +183,7 @@ impl Writer {
     }
 
     fn header(&mut self, header: &Map<String, Value>) -> Result<(), EdxmlError> {
-        if header.get(schema::SECRET) == Some(&Value::Bool(true)) {
+        if !matches!(header.get(schema::SECRET), None | Some(Value::Bool(false) | Value::Null)) {
             return Err(EdxmlError::Secret);
         }
         self.open("edXMLHeader");

@@ -103,6 +103,6 @@ pub fn changed(from: &str, to: &str) -> [Result<Vec<String>, (&'static str, Stri
     let text = text.replacen(from, to, 1);
     [Mode::Strict, Mode::Lenient].map(|mode| match read(&text, mode) {
         Ok(message) => Ok(message.warnings().iter().map(Repair::to_string).collect()),
-        Err(error) => Err((error.code(), error.to_string())),
+        Err(error) => Err((error.code().as_str(), error.to_string())),
     })
 }

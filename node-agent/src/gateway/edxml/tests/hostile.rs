@@ -31,19 +31,19 @@ fn what_is_not_xml_is_refused_with_place_expected_and_found() {
         ("<SteeringType>", "<Lạ a=\"<\"/><SteeringType>", (17, 9), "\"&lt;\""),
         ("<SteeringType>", "<1x/><SteeringType>", (17, 9), "a name that XML allows"),
         ("Lưu: VT", "Lưu & VT", (18, 53), "&amp;"),
-        ("Lưu: VT", "&nbsp;", (18, 48), "found \"&nbsp;\""),
-        ("Lưu: VT", "&#0;", (18, 48), "found \"&#0;\""),
-        ("Lưu: VT", "]]>", (18, 48), "found \"]]>\""),
-        ("Lưu: VT", "\u{1}", (18, 48), "found character U+0001"),
+        ("Lưu: VT", "&nbsp;", (18, 49), "found \"&nbsp;\""),
+        ("Lưu: VT", "&#0;", (18, 49), "found \"&#0;\""),
+        ("Lưu: VT", "]]>", (18, 49), "found \"]]>\""),
+        ("Lưu: VT", "\u{1}", (18, 49), "found character U+0001"),
         ("<SteeringType>", "<!-- a -- b --><SteeringType>", (17, 16), "a comment without \"--\" inside"),
-        ("</edXML>", "</edXML><edXML/>", (32, 9), "another element"),
-        ("</edXML>", "</edXML>hết", (32, 9), "expected the end of the file"),
-        ("</edXML>", "", (33, 1), "expected the end tag </edXML>"),
+        ("</edXML>", "</edXML><edXML/>", (30, 9), "another element"),
+        ("</edXML>", "</edXML>hết", (30, 9), "expected the end of the file"),
+        ("</edXML>", "", (31, 1), "expected the end tag </edXML>"),
     ] {
         let text = letter().replacen(from, to, 1);
         let error = refused(&text);
         let place = error.place().map(|at| (at.line, at.column));
-        assert_eq!((error.code(), place), ("malformed", Some(at)), "{to:?}: {error}");
+        assert_eq!((error.code().as_str(), place), ("malformed", Some(at)), "{to:?}: {error}");
         assert!(error.to_string().contains(words), "{to:?}: {error}");
         assert!(!error.hint().is_empty());
     }
@@ -51,7 +51,8 @@ fn what_is_not_xml_is_refused_with_place_expected_and_found() {
 
 #[test]
 fn bytes_that_are_not_utf_8_are_refused_in_words() {
-    let latin: Vec<u8> = letter().replace("UTF-8", "windows-1258").chars().map(|c| c as u32 as u8).collect();
+    let latin: Vec<u8> =
+        letter().replace("UTF-8", "windows-1258").chars().map(|c| u8::try_from(c).unwrap_or(0xf4)).collect();
     let utf_16: Vec<u8> = std::iter::once(0xfeff).chain(letter().encode_utf16()).flat_map(u16::to_le_bytes).collect();
     for (bytes, found) in [
         (latin, "found encoding \"windows-1258\""),
@@ -62,7 +63,7 @@ fn bytes_that_are_not_utf_8_are_refused_in_words() {
         ),
     ] {
         let error = import(&bytes, Mode::Lenient, &Limits::default()).unwrap_err();
-        assert!(error.code() == "malformed" && error.to_string().contains(found), "{error}");
+        assert!(error.code().as_str() == "malformed" && error.to_string().contains(found), "{error}");
     }
 }
 
@@ -91,7 +92,9 @@ fn every_dimension_of_a_file_is_bounded() {
     };
     let at = |from: &str, to: String| {
         let text = letter().replacen(from, &to, 1);
-        import(text.as_bytes(), Mode::Lenient, &limits).map(|_| ()).map_err(|error| (error.code(), error.to_string()))
+        import(text.as_bytes(), Mode::Lenient, &limits)
+            .map(|_| ())
+            .map_err(|error| (error.code().as_str(), error.to_string()))
     };
     let steering = "<SteeringType>1";
     assert_eq!(at(steering, steering.to_owned()), Ok(()));
@@ -110,7 +113,7 @@ fn every_dimension_of_a_file_is_bounded() {
     let three = attachment("a.txt", b"a").repeat(3);
     let error = import(letter_with(&three).as_bytes(), Mode::Lenient, &limits).unwrap_err();
     assert_eq!(
-        (error.code(), error.to_string().as_str()),
+        (error.code().as_str(), error.to_string().as_str()),
         ("too-many-parts", "the file holds more than 2 attachments")
     );
 }
@@ -124,7 +127,7 @@ fn base64_that_is_not_is_refused_with_the_attachment_named() {
         ));
         let error = refused(&text);
         let start = "ContentTransferEncoded of attachment \"to-trinh.txt\" at line 29, column 107: expected base64 (A-Z a-z 0-9 + / and = at the end), found ";
-        assert!(error.code() == "malformed" && error.to_string().starts_with(start), "{error}");
+        assert!(error.code().as_str() == "malformed" && error.to_string().starts_with(start), "{error}");
     }
     let broken_in_lines = letter_with(
         "<Attachment><ContentId>cid:1</ContentId><AttachmentName>a.txt</AttachmentName><ContentTransferEncoded>\r\n  S8Ot\n\tbmg= \
@@ -178,7 +181,7 @@ fn archives_of_several_entries_encrypted_or_damaged_ones_are_refused() {
         ("folder", folder),
     ] {
         let error = refused(&with_attachment("to-trinh.txt", &bytes));
-        assert_eq!(error.code(), "bad-archive", "{what}: {error}");
+        assert_eq!(error.code().as_str(), "bad-archive", "{what}: {error}");
         assert!(error.to_string().starts_with("attachment \"to-trinh.txt\": expected "), "{what}: {error}");
     }
 }
@@ -187,23 +190,23 @@ fn archives_of_several_entries_encrypted_or_damaged_ones_are_refused() {
 fn a_zip_bomb_is_refused_by_its_ratio_and_a_large_entry_by_its_size() {
     let bomb = with_attachment("a.txt", &zip_of(&[("1.txt", &vec![0; 8 << 20])]));
     let error = refused(&bomb);
-    assert_eq!(error.code(), "bad-archive", "{error}");
+    assert_eq!(error.code().as_str(), "bad-archive", "{error}");
     let limits = Limits { attachment_bytes: 1000, ..Limits::default() };
     let random: Vec<u8> = (0..2000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     for content in [random.clone(), zip_of(&[("1.bin", &random)])] {
         let error = import(with_attachment("a.bin", &content).as_bytes(), Mode::Lenient, &limits).unwrap_err();
-        assert_eq!(error.code(), "too-large", "{error}");
+        assert_eq!(error.code().as_str(), "too-large", "{error}");
     }
     let limits = Limits { total_bytes: 3000, ..Limits::default() };
     let twice = letter_with(&attachment("a.bin", &random).repeat(2));
-    assert_eq!(import(twice.as_bytes(), Mode::Lenient, &limits).unwrap_err().code(), "too-large");
+    assert_eq!(import(twice.as_bytes(), Mode::Lenient, &limits).unwrap_err().code().as_str(), "too-large");
 }
 
 #[test]
 fn a_name_that_leads_out_of_its_folder_is_refused_or_cut_with_the_original_kept() {
     let text = with_attachment("../../etc/passwd", &zip_of(&[("../../../root/.ssh/keys", b"x")]));
     let error = read(&text, Mode::Strict).unwrap_err();
-    assert_eq!(error.code(), "unsafe-name");
+    assert_eq!(error.code().as_str(), "unsafe-name");
     let read = document(&text, Mode::Lenient);
     let attachment = &read.attachments[0];
     assert_eq!((attachment.name.as_str(), attachment.original_name.as_deref()), ("passwd", Some("../../etc/passwd")));
@@ -237,12 +240,12 @@ proptest! {
     fn a_mutated_letter_never_panics(edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8), 1..6)) {
         let mut bytes = letter().into_bytes();
         for (at, byte, how) in edits {
-            let at = at.index(bytes.len());
+            let at = at.index(bytes.len().max(1));
             match how {
                 0 => bytes[at] = byte,
                 1 => bytes.insert(at, byte),
-                2 => { bytes.remove(at); }
-                _ => bytes.truncate(at.max(1)),
+                2 if bytes.len() > 2 => drop(bytes.remove(at)),
+                _ => bytes.truncate(at.max(2)),
             }
         }
         for mode in [Mode::Strict, Mode::Lenient] {

@@ -1,6 +1,6 @@
 //! What is read from a good file, and what each mode makes of one that is nearly good.
 
-use docaxis_protocol::AgencyCode;
+use docaxis_protocol::{AgencyCode, Kind};
 use serde_json::json;
 
 use super::super::*;
