@@ -19,11 +19,13 @@ use crate::blobs::BlobStore;
 use crate::directory::Directory;
 use crate::env::Env;
 use crate::evidence::{Issuer, LogReader};
+use crate::link::Links;
 use crate::seals::Seals;
 use crate::store::{Store, StoreError};
 use crate::work::{GivenUp, Workers};
 
-pub use intake::{Admitted, Intake};
+pub use intake::{Admitted, Intake, inline_sizes};
+pub use outcome::Offering;
 
 /// Evidence sent in one frame of a `Follow`: bounded so that the frame stays small.
 const FOLLOW_BATCH: usize = 32;
@@ -71,6 +73,7 @@ pub struct Exchange {
     pub log: LogReader,
     pub bells: Bells,
     pub workers: Workers,
+    pub links: Arc<Links>,
     pub max_part_bytes: u64,
     /// Certificates that a node needs to check evidence and the log.
     pub evidence_chain: Chain,
