@@ -35,7 +35,8 @@ impl Out {
     /// Prints the command's result: `value` under `--json`, else `words`.
     pub fn data(&self, value: &impl Serialize, words: impl Display) -> Result<(), Failure> {
         let text = if self.json {
-            serde_json::to_string_pretty(value).map_err(|e| Failure::other(format!("the result cannot be written: {e}")))?
+            serde_json::to_string_pretty(value)
+                .map_err(|e| Failure::other(format!("the result cannot be written: {e}")))?
         } else {
             words.to_string()
         };
