@@ -132,8 +132,8 @@ impl SealChains {
     /// The key in a certificate for exactly `uri` that chains at each of the instants and was not revoked at or before
     /// the last of them.
     pub fn certified(&self, pem_or_der: &[u8], uri: &str, instants: &[Timestamp]) -> Result<CertifiedKey, ChainError> {
-        let der = one_certificate("the certificate", pem_or_der)?;
         let what = format!("the certificate for {uri}");
+        let der = one_certificate(&what, pem_or_der)?;
         let parsed = parse(&what, &der)?;
         leaf_profile(&parsed).map_err(|rule| ChainError::Profile { what: what.clone(), rule })?;
         let found = san_uris(&what, &parsed)?;
@@ -326,7 +326,18 @@ pub fn certificates(what: &str, pem_or_der: &[u8]) -> Result<Vec<CertificateDer<
     }
     CertificateDer::pem_slice_iter(pem_or_der)
         .collect::<Result<_, _>>()
-        .map_err(|e| ChainError::Malformed { what: what.to_owned(), why: e.to_string() })
+        .map_err(|e| ChainError::Malformed { what: what.to_owned(), why: pem_fault(&e) })
+}
+
+/// The library prints labels as lists of numbers; people get words.
+fn pem_fault(error: &rustls_pki_types::pem::Error) -> String {
+    use rustls_pki_types::pem::Error;
+    match error {
+        Error::MissingSectionEnd { .. } => "a PEM block has no end line".into(),
+        Error::IllegalSectionStart { .. } => "a PEM block has a malformed first line".into(),
+        Error::Base64Decode(_) => "a PEM block is not base64".into(),
+        other => other.to_string(),
+    }
 }
 
 /// The one certificate in PEM or DER.
