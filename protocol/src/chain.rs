@@ -227,7 +227,8 @@ impl SealChains {
             parse("an authority", ca).is_ok_and(|ca| ca.subject().as_raw() == crl.issuer().as_raw())
                 && signature_holds(ca, crl.tbs_cert_list.as_ref(), &crl.signature_value.data)
         };
-        if !rest.is_empty() || !std::iter::once(&self.root.der).chain(&self.cas).any(|ca| issued(&ca)) {
+        let verified = std::iter::once(&self.root.der).chain(&self.cas).any(|ca| issued(&ca));
+        if !rest.is_empty() || !verified || !is_plain(&der, crl.tbs_cert_list.as_ref(), &crl.signature_value.data) {
             return None;
         }
         for entry in crl.iter_revoked_certificates() {
@@ -349,6 +350,11 @@ pub fn one_certificate(what: &str, pem_or_der: &[u8]) -> Result<CertificateDer<'
     }
 }
 
+/// The SubjectPublicKeyInfo in a certificate in DER, whatever chain it has or has not.
+pub fn spki(what: &str, der: &[u8]) -> Result<Vec<u8>, ChainError> {
+    Ok(parse(what, der)?.public_key().raw.to_vec())
+}
+
 /// DER as PEM with lines of 64 characters; `label` is such as `CERTIFICATE`.
 pub fn pem(label: &str, der: &[u8]) -> String {
     let body = crate::tlog::base64(der);
@@ -433,6 +439,23 @@ fn signature_holds(signer: &CertificateDer<'_>, message: &[u8], signature: &[u8]
         webpki::ALL_VERIFICATION_ALGS
             .iter()
             .any(|algorithm| signer.verify_signature(*algorithm, message, signature).is_ok())
+    })
+}
+
+/// Whether what surrounds the signed bytes of a list is the one DER encoding: the algorithm as it stands inside, then
+/// the signature. The parser takes more than that, and nothing signs it.
+fn is_plain(der: &[u8], signed: &[u8], signature: &[u8]) -> bool {
+    let Ok(length) = u8::try_from(signature.len() + 1) else { return true };
+    let bits = match length {
+        0..128 => [&[0x03, length, 0][..], signature].concat(),
+        _ => [&[0x03, 0x81, length, 0][..], signature].concat(),
+    };
+    let algorithm = der.strip_suffix(&bits[..]).and_then(|rest| {
+        let start = rest.windows(signed.len()).position(|window| window == signed)?;
+        rest.get(start + signed.len()..)
+    });
+    algorithm.is_some_and(|algorithm| {
+        !algorithm.is_empty() && signed.windows(algorithm.len()).any(|window| window == algorithm)
     })
 }
 

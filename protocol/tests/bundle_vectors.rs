@@ -1,5 +1,7 @@
 //! Judges the exchange's published bundle vectors, where they are at hand: the verdict must be the published one.
 
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be built ends the test")]
+
 use std::path::{Path, PathBuf};
 
 use docaxis_protocol::bundle::{Question, verify};

@@ -1,5 +1,7 @@
 //! Claims about certificate chains, judged at given instants.
 
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be built ends the test")]
+
 mod authority;
 
 use authority::{Ca, START, Seal, Wish, YEAR, at};
@@ -146,5 +148,24 @@ fn no_byte_of_a_certificate_can_be_altered() {
         let mut altered = der.clone();
         altered[n] ^= 1;
         assert!(chains.certified(&altered, AGENCY, &[at(5)]).is_err(), "byte {n} was altered unnoticed");
+    }
+}
+
+#[test]
+fn no_byte_of_a_revocation_list_can_be_altered() {
+    use rustls_pki_types::{CertificateRevocationListDer, pem::PemObject as _};
+    let f = fixture();
+    let der = CertificateRevocationListDer::from_pem_slice(f.seals.crl(&[(9, at(0))]).as_bytes()).unwrap().to_vec();
+    let refused = |der: &[u8]| {
+        let root = TrustRoot::new(f.root.pem.as_bytes()).unwrap();
+        SealChains::new(root, f.seals.pem.as_bytes(), [der]).unwrap().refused_crls()
+    };
+    assert_eq!(refused(&der), 0);
+    for n in 0..der.len() {
+        for bit in [1, 4, 128] {
+            let mut altered = der.clone();
+            altered[n] ^= bit;
+            assert_eq!(refused(&altered), 1, "byte {n} was altered unnoticed");
+        }
     }
 }

@@ -5,9 +5,13 @@
 
 pub mod reader;
 pub mod verify;
+pub mod writer;
 
+mod commands;
 mod doc;
+mod page;
 mod rules;
 
 pub use reader::{BundleFiles, ReadError};
 pub use verify::{Check, Failure, Question, Verdict, verify};
+pub use writer::{BundleContents, BundleEvidence, BundleKeys, SignedSuccession, WriteError, write};

@@ -3,7 +3,6 @@
 //! [`Walk`] carries what earlier pieces established: the state of every recipient, the leaves already taken.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use super::doc::Doc;
 use super::verify::{Bundle, Failure, LogFacts, Record, need};
@@ -11,12 +10,11 @@ use crate::chain::CertifiedKey;
 use crate::digest::Digest;
 use crate::evidence::{self, Event};
 use crate::key::Context;
+use crate::limits::MAX_CLOCK_SKEW;
 use crate::time::Timestamp;
 use crate::tlog::proof::TlogProof;
 use crate::tlog::{leaf_hash, unbase64};
 
-/// How far the clocks of two parties may be apart.
-const SKEW: Duration = Duration::from_secs(300);
 /// Reasons for which a recipient's node refuses: they need its own signed word.
 const NODE_REASONS: [&str; 3] = ["bad-seal", "digest-mismatch", "wrong-addressee"];
 
@@ -124,14 +122,14 @@ impl<'a> Walk<'a> {
             need(*event == Event::SubmissionAcceptance && sorted(doc)? == sorted(envelope)?, || {
                 "the evidence lists other recipients".into()
             })?;
-            return need(envelope.time("created")?.minus(SKEW) <= *at && *at < expires, || {
+            return need(envelope.time("created")?.minus(MAX_CLOCK_SKEW) <= *at && *at < expires, || {
                 "accepted before it was made or after it expired".into()
             });
         };
         need(envelope.texts("recipients")?.contains(&who), || format!("{who} is no recipient of this dispatch"))?;
         let start = State { event: None, time: self.bundle.accepted, failure: None };
         let state = self.states.get(who).cloned().unwrap_or(start);
-        need(*at >= state.time.minus(SKEW), || "time runs backwards along the chain".into())?;
+        need(*at >= state.time.minus(MAX_CLOCK_SKEW), || "time runs backwards along the chain".into())?;
         let next = if doc.given("late").is_some() {
             late(piece, &state)?
         } else {
@@ -149,7 +147,7 @@ impl<'a> Walk<'a> {
             format!("{event} cannot follow {before}")
         })?;
         if *event == Event::ContentHandover {
-            need(*at <= expires.plus(SKEW), || "handed over after it expired, and not marked late".into())?;
+            need(*at <= expires.plus(MAX_CLOCK_SKEW), || "handed over after it expired, and not marked late".into())?;
         }
         if reasons.contains(&"expired") {
             need(*at >= expires, || "expired before its time".into())?;
@@ -218,7 +216,7 @@ impl<'a> Walk<'a> {
         need(right, || "the statement says something else".into())?;
         need(statement.given("reasons") == piece.doc.given("reasons"), || "the statement gives other reasons".into())?;
         let when = statement.time("time")?;
-        need(bundle.accepted.minus(SKEW) <= when && when <= piece.at.plus(SKEW), || {
+        need(bundle.accepted.minus(MAX_CLOCK_SKEW) <= when && when <= piece.at.plus(MAX_CLOCK_SKEW), || {
             "the statement's time does not fit".into()
         })?;
         let files_agree = bundle.file(&bytes_name)? == said && bundle.file(&signature_name)? == signature;
@@ -267,7 +265,7 @@ impl<'a> Walk<'a> {
             log.agrees(proof.index, leaf_hash(&entry), proof.size, proof.root)?;
         }
         let first = proof.first_cosigned_s.map(|s| i64::try_from(s).unwrap_or(i64::MAX).saturating_mul(1000));
-        need(first.is_none_or(|ms| Timestamp::from_unix_ms(ms) >= piece.at.minus(SKEW)), || {
+        need(first.is_none_or(|ms| Timestamp::from_unix_ms(ms) >= piece.at.minus(MAX_CLOCK_SKEW)), || {
             "a witness cosigned before the event's time".into()
         })?;
         Ok(format!("leaf {} of {}, {} witnesses", proof.index, proof.size, proof.cosigned.len()))

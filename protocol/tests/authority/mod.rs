@@ -1,5 +1,7 @@
 //! A small authority for tests: root, issuing authorities, seals, revocation lists.
 
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be built ends the test")]
+
 use docaxis_protocol::Timestamp;
 use docaxis_protocol::key::SecretKey;
 use rcgen::{
