@@ -8,6 +8,7 @@ pub mod bundle;
 pub mod chain;
 pub mod codec;
 pub mod digest;
+pub mod directory;
 pub mod envelope;
 pub mod evidence;
 pub mod frame;
