@@ -1,5 +1,6 @@
 //! Files that are broken or meant to do harm: each is refused with its code and place, at a bounded cost.
 
+use docaxis_protocol::ReasonCode;
 use proptest::prelude::*;
 
 use super::super::*;
@@ -23,12 +24,19 @@ fn what_is_not_xml_is_refused_with_place_expected_and_found() {
         ("<?xml", "12<?xml", (1, 1), "found \"12\""),
         ("<?xml", " <?xml", (1, 2), "an XML declaration only at the very beginning"),
         ("UTF-8", "ISO-8859-1", (1, 1), "expected encoding \"UTF-8\", found encoding \"ISO-8859-1\""),
-        ("version=\"1.0\" encoding", "version=\"1.1\" encoding", (1, 1), "expected XML version 1.0"),
+        (
+            "version=\"1.0\" encoding",
+            "version=\"1.1\" encoding",
+            (1, 1),
+            "expected <?xml version=\"1.0\" encoding=\"UTF-8\"?>",
+        ),
         ("<From>", "<From><From>", (19, 7), "expected the end tag </From>, found </MessageHeader>"),
         ("<SteeringType>1", "<SteeringType x:y=\"\">1", (17, 9), "\"x:y\" with an unbound prefix"),
         ("<SteeringType>", "<e:Lạ/><SteeringType>", (17, 9), "\"e:Lạ\" with an unbound prefix"),
         ("<SteeringType>", "<Lạ a=\"1\" a=\"2\"/><SteeringType>", (17, 9), "attributes written name=\"value\""),
         ("<SteeringType>", "<Lạ a=\"<\"/><SteeringType>", (17, 9), "\"&lt;\""),
+        ("<SteeringType>", "<Lạ a=\"1\"b=\"2\"/><SteeringType>", (17, 9), "white space between"),
+        ("<SteeringType>", "<?1 x?><SteeringType>", (17, 9), "a processing instruction's name"),
         ("<SteeringType>", "<1x/><SteeringType>", (17, 9), "a name that XML allows"),
         ("Lưu: VT", "Lưu & VT", (18, 53), "&amp;"),
         ("Lưu: VT", "&nbsp;", (18, 49), "found \"&nbsp;\""),
@@ -188,18 +196,30 @@ fn archives_of_several_entries_encrypted_or_damaged_ones_are_refused() {
 
 #[test]
 fn a_zip_bomb_is_refused_by_its_ratio_and_a_large_entry_by_its_size() {
-    let bomb = with_attachment("a.txt", &zip_of(&[("1.txt", &vec![0; 8 << 20])]));
-    let error = refused(&bomb);
-    assert_eq!(error.code().as_str(), "bad-archive", "{error}");
+    let text = |content: &[u8]| with_attachment("a.txt", content);
+    let bomb = zip_of(&[("1.txt", &vec![0; 8 << 20])]);
+    // The same with both declared sizes set to one byte: what comes out counts.
+    let mut lying = bomb.clone();
+    for (signature, at) in [(b"PK\x03\x04", 22), (b"PK\x01\x02", 24)] {
+        let start = lying.windows(4).position(|window| window == signature).unwrap() + at;
+        lying[start..start + 4].copy_from_slice(&1_u32.to_le_bytes());
+    }
+    for bomb in [bomb, lying] {
+        let error = refused(&text(&bomb));
+        assert_eq!(error.code(), ReasonCode::BadArchive, "{error}");
+    }
     let limits = Limits { attachment_bytes: 1000, ..Limits::default() };
-    let random: Vec<u8> = (0..2000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let random: Vec<u8> =
+        (0..2000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes().into_iter().take(1)).collect();
     for content in [random.clone(), zip_of(&[("1.bin", &random)])] {
-        let error = import(with_attachment("a.bin", &content).as_bytes(), Mode::Lenient, &limits).unwrap_err();
-        assert_eq!(error.code().as_str(), "too-large", "{error}");
+        let error = import(text(&content).as_bytes(), Mode::Lenient, &limits).unwrap_err();
+        assert!(error.to_string().starts_with("attachment \"a.txt\" (bytes) is "), "{error}");
+        assert_eq!(error.code(), ReasonCode::TooLarge);
     }
     let limits = Limits { total_bytes: 3000, ..Limits::default() };
-    let twice = letter_with(&attachment("a.bin", &random).repeat(2));
-    assert_eq!(import(twice.as_bytes(), Mode::Lenient, &limits).unwrap_err().code().as_str(), "too-large");
+    let twice = letter_with(&attachment("a.txt", &random).repeat(2));
+    let error = import(twice.as_bytes(), Mode::Lenient, &limits).unwrap_err();
+    assert!(error.to_string().starts_with("attachment \"a.txt\" and those before it (bytes) is "), "{error}");
 }
 
 #[test]
