@@ -14,6 +14,8 @@ use super::limits::Limits;
 
 const XML_NAMESPACE: &str = "http://www.w3.org/XML/1998/namespace";
 const XMLNS_NAMESPACE: &str = "http://www.w3.org/2000/xmlns/";
+/// Namespace declarations in scope at once; real files have three. Each element's prefix is looked up among them.
+const MAX_BINDINGS: usize = 256;
 /// The one element whose text is bounded by the file's size alone, because it is the attachment.
 const CONTENT_ELEMENT: &str = "ContentTransferEncoded";
 
@@ -376,6 +378,10 @@ impl<'a> Parser<'a, '_> {
         if reserved {
             let found = format!("xmlns:{prefix}={}", shown(namespace));
             return Err(self.malformed(offset, "a namespace declaration that XML allows", &found));
+        }
+        if self.bindings.len() >= MAX_BINDINGS {
+            let (what, max) = ("the number of namespace declarations in scope".into(), MAX_BINDINGS as u64);
+            return Err(EdxmlError::TooLarge { what, found: max + 1, max });
         }
         self.bindings.push((prefix.to_owned(), namespace.to_owned()));
         Ok(())

@@ -95,6 +95,7 @@ fn every_dimension_of_a_file_is_bounded() {
         elements: 200,
         attributes_per_element: 4,
         text_bytes: 5_000,
+        recipients: 3,
         attachments: 2,
         ..Limits::default()
     };
@@ -116,6 +117,17 @@ fn every_dimension_of_a_file_is_bounded() {
     let many = "<Lạ a=\"\" b=\"\" c=\"\" d=\"\" e=\"\"/><SteeringType>1".to_owned();
     assert_eq!(at(steering, many), too_large("the number of attributes of one element is 5; the limit is 4"));
     assert_eq!(at("Như trên", "x".repeat(5_001)), too_large("the text of Place (bytes) is 5001; the limit is 5000"));
+    let wide = Limits { attributes_per_element: 400, ..limits.clone() };
+    let many: String = (0..300).map(|n| format!(" xmlns:p{n}=\"u\"")).collect();
+    let error =
+        import(letter().replacen(steering, &format!("<a{many}/>{steering}"), 1).as_bytes(), Mode::Lenient, &wide)
+            .unwrap_err();
+    assert_eq!(error.to_string(), "the number of namespace declarations in scope is 257; the limit is 256");
+    let more: String = (3..5).map(|n| format!("<To><OrganId>X99.SO.00{n}</OrganId></To>")).collect();
+    assert_eq!(
+        at("<DocumentId>", format!("{more}<DocumentId>")),
+        too_large("the number of recipients is 4; the limit is 3")
+    );
     let spaces = " ".repeat(20_000);
     assert_eq!(at(steering, format!("{spaces}{steering}")).unwrap_err().0, "too-large");
     let three = attachment("a.txt", b"a").repeat(3);
