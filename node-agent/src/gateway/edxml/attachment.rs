@@ -65,7 +65,7 @@ fn media_of(bytes: &[u8], max_entries: usize) -> &'static str {
     match media::media_type(bytes) {
         "application/zip" if lists_more_than(bytes, max_entries) => "application/zip",
         "application/zip" => ZipArchive::new(Cursor::new(bytes))
-            .map(|archive| media::package_type(names(&archive).into_iter()))
+            .map(|archive| media::package_type(bytes, &names(&archive)))
             .unwrap_or("application/zip"),
         other => other,
     }
@@ -268,7 +268,7 @@ fn unwrap(
         .map_err(|error| bad("a ZIP that can be read", error.to_string()))?;
     let names = names(&archive);
     if names.iter().any(|name| name == "[Content_Types].xml" || name == "mimetype") {
-        let package = media::package_type(names.into_iter());
+        let package = media::package_type(&encoded, &names);
         return Ok((encoded, Encoding::Raw, package));
     }
     // The reader keeps one entry of each name, so two of the same name would look like one.
@@ -299,10 +299,8 @@ fn extract(
     /// Below this, what a file expands to is harmless whatever its ratio.
     const HARMLESS_BYTES: u64 = 1 << 20;
     const CHUNK_BYTES: u64 = 64 << 10;
-    let mut entry = archive.by_index(0).map_err(|error| bad("an entry that can be read", error.to_string()))?;
-    if entry.encrypted() {
-        return Err(bad("an unencrypted entry", "an encrypted one".to_owned()));
-    }
+    let mut entry =
+        archive.by_index(0).map_err(|error| bad("an unencrypted entry that can be read", error.to_string()))?;
     if !entry.is_file() {
         return Err(bad("a file in the ZIP", "a folder or a link".to_owned()));
     }

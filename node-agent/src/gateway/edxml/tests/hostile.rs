@@ -159,12 +159,17 @@ fn base64_that_is_not_is_refused_with_the_attachment_named() {
 #[test]
 fn an_office_document_or_any_other_raw_file_stays_as_it_is() {
     let docx = zip_of(&[("[Content_Types].xml", b"<Types/>"), ("word/document.xml", b"<w/>")]);
-    let odd = zip_of(&[("mimetype", b"application/vnd.oasis.opendocument.text")]);
+    let open_text = "application/vnd.oasis.opendocument.text";
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    let mut odt = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    odt.start_file("mimetype", stored).unwrap();
+    std::io::Write::write_all(&mut odt, open_text.as_bytes()).unwrap();
+    let odt = odt.finish().unwrap().into_inner();
     let maps = zip_of(&[("ban-do.shp", b"shp")]);
     let word = "application/vnd.openxmlformats-officedocument.wordprocessingml.document";
     for (name, bytes, media_type) in [
         ("a.docx", docx.clone(), word),
-        ("a.odt", odd, "application/zip"),
+        ("a.odt", odt, open_text),
         ("ban-do.zip", maps, "application/zip"),
         ("a.pdf", b"%PDF-1.7 \xff".to_vec(), "application/pdf"),
     ] {
@@ -188,12 +193,18 @@ fn archives_of_several_entries_encrypted_or_damaged_ones_are_refused() {
     let mut damaged = zip_of(&[("a.txt", "một đoạn dài hơn".as_bytes())]);
     let at = damaged.windows(4).position(|window| window == b"PK\x01\x02").unwrap();
     damaged[at - 3] ^= 0xff;
+    // Two entries of one name, which a reader that keeps entries by name sees as one.
+    let mut twins = two.clone();
+    while let Some(at) = twins.windows(5).position(|window| window == b"b.txt") {
+        twins[at] = b'a';
+    }
     let cut = two[..two.len() - 10].to_vec();
     let mut folder = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     folder.add_directory("a", zip::write::SimpleFileOptions::default()).unwrap();
     let folder = folder.finish().unwrap().into_inner();
     for (what, bytes) in [
         ("two", two),
+        ("twins", twins),
         ("none", zip_of(&[])),
         ("encrypted", encrypted),
         ("damaged", damaged),
