@@ -7,6 +7,7 @@
 pub mod chain;
 pub mod codec;
 pub mod digest;
+pub mod directory;
 pub mod envelope;
 pub mod evidence;
 pub mod frame;
