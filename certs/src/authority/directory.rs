@@ -42,6 +42,8 @@ pub enum DirectoryChangeError {
     Columns { found: Vec<String> },
     #[error("the list is {found} bytes; the limit is {MAX_IMPORT_BYTES}")]
     TooLarge { found: usize },
+    #[error("the list is not UTF-8; save it as UTF-8 and import it again")]
+    NotUtf8,
     #[error("the list does not read as CSV")]
     Csv(#[source] csv::Error),
     #[error(transparent)]
@@ -248,7 +250,9 @@ pub(super) fn sign_all(
 
 fn read_list(list: &[u8]) -> Result<(Vec<(u64, Agency)>, ImportReport), DirectoryChangeError> {
     let list = list.strip_prefix(b"\xef\xbb\xbf").unwrap_or(list);
-    let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(list);
+    // The reader counts lines wrongly where they end in CR LF.
+    let list = String::from_utf8(list.to_vec()).map_err(|_| DirectoryChangeError::NotUtf8)?.replace("\r\n", "\n");
+    let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(list.as_bytes());
     let columns = reader.headers().map_err(DirectoryChangeError::Csv)?.clone();
     let column = |name: &str| columns.iter().position(|found| found.eq_ignore_ascii_case(name));
     let (Some(code_at), Some(name_at)) = (column("organ_id"), column("name")) else {

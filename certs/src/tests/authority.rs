@@ -1,7 +1,6 @@
 //! The authority's records, directory and lists.
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 
 use docaxis_protocol::directory::DirectoryEntry;
