@@ -4,14 +4,26 @@
 //! This crate is pure. It has no socket, file, clock or source of randomness: time and random bytes come in as
 //! arguments. What was signed is kept as the bytes that were signed and is never serialised again.
 
+pub mod chain;
 pub mod codec;
 pub mod digest;
 pub mod directory;
+pub mod envelope;
+pub mod evidence;
+pub mod frame;
 pub mod id;
 pub mod json;
 pub mod key;
+pub mod limits;
+pub mod reason;
+pub mod statement;
 pub mod time;
+pub mod tlog;
 
 pub use digest::Digest;
+pub use envelope::{Envelope, Kind, Part, PartRole, SealedEnvelope};
+pub use evidence::{Event, Evidence, SignedEvidence};
 pub use id::{AgencyCode, DispatchId, EvidenceId, NodeId, Origin};
+pub use reason::{Reason, ReasonCode};
+pub use statement::{SealedStatement, Statement};
 pub use time::Timestamp;

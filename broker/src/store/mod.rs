@@ -1,0 +1,259 @@
+//! What the exchange needs from durable storage, in the domain's own words: accept a submission, record an event,
+//! say who waits for what, find evidence.
+//!
+//! Every method that changes something answers only when the change is durable (after fdatasync), or refuses it. An
+//! engine decides duplicates and conflicts itself, in the order in which it commits, so that two simultaneous
+//! submissions of one id get one receipt. A failed sync poisons the store: every later change is refused with
+//! [`StoreError::Poisoned`], and nothing further is acknowledged.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+
+use docaxis_protocol::codec::blob;
+use docaxis_protocol::envelope::Chain;
+use docaxis_protocol::evidence::PartDigest;
+use docaxis_protocol::{
+    AgencyCode, Digest, DispatchId, Event, NodeId, ReasonCode, SealedEnvelope, SealedStatement, SignedEvidence,
+    Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// A future that an engine returns; boxed so that the exchange can hold any engine.
+pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// A dispatch's place in the exchange: the leaf index of its SubmissionAcceptance. Grows in the order of acceptance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Seq(pub u64);
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    #[error("the store stopped acknowledging after a failed write: {0}")]
+    Poisoned(String),
+    #[error("the store is closed")]
+    Closed,
+    #[error("the disk is full: {0}")]
+    DiskFull(String),
+    #[error("stored data is damaged: {0}")]
+    Damaged(String),
+    #[error("{operation} failed: {found}")]
+    Io { operation: &'static str, found: String },
+}
+
+impl StoreError {
+    /// The reason that a peer is given.
+    pub fn reason(&self) -> ReasonCode {
+        match self {
+            Self::DiskFull(_) => ReasonCode::DiskFull,
+            _ => ReasonCode::Busy,
+        }
+    }
+}
+
+/// Everything that a SubmissionAcceptance rests on. Bodies over 64 KiB are durable in the blob store before this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acceptance {
+    pub sender: AgencyCode,
+    pub id: DispatchId,
+    pub node: NodeId,
+    pub accepted: Timestamp,
+    pub expires: Timestamp,
+    pub priority: u8,
+    pub envelope_sha256: Digest,
+    pub envelope: SealedEnvelope,
+    pub parts: Vec<PartDigest>,
+    /// Bodies that this submission brought inline, each at most 64 KiB.
+    pub bodies: Vec<Body>,
+    pub evidence: SignedEvidence,
+    /// Every recipient, in the envelope's order, and for one that is refused at once its ContentHandoverFailure.
+    pub recipients: Vec<(AgencyCode, Option<SignedEvidence>)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Body {
+    pub sha256: Digest,
+    #[serde(with = "blob")]
+    pub bytes: Vec<u8>,
+}
+
+/// What became of a submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Accepted {
+    /// Committed now, at this place.
+    New(Seq),
+    /// The same bytes were accepted before: the receipt of then.
+    Already(Seq, SignedEvidence),
+    /// The same sender used this id for other bytes.
+    Conflict { envelope_sha256: Digest },
+}
+
+/// A submission refused at intake. It stands alone: no dedup key, no delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejection {
+    /// As the connection and the seal say, not as the message claims.
+    pub sender: AgencyCode,
+    pub id: DispatchId,
+    pub envelope: SealedEnvelope,
+    pub evidence: SignedEvidence,
+}
+
+/// One event in the life of one delivery.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub seq: u64,
+    pub recipient: AgencyCode,
+    pub event: Event,
+    pub time: Timestamp,
+    /// SHA-256 of the evidence that this one follows: the engine refuses the record if the chain has moved on.
+    pub previous: Digest,
+    pub evidence: SignedEvidence,
+    /// The recipient's statement that the evidence rests on, with its certificates.
+    pub statement: Option<SealedStatement>,
+    /// The delivery afterwards.
+    pub state: DeliveryState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recorded {
+    /// Committed now, with this leaf index.
+    New(u64),
+    /// The chain's head was another one: decide again from the delivery as it is.
+    Stale(Delivery),
+}
+
+/// Where one delivery stands, as far as it is durable. That it was offered is known only to the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum DeliveryState {
+    Waiting,
+    HandedOver,
+    /// The recipient's node, or the exchange, refused it.
+    Failed,
+    Expired,
+    Withdrawn,
+    /// Status 03, after a handover.
+    Registered,
+    /// Status 02, after a handover.
+    Refused,
+}
+
+impl DeliveryState {
+    /// Whether a handover is still to come.
+    pub const fn is_waiting(self) -> bool {
+        matches!(self, Self::Waiting)
+    }
+}
+
+/// One dispatch to one recipient.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    pub recipient: AgencyCode,
+    pub state: DeliveryState,
+    /// SHA-256 and time of the newest evidence in this recipient's chain.
+    pub head: Digest,
+    pub head_time: Timestamp,
+}
+
+/// A dispatch as accepted, without its bodies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dispatch {
+    pub seq: Seq,
+    pub sender: AgencyCode,
+    pub id: DispatchId,
+    pub accepted: Timestamp,
+    pub expires: Timestamp,
+    pub priority: u8,
+    pub envelope_sha256: Digest,
+    pub envelope: SealedEnvelope,
+    pub parts: Vec<PartDigest>,
+    /// The SubmissionAcceptance.
+    pub evidence: SignedEvidence,
+}
+
+/// One undelivered dispatch in a recipient's queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    pub recipient: AgencyCode,
+    pub priority: u8,
+    pub seq: Seq,
+    pub expires: Timestamp,
+}
+
+/// A piece of evidence as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredEvidence {
+    /// Index in the evidence log.
+    pub leaf: u64,
+    /// The dispatch that it belongs to; a rejection has its own.
+    pub seq: Seq,
+    pub event: Event,
+    pub recipient: Option<AgencyCode>,
+    pub evidence: SignedEvidence,
+    /// Certificates of the recipient's seal, where there is a statement.
+    pub statement_chain: Option<Chain>,
+}
+
+/// A body's bytes, or the file that holds them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BodySource {
+    Inline(Vec<u8>),
+    File(PathBuf),
+}
+
+/// Counts for `status` and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Counts {
+    pub leaves: u64,
+    pub dispatches: u64,
+    /// Deliveries (dispatch x recipient) that wait.
+    pub waiting: u64,
+}
+
+pub trait Store: Send + Sync {
+    fn accept(&self, acceptance: Acceptance) -> Answer<'_, Accepted>;
+    /// Returns the leaf index. A repeated rejection is another event and gets another leaf.
+    fn reject(&self, rejection: Rejection) -> Answer<'_, u64>;
+    fn record(&self, record: Record) -> Answer<'_, Recorded>;
+    /// Keeps the directory entries and revocation lists that the authority signed, as opaque bytes by key; newer ones
+    /// under the same key replace older ones. Keys are short ASCII (`agency/H37`, `crl/nodes`).
+    fn put_notices(&self, notices: Vec<(String, Vec<u8>)>) -> Answer<'_, ()>;
+
+    /// All notices, in key order: read once at start.
+    fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
+    /// The dispatch that this sender sent under this id, if it is known.
+    fn lookup(&self, sender: &AgencyCode, id: DispatchId) -> Result<Option<Seq>, StoreError>;
+    /// Dispatches of any sender under this id (one, unless two senders drew the same id), rejections included.
+    fn find(&self, id: DispatchId) -> Result<Vec<Seq>, StoreError>;
+    fn dispatch(&self, seq: Seq) -> Result<Option<Dispatch>, StoreError>;
+    fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Option<Delivery>, StoreError>;
+    /// All deliveries of a dispatch, in order of the recipients' codes.
+    fn deliveries(&self, seq: Seq) -> Result<Vec<Delivery>, StoreError>;
+    /// The next waiting deliveries of one recipient: urgent first, then in order of acceptance; those after `after`.
+    fn waiting(
+        &self,
+        recipient: &AgencyCode,
+        after: Option<(u8, Seq)>,
+        limit: usize,
+    ) -> Result<Vec<Waiting>, StoreError>;
+    /// Waiting deliveries whose dispatch expired at or before `now`, oldest first.
+    fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<Waiting>, StoreError>;
+    /// Evidence of a dispatch in order of leaf index.
+    fn evidence(&self, seq: Seq) -> Result<Vec<StoredEvidence>, StoreError>;
+    /// Evidence about dispatches that `sender` sent, with a leaf index of at least `from`, in that order.
+    fn evidence_for_sender(
+        &self,
+        sender: &AgencyCode,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvidence>, StoreError>;
+    /// Log entries (SHA-256 over evidence and signature) from leaf `from` on, in order: only committed ones.
+    fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError>;
+    /// Whether this agency itself uploaded this body before and it is still stored. Tells nothing about others' bodies.
+    fn holds(&self, agency: &AgencyCode, part: &PartDigest) -> Result<bool, StoreError>;
+    /// Where a body is. The caller has established that the asker may have it.
+    fn body(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError>;
+    fn counts(&self) -> Counts;
+    /// Changes to the new size of the log after each committed group.
+    fn committed(&self) -> tokio::sync::watch::Receiver<u64>;
+    /// Waits for what is under way, writes the durable position, closes the index. Nothing is accepted afterwards.
+    fn close(&self) -> Answer<'_, ()>;
+}
