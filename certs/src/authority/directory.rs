@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use docaxis_protocol::directory::{DirectoryEntry, DirectoryError, MAX_NAME_CHARS, SignedEntry, TYPE};
+use docaxis_protocol::frame::Notices;
 use docaxis_protocol::id::InvalidName;
 use docaxis_protocol::{AgencyCode, NodeId, Timestamp};
 
 use super::records::{Record, State};
-use super::{Authority, AuthorityError, Keys};
+use super::{Authority, AuthorityError, Keys, Which};
+use crate::encoding::pem;
 
 /// Largest list of agencies that is imported, in bytes; the largest known one has 111,339 rows and 10 MiB.
 pub const MAX_IMPORT_BYTES: usize = 64 << 20;
@@ -203,6 +205,34 @@ impl Authority {
         let from = version.saturating_add(1);
         let codes = self.state.entries_by_version.range(from..).map(|(_, code)| code);
         codes.filter_map(|code| self.state.entries.get(code)).map(|(_, signed)| signed)
+    }
+}
+
+/// Entries' bytes in one frame of notices: with the lists beside them a frame stays under its limit.
+const NOTICE_BYTES: usize = 256 * 1024;
+
+impl Authority {
+    /// What the broker is to be told after `version`: the next changed entries, as many as a frame takes, and the
+    /// revocation lists in force. Ask again from the answer's version until it holds no entries.
+    pub fn notices_since(&mut self, version: u64, now: Timestamp) -> Result<Notices, AuthorityError> {
+        self.refresh()?;
+        let mut crls = Vec::new();
+        for (name, which) in [("nodes", Which::Nodes), ("seals", Which::Seals)] {
+            crls.push((name.to_owned(), pem("X509 CRL", &self.crl(which, now)?)));
+        }
+        let from = version.saturating_add(1);
+        let mut notices = Notices { version: 0, entries: Vec::new(), crls };
+        let mut bytes = 0;
+        for (at, code) in self.state.entries_by_version.range(from..) {
+            let Some((_, signed)) = self.state.entries.get(code) else { continue };
+            bytes += signed.bytes.len() + 128;
+            if bytes > NOTICE_BYTES && !notices.entries.is_empty() {
+                break;
+            }
+            notices.entries.push(signed.clone());
+            notices.version = *at;
+        }
+        Ok(notices)
     }
 }
 
