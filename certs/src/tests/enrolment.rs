@@ -196,3 +196,16 @@ fn a_simulation_may_use_ed25519_for_nodes() {
     let joined = exchange.join("h37", &["ABC"]);
     assert_eq!(joined.key.algorithm(), crate::keys::KeyAlgorithm::Ed25519);
 }
+
+#[test]
+fn an_invitation_from_before_the_broker_moved_is_still_answered_and_the_next_names_the_new_address() {
+    let mut exchange = Exchange::new();
+    let before = pending(&mut exchange);
+    exchange.authority.set_broker_address("127.0.0.1:7401").unwrap();
+    let answer = granted(exchange.authority.join(before.request(), &before.mac(), NOW).unwrap());
+    assert_eq!(before.accept(&answer, NOW).unwrap().link.broker_address, "broker.example:7400");
+    let mut reopened = Authority::open(&exchange.folder.path().join("authority")).unwrap();
+    let after = reopened.invite(&node("h37"), &[], DAY, NOW).unwrap();
+    assert_eq!(after.broker_address, "127.0.0.1:7401");
+    assert!(reopened.set_broker_address("nowhere").is_err());
+}
