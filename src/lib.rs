@@ -1,1 +1,8 @@
-//! The command line of docaxis.
+//! The command line of docaxis: one file per noun. It reaches a running broker or agent only through its control
+//! socket, and opens no data folder of theirs except to check it.
+
+pub mod broker;
+pub mod cli;
+pub mod control;
+pub mod out;
+mod serve;

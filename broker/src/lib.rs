@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod bells;
 pub mod blobs;
+mod bundle;
 pub mod config;
 mod control;
 pub mod delivery;
@@ -23,4 +24,4 @@ pub mod store;
 pub mod work;
 
 pub use config::BrokerConfig;
-pub use start::{Broker, StartError};
+pub use start::{Broker, StartError, check, control_socket};

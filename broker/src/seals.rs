@@ -26,6 +26,7 @@ pub struct Seals {
     root: TrustRoot,
     issuers: Vec<u8>,
     chains: RwLock<SealChains>,
+    crl: RwLock<Option<Vec<u8>>>,
     remembered: Mutex<BTreeMap<(Digest, AgencyCode), CertifiedKey>>,
 }
 
@@ -34,14 +35,21 @@ impl Seals {
     pub fn new(root_pem: &[u8], issuers: Vec<u8>, crls: &[Vec<u8>]) -> Result<Self, ChainError> {
         let root = TrustRoot::new(root_pem)?;
         let chains = RwLock::new(SealChains::new(root.clone(), &issuers, crls)?);
-        Ok(Self { root, issuers, chains, remembered: Mutex::default() })
+        let crl = RwLock::new(crls.first().cloned());
+        Ok(Self { root, issuers, chains, crl, remembered: Mutex::default() })
     }
 
     /// Takes up newer revocation lists. Keys certified before are looked up in them at their next use.
     pub fn replace_crls(&self, crls: &[Vec<u8>]) -> Result<(), ChainError> {
         let chains = SealChains::new(self.root.clone(), &self.issuers, crls)?;
         *self.chains.write().unwrap_or_else(PoisonError::into_inner) = chains;
+        *self.crl.write().unwrap_or_else(PoisonError::into_inner) = crls.first().cloned();
         Ok(())
+    }
+
+    /// The revocation list in force, as it came.
+    pub fn crl(&self) -> Option<Vec<u8>> {
+        self.crl.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Checks an envelope's seal at `now` and at the time when it says that it was made.

@@ -47,8 +47,6 @@ pub enum StartError {
     Chain(#[from] ChainError),
     #[error("the store: {0}")]
     Store(#[from] StoreError),
-    #[error("the blob store: {0}")]
-    Blobs(#[from] crate::blobs::BlobError),
     #[error("the evidence log: {0}")]
     Log(#[from] LogError),
     #[error("what was published: {0}")]
@@ -78,7 +76,7 @@ impl Broker {
         let trust = Trust::new(identity.origin.clone(), &identity.common)?;
         let links = Arc::new(Links::default());
         let store: Arc<dyn Store> = open_store(config)?;
-        let blobs = Arc::new(BlobStore::open(&section.data.join("blobs"))?);
+        let blobs = Arc::new(BlobStore::open(Arc::new(RealDisk), &section.data.join("blobs"))?);
         let keeper = LogKeeper::open(&section.data.join("log"), &identity.origin, identity.log_key.clone(), &*store)?;
         let exchange = Arc::new(exchange(config, &identity, store, blobs, &keeper, trust.clone(), links.clone())?);
         exchange.restore_notices()?;
@@ -144,6 +142,7 @@ fn exchange(
     trust: Arc<Trust>,
     links: Arc<Links>,
 ) -> Result<Exchange, StartError> {
+    let linked = links.clone();
     let env = Arc::new(SystemEnv);
     let origin = identity.origin.clone();
     let common = &identity.common;
@@ -162,7 +161,7 @@ fn exchange(
     let signed_by_seals_ca = |leaf: &Vec<u8>| Chain::from_ders([leaf.clone(), common.seals_ca.clone()]);
     Ok(Exchange {
         issuer: Issuer::new(origin.clone(), identity.evidence_key.clone(), env.clone()),
-        seals: Seals::new(pem("CERTIFICATE", &common.root).as_bytes(), issuers, &[common.seals_crl.clone()])?,
+        seals: Seals::new(pem("CERTIFICATE", &common.root).as_bytes(), issuers, std::slice::from_ref(&common.seals_crl))?,
         directory: RwLock::new(Directory::new(origin.clone(), directory_key)),
         log: keeper.reader(),
         bells: Default::default(),
@@ -171,6 +170,7 @@ fn exchange(
         evidence_chain: signed_by_seals_ca(&identity.evidence),
         log_chain: signed_by_seals_ca(&identity.log),
         nodes_crl: Box::new(nodes_crl),
+        links: linked,
         env,
         origin,
         store,
@@ -226,6 +226,17 @@ async fn sweep(exchange: Arc<Exchange>, mut stopped: watch::Receiver<bool>) {
             _ = stopped.wait_for(|stop| *stop) => return,
         }
     }
+}
+
+/// Checks that the identity folder is whole and belongs together; returns the exchange's name. Opens no data.
+pub fn check(config: &BrokerConfig) -> Result<docaxis_protocol::Origin, StartError> {
+    let identity = BrokerIdentity::load(&config.broker.identity)?;
+    Trust::new(identity.origin.clone(), &identity.common)?;
+    let issuers = pem("CERTIFICATE", &identity.common.seals_ca).into_bytes();
+    let root = pem("CERTIFICATE", &identity.common.root);
+    Seals::new(root.as_bytes(), issuers, std::slice::from_ref(&identity.common.seals_crl))?;
+    public_key(&identity.common.directory)?;
+    Ok(identity.origin)
 }
 
 /// Where a broker with this configuration has its control socket.

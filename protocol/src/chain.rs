@@ -132,8 +132,8 @@ impl SealChains {
     /// The key in a certificate for exactly `uri` that chains at each of the instants and was not revoked at or before
     /// the last of them.
     pub fn certified(&self, pem_or_der: &[u8], uri: &str, instants: &[Timestamp]) -> Result<CertifiedKey, ChainError> {
-        let der = one_certificate("the certificate", pem_or_der)?;
         let what = format!("the certificate for {uri}");
+        let der = one_certificate(&what, pem_or_der)?;
         let parsed = parse(&what, &der)?;
         leaf_profile(&parsed).map_err(|rule| ChainError::Profile { what: what.clone(), rule })?;
         let found = san_uris(&what, &parsed)?;
@@ -227,7 +227,8 @@ impl SealChains {
             parse("an authority", ca).is_ok_and(|ca| ca.subject().as_raw() == crl.issuer().as_raw())
                 && signature_holds(ca, crl.tbs_cert_list.as_ref(), &crl.signature_value.data)
         };
-        if !rest.is_empty() || !std::iter::once(&self.root.der).chain(&self.cas).any(|ca| issued(&ca)) {
+        let verified = std::iter::once(&self.root.der).chain(&self.cas).any(|ca| issued(&ca));
+        if !rest.is_empty() || !verified || !is_plain(&der, crl.tbs_cert_list.as_ref(), &crl.signature_value.data) {
             return None;
         }
         for entry in crl.iter_revoked_certificates() {
@@ -326,7 +327,18 @@ pub fn certificates(what: &str, pem_or_der: &[u8]) -> Result<Vec<CertificateDer<
     }
     CertificateDer::pem_slice_iter(pem_or_der)
         .collect::<Result<_, _>>()
-        .map_err(|e| ChainError::Malformed { what: what.to_owned(), why: e.to_string() })
+        .map_err(|e| ChainError::Malformed { what: what.to_owned(), why: pem_fault(&e) })
+}
+
+/// The library prints labels as lists of numbers; people get words.
+fn pem_fault(error: &rustls_pki_types::pem::Error) -> String {
+    use rustls_pki_types::pem::Error;
+    match error {
+        Error::MissingSectionEnd { .. } => "a PEM block has no end line".into(),
+        Error::IllegalSectionStart { .. } => "a PEM block has a malformed first line".into(),
+        Error::Base64Decode(_) => "a PEM block is not base64".into(),
+        other => other.to_string(),
+    }
 }
 
 /// The one certificate in PEM or DER.
@@ -336,6 +348,11 @@ pub fn one_certificate(what: &str, pem_or_der: &[u8]) -> Result<CertificateDer<'
         (1, Some(one)) => Ok(one),
         (found, _) => Err(ChainError::Count { what: what.to_owned(), found }),
     }
+}
+
+/// The SubjectPublicKeyInfo in a certificate in DER, whatever chain it has or has not.
+pub fn spki(what: &str, der: &[u8]) -> Result<Vec<u8>, ChainError> {
+    Ok(parse(what, der)?.public_key().raw.to_vec())
 }
 
 /// DER as PEM with lines of 64 characters; `label` is such as `CERTIFICATE`.
@@ -422,6 +439,23 @@ fn signature_holds(signer: &CertificateDer<'_>, message: &[u8], signature: &[u8]
         webpki::ALL_VERIFICATION_ALGS
             .iter()
             .any(|algorithm| signer.verify_signature(*algorithm, message, signature).is_ok())
+    })
+}
+
+/// Whether what surrounds the signed bytes of a list is the one DER encoding: the algorithm as it stands inside, then
+/// the signature. The parser takes more than that, and nothing signs it.
+fn is_plain(der: &[u8], signed: &[u8], signature: &[u8]) -> bool {
+    let Ok(length) = u8::try_from(signature.len() + 1) else { return true };
+    let bits = match length {
+        0..128 => [&[0x03, length, 0][..], signature].concat(),
+        _ => [&[0x03, 0x81, length, 0][..], signature].concat(),
+    };
+    let algorithm = der.strip_suffix(&bits[..]).and_then(|rest| {
+        let start = rest.windows(signed.len()).position(|window| window == signed)?;
+        rest.get(start + signed.len()..)
+    });
+    algorithm.is_some_and(|algorithm| {
+        !algorithm.is_empty() && signed.windows(algorithm.len()).any(|window| window == algorithm)
     })
 }
 

@@ -4,6 +4,7 @@
 //! This crate is pure. It has no socket, file, clock or source of randomness: time and random bytes come in as
 //! arguments. What was signed is kept as the bytes that were signed and is never serialised again.
 
+pub mod bundle;
 pub mod chain;
 pub mod codec;
 pub mod digest;

@@ -51,7 +51,7 @@ pub enum TlogProofError {
     Path { found: usize },
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error("the inclusion proof does not hold: {0}")]
+    #[error("the inclusion proof does not hold")]
     Inclusion(#[from] ProofError),
 }
 
