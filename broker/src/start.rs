@@ -161,7 +161,11 @@ fn exchange(
     let signed_by_seals_ca = |leaf: &Vec<u8>| Chain::from_ders([leaf.clone(), common.seals_ca.clone()]);
     Ok(Exchange {
         issuer: Issuer::new(origin.clone(), identity.evidence_key.clone(), env.clone()),
-        seals: Seals::new(pem("CERTIFICATE", &common.root).as_bytes(), issuers, std::slice::from_ref(&common.seals_crl))?,
+        seals: Seals::new(
+            pem("CERTIFICATE", &common.root).as_bytes(),
+            issuers,
+            std::slice::from_ref(&common.seals_crl),
+        )?,
         directory: RwLock::new(Directory::new(origin.clone(), directory_key)),
         log: keeper.reader(),
         bells: Default::default(),

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use docaxis_certs::refusal::RefusedBy;
 use docaxis_certs::tls::{self, TlsError};
 use docaxis_certs::verifier::{Identity, Peer as TlsPeer};
-use docaxis_certs::refusal::RefusedBy;
 use docaxis_certs::{BrokerIdentity, Refusal, Trust};
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig, TransportConfig, VarInt};
