@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Cursor, Read, Seek};
 
 use super::doc::Doc;
 use super::reader::{BundleFiles, ReadError};
@@ -126,10 +127,15 @@ impl Verdict {
     }
 }
 
-/// Judges a bundle.
+/// Judges a bundle that is in memory.
 pub fn verify(zip: &[u8], question: &Question<'_>) -> Verdict {
+    verify_from(Cursor::new(zip), question)
+}
+
+/// Judges a bundle.
+pub fn verify_from<R: Read + Seek>(zip: R, question: &Question<'_>) -> Verdict {
     let mut verdict = Verdict::default();
-    let read = BundleFiles::read(zip).map_err(Failure::from);
+    let read = BundleFiles::read_from(zip).map_err(Failure::from);
     let opened = read.map(|files| {
         let detail = format!("{} files", files.0.len());
         (files, detail)
