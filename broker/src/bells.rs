@@ -77,7 +77,8 @@ impl Bells {
 
     /// The directory changed: everybody looks.
     pub fn directory(&self) {
-        let all: Vec<Arc<Bell>> = self.0.lock().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned().collect();
+        let all: Vec<Arc<Bell>> =
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned().collect();
         all.iter().for_each(|bell| bell.directory.send_modify(|rung| *rung += 1));
     }
 

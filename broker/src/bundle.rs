@@ -57,9 +57,11 @@ pub fn export(exchange: &Exchange, keys: &Keys, seq: Seq, recipient: Option<&Age
 }
 
 fn with_proof(exchange: &Exchange, piece: StoredEvidence) -> Result<BundleEvidence, Reason> {
-    let proof = exchange.log.proof(piece.leaf).map_err(|e| ReasonCode::Busy.because(e.to_string()))?.ok_or_else(|| {
-        ReasonCode::Busy.because(format!("no checkpoint covers leaf {} yet; one follows within a second", piece.leaf))
-    })?;
+    let proof =
+        exchange.log.proof(piece.leaf).map_err(|e| ReasonCode::Busy.because(e.to_string()))?.ok_or_else(|| {
+            ReasonCode::Busy
+                .because(format!("no checkpoint covers leaf {} yet; one follows within a second", piece.leaf))
+        })?;
     let seal = piece.statement_chain.and_then(|chain| chain.leaf().map(<[u8]>::to_vec));
     Ok(BundleEvidence { signed: piece.evidence, proof, seal })
 }

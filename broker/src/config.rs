@@ -105,7 +105,8 @@ impl BrokerConfig {
 
     /// Reads and checks a file. Relative folders in it are taken from the folder that it lies in.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config: Self =
             toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -117,7 +118,11 @@ impl BrokerConfig {
 
     fn check(&self) -> Result<(), ConfigError> {
         let within = |key, found: u64, low: u64, high: u64, expected| {
-            if (low..=high).contains(&found) { Ok(()) } else { Err(ConfigError::Value { key, found: found.to_string(), expected }) }
+            if (low..=high).contains(&found) {
+                Ok(())
+            } else {
+                Err(ConfigError::Value { key, found: found.to_string(), expected })
+            }
         };
         within("broker.max_part_bytes", self.broker.max_part_bytes, 1, 16 << 30, "1 to 17179869184 (16 GiB)")?;
         within("broker.streams_per_node", self.broker.streams_per_node.into(), 4, 4096, "4 to 4096")?;

@@ -64,7 +64,8 @@ impl Control {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(socket)?;
         listener.set_nonblocking(true).map_err(socket)?;
         let shared = Arc::new(Shared { exchange, keys: Keys::of(identity), address });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ControlError::Thread)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ControlError::Thread)?;
         let (stop, mut stopped) = watch::channel(false);
         let serve = move || {
             runtime.block_on(async move {
@@ -121,7 +122,9 @@ impl Listener for SameUser {
                     return (stream, address);
                 }
                 Ok(peer) => tracing::warn!(uid = peer.uid(), "another user was turned away from the control socket"),
-                Err(error) => tracing::warn!(%error, "a peer without credentials was turned away from the control socket"),
+                Err(error) => {
+                    tracing::warn!(%error, "a peer without credentials was turned away from the control socket")
+                }
             }
         }
     }
@@ -256,17 +259,11 @@ async fn bundle(
     let seqs = known(&shared.exchange, &id)?;
     let accepted = seqs.iter().find(|seq| shared.exchange.store.deliveries(**seq).is_ok_and(|d| !d.is_empty()));
     let seq = *accepted.or(seqs.first()).ok_or_else(|| Problem(ReasonCode::NotFound.because(id.clone())))?;
-    let made = {
-        let shared = shared.clone();
-        let job = move || crate::bundle::export(&shared.exchange, &shared.keys, seq, recipient.as_ref());
-        shared_run(&shared, job).await?
-    };
+    let exporter = shared.clone();
+    let job = move || crate::bundle::export(&exporter.exchange, &exporter.keys, seq, recipient.as_ref());
+    let made = shared.exchange.workers.run(job).await?;
     let zip = made.map_err(Problem)?;
     Ok(([(header::CONTENT_TYPE, "application/zip")], zip).into_response())
-}
-
-async fn shared_run<T: Send + 'static>(shared: &Shared, job: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
-    Ok(shared.exchange.workers.run(job).await?)
 }
 
 fn known(exchange: &Exchange, id: &str) -> Result<Vec<Seq>, Problem> {

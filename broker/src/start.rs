@@ -161,7 +161,7 @@ fn exchange(
     let signed_by_seals_ca = |leaf: &Vec<u8>| Chain::from_ders([leaf.clone(), common.seals_ca.clone()]);
     Ok(Exchange {
         issuer: Issuer::new(origin.clone(), identity.evidence_key.clone(), env.clone()),
-        seals: Seals::new(pem("CERTIFICATE", &common.root).as_bytes(), issuers, &[common.seals_crl.clone()])?,
+        seals: Seals::new(pem("CERTIFICATE", &common.root).as_bytes(), issuers, std::slice::from_ref(&common.seals_crl))?,
         directory: RwLock::new(Directory::new(origin.clone(), directory_key)),
         log: keeper.reader(),
         bells: Default::default(),
@@ -234,7 +234,7 @@ pub fn check(config: &BrokerConfig) -> Result<docaxis_protocol::Origin, StartErr
     Trust::new(identity.origin.clone(), &identity.common)?;
     let issuers = pem("CERTIFICATE", &identity.common.seals_ca).into_bytes();
     let root = pem("CERTIFICATE", &identity.common.root);
-    Seals::new(root.as_bytes(), issuers, &[identity.common.seals_crl.clone()])?;
+    Seals::new(root.as_bytes(), issuers, std::slice::from_ref(&identity.common.seals_crl))?;
     public_key(&identity.common.directory)?;
     Ok(identity.origin)
 }

@@ -36,7 +36,11 @@ impl Workers {
                 std::thread::Builder::new().name(format!("worker-{n}")).spawn(move || work(&receiver))
             })
             .collect::<Result<_, _>>()?;
-        Ok(Self { queue: Mutex::new(Some(sender)), places: Arc::new(Semaphore::new(MAX_JOBS)), threads: Mutex::new(threads) })
+        Ok(Self {
+            queue: Mutex::new(Some(sender)),
+            places: Arc::new(Semaphore::new(MAX_JOBS)),
+            threads: Mutex::new(threads),
+        })
     }
 
     /// Runs `job` on a worker and returns what it returns.

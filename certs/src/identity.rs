@@ -100,8 +100,7 @@ impl Common {
 
 /// The Ed25519 key in a certificate. Whether the certificate holds is not checked here.
 pub fn public_key(certificate: &[u8]) -> Result<PublicKey, SealError> {
-    let spki = Facts::of(certificate).map(|facts| facts.spki).unwrap_or_default();
-    Ok(PublicKey::from_spki(&spki)?)
+    Ok(PublicKey::from_spki(&Facts::of(certificate)?.spki)?)
 }
 
 /// Where the broker is, and who this node is to it.

@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use docaxis_protocol::chain::{SealChains, TrustRoot};
 use docaxis_protocol::{AgencyCode, Digest, NodeId, Origin, Timestamp};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -158,6 +159,8 @@ pub enum AcceptError {
     #[error(transparent)]
     Chain(#[from] ChainError),
     #[error(transparent)]
+    Seal(#[from] docaxis_protocol::chain::ChainError),
+    #[error(transparent)]
     Key(#[from] KeyError),
     #[error("a key of the pending join cannot sign")]
     Signing(#[source] docaxis_protocol::key::KeyError),
@@ -300,11 +303,12 @@ impl PendingJoin {
         self.check_fields(&answer)?;
         let root = &self.token.root;
         let origin = &answer.origin;
-        for (der, subject) in [(&answer.nodes_ca, Subject::NodesCa), (&answer.seals_ca, Subject::SealsCa)] {
-            chain::verify_ca_name(der, &subject)?;
-        }
+        chain::verify_ca_name(&answer.nodes_ca, &Subject::NodesCa)?;
+        let seal_chains = TrustRoot::new(root)
+            .and_then(|root| SealChains::new(root, &answer.seals_ca, [&answer.seals_crl]))
+            .and_then(SealChains::with_crl_required)?;
         let link = |der: &[u8], subject: &Subject| chain::verify(root, &[&answer.nodes_ca], der, subject, now);
-        let signing = |der: &[u8], subject: &Subject| chain::verify(root, &[&answer.seals_ca], der, subject, now);
+        let signing = |der: &[u8], subject: &Subject| seal_chains.certified(der, &subject.uri(), &[now]);
         let same_key = |subject: Subject, found: &[u8], key: &PrivateKey| match found == key.spki() {
             true => Ok(()),
             false => Err(ChainError::Key { subject }),
@@ -312,21 +316,17 @@ impl PendingJoin {
         let subject = Subject::Node(answer.node.clone());
         same_key(subject.clone(), &link(&answer.node_certificate, &subject)?.spki, &self.node)?;
         let subject = Subject::Witness(answer.node.clone());
-        same_key(subject.clone(), &signing(&answer.witness_certificate, &subject)?.spki, &self.witness)?;
+        same_key(subject.clone(), signing(&answer.witness_certificate, &subject)?.spki(), &self.witness)?;
         signing(&answer.directory_certificate, &Subject::Directory(origin.clone()))?;
         signing(&answer.evidence_certificate, &Subject::Evidence(origin.clone()))?;
         signing(&answer.log_certificate, &Subject::Log(origin.clone()))?;
-        for (crl, ca, issuer) in [
-            (&answer.nodes_crl, &answer.nodes_ca, Subject::NodesCa),
-            (&answer.seals_crl, &answer.seals_ca, Subject::SealsCa),
-        ] {
-            RevocationList::verify(crl, ca).map_err(|source| AcceptError::Crl { issuer, source })?;
-        }
+        RevocationList::verify(&answer.nodes_crl, &answer.nodes_ca)
+            .map_err(|source| AcceptError::Crl { issuer: Subject::NodesCa, source })?;
         let mut seals = BTreeMap::new();
         for (code, key) in &self.seals {
             let subject = Subject::Agency(code.clone());
             let der = answer.seals.get(code).map(Vec::as_slice).unwrap_or_default();
-            same_key(subject.clone(), &signing(der, &subject)?.spki, key)?;
+            same_key(subject.clone(), signing(der, &subject)?.spki(), key)?;
             let key = key.signing().map_err(AcceptError::Signing)?;
             seals.insert(code.clone(), SealIdentity { agency: code.clone(), certificate: der.to_vec(), key });
         }

@@ -100,22 +100,26 @@ impl Refusal {
 
     /// What an alert that the peer sent means.
     pub fn from_alert(alert: AlertDescription) -> Self {
-        use AlertDescription as A;
-        let reason = match alert {
-            A::CertificateExpired => HandshakeRefusal::Expired,
-            A::CertificateUnknown => HandshakeRefusal::NotYetValid,
-            A::CertificateRevoked => HandshakeRefusal::Revoked,
-            A::UnknownCA => HandshakeRefusal::UnknownAuthority,
-            A::UnsupportedCertificate | A::CertificateRequired => HandshakeRefusal::WrongRole,
-            A::BadCertificate => HandshakeRefusal::WrongName,
-            _ => HandshakeRefusal::Other,
-        };
-        Self::new(reason, RefusedBy::Peer, &format_args!("alert {alert:?}"))
+        Self::new(alert_reason(alert), RefusedBy::Peer, &format_args!("alert {alert:?}"))
     }
 
-    /// The same from the alert's number, as QUIC carries it (crypto error 0x0100 + alert).
-    pub fn from_alert_code(code: u8) -> Self {
-        Self::from_alert(AlertDescription::from(code))
+    /// The same from an alert's number, as QUIC carries it (crypto error 0x0100 + alert), sent by either side.
+    /// `details` is the text that the refusing side gave; QUIC brings it along.
+    pub fn from_alert_code(code: u8, by: RefusedBy, details: &str) -> Self {
+        Self::new(alert_reason(AlertDescription::from(code)), by, &details)
+    }
+}
+
+fn alert_reason(alert: AlertDescription) -> HandshakeRefusal {
+    use AlertDescription as A;
+    match alert {
+        A::CertificateExpired => HandshakeRefusal::Expired,
+        A::CertificateUnknown => HandshakeRefusal::NotYetValid,
+        A::CertificateRevoked => HandshakeRefusal::Revoked,
+        A::UnknownCA => HandshakeRefusal::UnknownAuthority,
+        A::UnsupportedCertificate | A::CertificateRequired => HandshakeRefusal::WrongRole,
+        A::BadCertificate => HandshakeRefusal::WrongName,
+        _ => HandshakeRefusal::Other,
     }
 }
 

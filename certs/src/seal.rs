@@ -17,6 +17,8 @@ pub enum SealError {
     Pem(#[from] PemError),
     #[error(transparent)]
     Key(#[from] docaxis_protocol::key::KeyError),
+    #[error(transparent)]
+    Facts(#[from] crate::name::FactsError),
 }
 
 /// Reads an Ed25519 key from PKCS#8 in PEM.

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+pub use docaxis_protocol::frame::{ALPN_JOIN, ALPN_LINK};
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
@@ -16,11 +17,6 @@ use crate::identity::{AuthorityLink, BrokerIdentity, NodeIdentity};
 use crate::join::Token;
 use crate::keys::PrivateKey;
 use crate::verifier::{LinkClientVerifier, LinkServerVerifier, Trust, TrustError};
-
-/// The link: mutually authenticated.
-pub const ALPN_LINK: &[u8] = b"docaxis/1";
-/// Joining: only the server is authenticated; nothing else is offered.
-pub const ALPN_JOIN: &[u8] = b"docaxis-join/1";
 
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {

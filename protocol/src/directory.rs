@@ -6,11 +6,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec;
 use crate::id::{AgencyCode, NodeId, Origin};
 use crate::json::{self, JsonError};
-use crate::key::{Context, KeyError, PublicKey, RawSignature, SecretKey};
+use crate::key::{Context, KeyError, PublicKey, SecretKey};
 use crate::time::Timestamp;
+
+/// An entry's bytes as they were signed, and the directory key's signature, as the link carries them.
+pub use crate::frame::SignedBytes as SignedEntry;
 
 /// The `type` of a directory entry.
 pub const TYPE: &str = "docaxis/directory@1";
@@ -95,14 +97,6 @@ impl DirectoryEntry {
     }
 }
 
-/// An entry's bytes as they were signed, and the directory key's signature.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SignedEntry {
-    #[serde(with = "codec::blob")]
-    pub bytes: Vec<u8>,
-    pub signature: RawSignature,
-}
-
 impl SignedEntry {
     /// Checks the signature and that the entry belongs to this exchange.
     pub fn verify(self, key: &PublicKey, exchange: &Origin) -> Result<VerifiedEntry, DirectoryError> {
@@ -144,6 +138,7 @@ impl std::ops::Deref for VerifiedEntry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec;
 
     fn exchange() -> Origin {
         "docaxis.example/vn".parse().unwrap()

@@ -224,10 +224,9 @@ pub fn inline_sizes(envelope_bytes: &[u8], inline: &[u16]) -> Result<Vec<(u16, u
     let mut total = 0;
     let mut sizes = Vec::with_capacity(inline.len());
     for index in inline {
-        let part = envelope
-            .parts
-            .get(usize::from(*index))
-            .ok_or_else(|| ReasonCode::Malformed.because(format!("part {index} is announced, but not in the envelope")))?;
+        let part = envelope.parts.get(usize::from(*index)).ok_or_else(|| {
+            ReasonCode::Malformed.because(format!("part {index} is announced, but not in the envelope"))
+        })?;
         let size = usize::try_from(part.size).unwrap_or(usize::MAX);
         total = usize::saturating_add(total, size);
         if size > MAX_INLINE_BODY_BYTES || total > MAX_INLINE_TOTAL_BYTES {

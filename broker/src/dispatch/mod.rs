@@ -56,10 +56,15 @@ impl ExchangeError {
                 _ => "the exchange cannot store anything at the moment",
             }),
             Self::Directory(_) | Self::Crl(_) => ReasonCode::Malformed.because(self.to_string()),
-            Self::GivenUp(_) | Self::Evidence(_) => ReasonCode::Busy.because("the exchange cannot do this at the moment"),
+            Self::GivenUp(_) | Self::Evidence(_) => {
+                ReasonCode::Busy.because("the exchange cannot do this at the moment")
+            }
         }
     }
 }
+
+/// Takes a revocation list in PEM to whoever must heed it, or says why it was not taken.
+pub type CrlSink = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 /// Everything that sessions share.
 pub struct Exchange {
@@ -79,7 +84,7 @@ pub struct Exchange {
     pub evidence_chain: Chain,
     pub log_chain: Chain,
     /// Takes revocation lists of the nodes' CA to the link's verifier.
-    pub nodes_crl: Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>,
+    pub nodes_crl: CrlSink,
 }
 
 impl Exchange {
@@ -119,7 +124,8 @@ impl Exchange {
 
     /// Takes up what the authority signed: verified, then durable, then in force.
     pub async fn publish(&self, notices: Notices) -> Result<u64, ExchangeError> {
-        let signed = notices.entries.into_iter().map(|e| SignedEntry { bytes: e.bytes, signature: e.signature }).collect();
+        let signed =
+            notices.entries.into_iter().map(|e| SignedEntry { bytes: e.bytes, signature: e.signature }).collect();
         let news = self.with_directory(|directory| directory.verify(signed))?;
         let mut durable = Vec::with_capacity(news.len() + notices.crls.len());
         for entry in &news {
@@ -145,7 +151,9 @@ impl Exchange {
 
     fn take_crl(&self, name: &str, pem: &str) -> Result<(), ExchangeError> {
         match name {
-            "seals" => self.seals.replace_crls(&[pem.as_bytes().to_vec()]).map_err(|e| ExchangeError::Crl(e.to_string())),
+            "seals" => {
+                self.seals.replace_crls(&[pem.as_bytes().to_vec()]).map_err(|e| ExchangeError::Crl(e.to_string()))
+            }
             "nodes" => (self.nodes_crl)(pem).map_err(ExchangeError::Crl),
             other => Err(ExchangeError::Crl(format!("no authority is called {other:?}; expected nodes or seals"))),
         }
@@ -158,7 +166,8 @@ impl Exchange {
             if let Some(name) = key.strip_prefix("crl/") {
                 self.take_crl(name, &String::from_utf8_lossy(&bytes))?;
             } else if key.starts_with("agency/") {
-                let damaged = |e: docaxis_protocol::codec::CodecError| StoreError::Damaged(format!("notice {key}: {e}"));
+                let damaged =
+                    |e: docaxis_protocol::codec::CodecError| StoreError::Damaged(format!("notice {key}: {e}"));
                 let signed: SignedEntry = docaxis_protocol::codec::decode(&bytes, bytes.len()).map_err(damaged)?;
                 entries.push(signed);
             }

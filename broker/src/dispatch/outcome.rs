@@ -300,7 +300,9 @@ fn answer(piece: &StoredEvidence, state: DeliveryState) -> Outcome {
 /// The event that ended a delivery without a handover.
 const fn outcome_event(state: DeliveryState) -> Option<Event> {
     match state {
-        DeliveryState::Failed | DeliveryState::Expired | DeliveryState::Withdrawn => Some(Event::ContentHandoverFailure),
+        DeliveryState::Failed | DeliveryState::Expired | DeliveryState::Withdrawn => {
+            Some(Event::ContentHandoverFailure)
+        }
         _ => None,
     }
 }

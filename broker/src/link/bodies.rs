@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use docaxis_protocol::evidence::PartDigest;
-use docaxis_protocol::{Reason, ReasonCode};
+use docaxis_protocol::{AgencyCode, Reason, ReasonCode};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::mpsc;
 
@@ -40,11 +40,16 @@ pub enum BodyError {
 }
 
 /// Receives exactly `part.size` bytes into the blob store; durable when this returns.
-pub async fn receive(stream: &mut RecvStream, blobs: &Arc<BlobStore>, part: PartDigest) -> Result<Received, BodyError> {
+pub async fn receive(
+    stream: &mut RecvStream,
+    blobs: &Arc<BlobStore>,
+    agency: AgencyCode,
+    part: PartDigest,
+) -> Result<Received, BodyError> {
     let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
     let (blobs, expected) = (blobs.clone(), part.clone());
     let writer = tokio::task::spawn_blocking(move || -> Result<(), BlobError> {
-        let mut writer = blobs.writer(expected)?;
+        let mut writer = blobs.writer(&agency, expected)?;
         while let Some(chunk) = chunks.blocking_recv() {
             writer.write(&chunk)?;
         }
@@ -53,7 +58,8 @@ pub async fn receive(stream: &mut RecvStream, blobs: &Arc<BlobStore>, part: Part
     let mut left = part.size;
     while left > 0 {
         let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-        let chunk = in_time(async { stream.read_chunk(wanted, true).await.map_err(|e| IoError::Lost(e.to_string())) }).await?;
+        let chunk =
+            in_time(async { stream.read_chunk(wanted, true).await.map_err(|e| IoError::Lost(e.to_string())) }).await?;
         let Some(chunk) = chunk else {
             return Err(IoError::Ended { expected: "the rest of a body" }.into());
         };
@@ -65,7 +71,7 @@ pub async fn receive(stream: &mut RecvStream, blobs: &Arc<BlobStore>, part: Part
     drop(sender);
     match writer.await.map_err(|_| BodyError::Thread)? {
         Ok(()) => Ok(Received::Durable),
-        Err(error @ (BlobError::DigestMismatch { .. } | BlobError::WrongSize { .. })) => {
+        Err(error @ (BlobError::DigestMismatch { .. } | BlobError::TooLarge { .. } | BlobError::TooShort { .. })) => {
             Ok(Received::Refused(ReasonCode::DigestMismatch.because(error.to_string())))
         }
         Err(error) => Err(error.into()),

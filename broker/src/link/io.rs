@@ -11,13 +11,11 @@ pub const STALL: Duration = Duration::from_secs(30);
 
 /// Codes with which streams and connections are closed.
 pub mod code {
-    pub const DONE: u32 = 0;
     pub const MALFORMED: u32 = 1;
     pub const STALLED: u32 = 2;
     pub const REFUSED: u32 = 3;
     pub const REPLACED: u32 = 4;
     pub const STOPPING: u32 = 5;
-    pub const NOT_NEEDED: u32 = 6;
     pub const REVOKED: u32 = 7;
 }
 
@@ -62,11 +60,7 @@ pub async fn read(stream: &mut RecvStream, class: Class, expected: &'static str)
 }
 
 /// Reads a frame that may take as long as it likes to come.
-pub async fn read_unhurried(
-    stream: &mut RecvStream,
-    class: Class,
-    expected: &'static str,
-) -> Result<Frame, IoError> {
+pub async fn read_unhurried(stream: &mut RecvStream, class: Class, expected: &'static str) -> Result<Frame, IoError> {
     let mut header = [0; 4];
     read_exact(stream, &mut header, expected).await?;
     let mut body = vec![0; Frame::length(header, class)?];

@@ -80,7 +80,8 @@ impl Link {
         let (served, max_connections) = (links.clone(), config.max_connections);
         let serve = move || {
             runtime.block_on(async move {
-                let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(quinn::TokioRuntime));
+                let endpoint =
+                    Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(quinn::TokioRuntime));
                 match endpoint {
                     Ok(endpoint) => accept(endpoint, trust, exchange, served, max_connections, stopped).await,
                     Err(error) => tracing::error!(%error, "the link's endpoint could not be made"),

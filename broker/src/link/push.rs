@@ -77,17 +77,17 @@ fn pick(
     room: usize,
 ) -> Result<Vec<Waiting>, StoreError> {
     let mut queues = Vec::new();
-    let mut idle = Vec::new();
+    let mut idle = BTreeSet::new();
     for agency in active.iter() {
         // Enough to look past everything of this agency that is under way already.
         let queue = exchange.store.waiting(agency, None, room + under_way.len())?;
         if queue.iter().all(|waiting| under_way.contains(&(waiting.seq, waiting.recipient.clone()))) {
-            idle.push(agency.clone());
+            idle.insert(agency.clone());
         } else {
             queues.push(queue);
         }
     }
-    idle.iter().for_each(|agency| drop(active.remove(agency)));
+    active.retain(|agency| !idle.contains(agency));
     Ok(schedule::next(queues, under_way, last, room))
 }
 
@@ -114,7 +114,11 @@ async fn hand_over(
     waiting: Waiting,
 ) -> Result<(), StreamError> {
     let reader = exchange.clone();
-    let prepared = exchange.workers.run(move || reader.offering(&waiting)).await.map_err(crate::dispatch::ExchangeError::from)??;
+    let prepared = exchange
+        .workers
+        .run(move || reader.offering(&waiting))
+        .await
+        .map_err(crate::dispatch::ExchangeError::from)??;
     let Some(offering) = prepared else {
         return Ok(());
     };
@@ -155,7 +159,11 @@ async fn converse(
                     let part = dispatch.parts.get(usize::from(index)).filter(|part| offset <= part.size);
                     let source = match part {
                         Some(part) => exchange.store.body(part).map_err(crate::dispatch::ExchangeError::from)?,
-                        None => return Err(IoError::Unexpected { expected: "a part of this dispatch", found: "another" }.into()),
+                        None => {
+                            return Err(
+                                IoError::Unexpected { expected: "a part of this dispatch", found: "another" }.into()
+                            );
+                        }
                     };
                     let Some(source) = source else {
                         let text = format!("the body of part {index} of dispatch {} is gone", dispatch.id);
@@ -169,8 +177,9 @@ async fn converse(
             other => return Err(IoError::Unexpected { expected: "Need or Handover", found: other.name() }.into()),
         }
     };
-    let about_this = Statement::parse(&sealed.bytes)
-        .is_ok_and(|s| s.dispatch == dispatch.id && s.recipient == recipient && s.envelope_sha256 == dispatch.envelope_sha256);
+    let about_this = Statement::parse(&sealed.bytes).is_ok_and(|s| {
+        s.dispatch == dispatch.id && s.recipient == recipient && s.envelope_sha256 == dispatch.envelope_sha256
+    });
     if !about_this {
         let reason = ReasonCode::Malformed.because("the statement is about something else than the offer");
         return Ok(io::refuse(send, reason, exchange.now()).await?);

@@ -123,7 +123,13 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
     streams.shutdown().await;
 }
 
-async fn serve_stream(exchange: Arc<Exchange>, node: NodeId, bell: Arc<Bell>, mut send: SendStream, mut recv: RecvStream) {
+async fn serve_stream(
+    exchange: Arc<Exchange>,
+    node: NodeId,
+    bell: Arc<Bell>,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) {
     let served = async {
         match io::read(&mut recv, Class::Large, "a request").await? {
             Frame::Submit(request) => submit::serve(&exchange, &node, request, &mut send, &mut recv).await,

@@ -72,7 +72,8 @@ async fn collect(
             }
             _ => {
                 let sha256 = part.sha256;
-                match bodies::receive(recv, &exchange.blobs, part).await? {
+                let agency = admitted.envelope.sender.agency.clone();
+                match bodies::receive(recv, &exchange.blobs, agency, part).await? {
                     Received::Durable => Exchange::took_blob(&mut admitted, sha256),
                     Received::Refused(reason) => return Ok(Err((admitted, reason))),
                 }

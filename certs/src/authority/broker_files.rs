@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use docaxis_protocol::Timestamp;
+use rcgen::SubjectPublicKeyInfo;
 
 use super::records::Record;
-use super::{Authority, AuthorityError, Which};
+use super::{Authority, AuthorityError, Which, renewal_is_due};
 use crate::encoding::{pem, pem_certificates};
 use crate::files;
 use crate::keys::{KeyAlgorithm, PrivateKey};
@@ -78,15 +79,28 @@ impl Authority {
         Ok(())
     }
 
+    /// The directory's certificate, replaced for the same key when it nears its end.
+    fn directory_certificate(&mut self, now: Timestamp) -> Result<Vec<u8>, AuthorityError> {
+        let subject = Subject::Directory(self.origin().clone());
+        self.write(|keys, state| {
+            if let Some(held) = state.current(&subject, now).filter(|held| !renewal_is_due(&held.facts, now)) {
+                return Ok((Vec::new(), held.der.clone()));
+            }
+            let key =
+                SubjectPublicKeyInfo::from_der(&keys.directory.public().spki()).map_err(AuthorityError::Issuer)?;
+            let der = keys.issue(&subject, &key, now)?;
+            Ok((vec![Record::Issued { der: der.clone() }], der))
+        })
+    }
+
     /// What every party gets: root, issuing certificates, the directory's certificate, revocation lists.
     fn write_common(&mut self, folder: &Path, now: Timestamp) -> Result<(), AuthorityError> {
-        let origin = self.origin().clone();
-        let directory = self.state.current(&Subject::Directory(origin), now).ok_or(AuthorityError::NoBroker)?;
+        let directory = self.directory_certificate(now)?;
         for (name, der) in [
             (layout::ROOT, self.root()),
             (layout::NODES_CHAIN, self.ca_certificate(Which::Nodes)),
             (layout::SEALS_CHAIN, self.ca_certificate(Which::Seals)),
-            (layout::DIRECTORY, &directory.der),
+            (layout::DIRECTORY, &directory),
         ] {
             files::write(&folder.join(name), pem("CERTIFICATE", der).as_bytes())?;
         }

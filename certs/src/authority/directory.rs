@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 
 use docaxis_protocol::directory::{DirectoryEntry, DirectoryError, MAX_NAME_CHARS, SignedEntry, TYPE};
+use docaxis_protocol::frame::Notices;
 use docaxis_protocol::id::InvalidName;
 use docaxis_protocol::{AgencyCode, NodeId, Timestamp};
 
 use super::records::{Record, State};
-use super::{Authority, AuthorityError, Keys};
+use super::{Authority, AuthorityError, Keys, Which};
+use crate::encoding::pem;
 
 /// Largest list of agencies that is imported, in bytes; the largest known one has 111,339 rows and 10 MiB.
 pub const MAX_IMPORT_BYTES: usize = 64 << 20;
@@ -42,6 +44,8 @@ pub enum DirectoryChangeError {
     Columns { found: Vec<String> },
     #[error("the list is {found} bytes; the limit is {MAX_IMPORT_BYTES}")]
     TooLarge { found: usize },
+    #[error("the list is not UTF-8; save it as UTF-8 and import it again")]
+    NotUtf8,
     #[error("the list does not read as CSV")]
     Csv(#[source] csv::Error),
     #[error(transparent)]
@@ -204,6 +208,34 @@ impl Authority {
     }
 }
 
+/// Entries' bytes in one frame of notices: with the lists beside them a frame stays under its limit.
+const NOTICE_BYTES: usize = 256 * 1024;
+
+impl Authority {
+    /// What the broker is to be told after `version`: the next changed entries, as many as a frame takes, and the
+    /// revocation lists in force. Ask again from the answer's version until it holds no entries.
+    pub fn notices_since(&mut self, version: u64, now: Timestamp) -> Result<Notices, AuthorityError> {
+        self.refresh()?;
+        let mut crls = Vec::new();
+        for (name, which) in [("nodes", Which::Nodes), ("seals", Which::Seals)] {
+            crls.push((name.to_owned(), pem("X509 CRL", &self.crl(which, now)?)));
+        }
+        let from = version.saturating_add(1);
+        let mut notices = Notices { version: 0, entries: Vec::new(), crls };
+        let mut bytes = 0;
+        for (at, code) in self.state.entries_by_version.range(from..) {
+            let Some((_, signed)) = self.state.entries.get(code) else { continue };
+            bytes += signed.bytes.len() + 128;
+            if bytes > NOTICE_BYTES && !notices.entries.is_empty() {
+                break;
+            }
+            notices.entries.push(signed.clone());
+            notices.version = *at;
+        }
+        Ok(notices)
+    }
+}
+
 fn free(state: &State, code: &AgencyCode) -> Result<(), DirectoryChangeError> {
     let owner = state.aliases.get(code).or_else(|| state.entries.contains_key(code).then_some(code));
     match owner {
@@ -248,7 +280,9 @@ pub(super) fn sign_all(
 
 fn read_list(list: &[u8]) -> Result<(Vec<(u64, Agency)>, ImportReport), DirectoryChangeError> {
     let list = list.strip_prefix(b"\xef\xbb\xbf").unwrap_or(list);
-    let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(list);
+    // The reader counts lines wrongly where they end in CR LF.
+    let list = String::from_utf8(list.to_vec()).map_err(|_| DirectoryChangeError::NotUtf8)?.replace("\r\n", "\n");
+    let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(list.as_bytes());
     let columns = reader.headers().map_err(DirectoryChangeError::Csv)?.clone();
     let column = |name: &str| columns.iter().position(|found| found.eq_ignore_ascii_case(name));
     let (Some(code_at), Some(name_at)) = (column("organ_id"), column("name")) else {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use docaxis_protocol::directory::DirectoryError;
+use docaxis_protocol::reason::ReasonCode;
 use docaxis_protocol::{AgencyCode, Digest, NodeId, Timestamp};
 
 use super::directory::sign_all;
@@ -74,17 +75,17 @@ pub enum JoinError {
 }
 
 impl JoinError {
-    /// The stable reason code of protocol.md, section 3.
-    pub const fn code(&self) -> &'static str {
+    /// The stable reason that goes over the link.
+    pub const fn reason(&self) -> ReasonCode {
         match self {
-            Self::NotFound { .. } | Self::NotPending { .. } => "not-found",
-            Self::TokenUsed { .. } => "token-used",
-            Self::TokenExpired { .. } => "token-expired",
-            Self::NotAuthentic { .. } | Self::Malformed { .. } | Self::Key(_) => "malformed",
-            Self::UnknownAgency { .. } => "unknown-recipient",
-            Self::HostedElsewhere { .. } => "not-hosted",
-            Self::TooMany { .. } => "too-large",
-            Self::Directory(_) | Self::Authority(_) => "other",
+            Self::NotFound { .. } | Self::NotPending { .. } => ReasonCode::NotFound,
+            Self::TokenUsed { .. } => ReasonCode::TokenUsed,
+            Self::TokenExpired { .. } => ReasonCode::TokenExpired,
+            Self::NotAuthentic { .. } | Self::Malformed { .. } | Self::Key(_) => ReasonCode::Malformed,
+            Self::UnknownAgency { .. } => ReasonCode::UnknownRecipient,
+            Self::HostedElsewhere { .. } => ReasonCode::NotHosted,
+            Self::TooMany { .. } => ReasonCode::TooLarge,
+            Self::Directory(_) | Self::Authority(_) => ReasonCode::Other,
         }
     }
 }
@@ -111,6 +112,19 @@ pub enum RenewError {
     Key(#[from] KeyError),
     #[error(transparent)]
     Authority(#[from] AuthorityError),
+}
+
+impl RenewError {
+    /// The stable reason that goes over the link.
+    pub const fn reason(&self) -> ReasonCode {
+        match self {
+            Self::Malformed { .. } | Self::NotAuthentic { .. } | Self::Key(_) => ReasonCode::Malformed,
+            Self::Unknown => ReasonCode::NotFound,
+            Self::Revoked { .. } => ReasonCode::Revoked,
+            Self::Ended { .. } => ReasonCode::Expired,
+            Self::Authority(_) => ReasonCode::Other,
+        }
+    }
 }
 
 impl From<ProfileError> for RenewError {
@@ -173,16 +187,13 @@ impl Authority {
         }
         let parsed: JoinRequest =
             docaxis_protocol::json::parse(request).map_err(|error| malformed(error.to_string()))?;
-        self.crls_for_answer(now)?;
-        let crls = self.held_crls()?;
+        // Strangers get no further than this: no list is made and nothing is written for them.
+        self.refresh()?;
+        authentic(&self.state, &parsed, request, mac)?;
+        let crls = self.crls_for_answer(now)?;
         self.write(|keys, state| {
-            let id = || parsed.invitation.chars().take(40).collect::<String>();
-            let (invitation, used) =
-                state.invitations.get(&parsed.invitation).ok_or_else(|| JoinError::NotFound { id: id() })?;
-            let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &invitation.secret);
-            if aws_lc_rs::hmac::verify(&key, request, mac).is_err() {
-                return Err(JoinError::NotAuthentic { id: id() });
-            }
+            let (invitation, used) = authentic(state, &parsed, request, mac)?;
+            let id = || invitation.id.clone();
             match used {
                 Use::Answered { request: before, answer } if *before == Digest::of(request) => {
                     return Ok((Vec::new(), JoinReply::Granted(answer.clone())));
@@ -224,8 +235,7 @@ impl Authority {
 
     /// Grants a kept request in full; the node gets its answer when it sends the request again.
     pub fn approve(&mut self, invitation: &str, now: Timestamp) -> Result<(), JoinError> {
-        self.crls_for_answer(now)?;
-        let crls = self.held_crls()?;
+        let crls = self.crls_for_answer(now)?;
         self.write(|keys, state| {
             let not_pending = || JoinError::NotPending { id: invitation.chars().take(40).collect() };
             let (invitation, used) = state.invitations.get(invitation).ok_or_else(not_pending)?;
@@ -270,23 +280,30 @@ impl Authority {
         })
     }
 
-    fn crls_for_answer(&mut self, now: Timestamp) -> Result<(), AuthorityError> {
-        self.crl(Which::Nodes, now)?;
-        self.crl(Which::Seals, now)?;
-        Ok(())
-    }
-
-    fn held_crls(&self) -> Result<Crls, AuthorityError> {
-        let read = |name: &str| -> Result<Vec<u8>, AuthorityError> {
-            Ok(crate::encoding::crl_from_pem(&crate::files::read(&self.keys.folder.join(name))?)?)
-        };
-        Ok(Crls { nodes: read(crate::layout::NODES_CRL)?, seals: read(crate::layout::SEALS_CRL)? })
+    fn crls_for_answer(&mut self, now: Timestamp) -> Result<Crls, AuthorityError> {
+        Ok(Crls { nodes: self.crl(Which::Nodes, now)?, seals: self.crl(Which::Seals, now)? })
     }
 }
 
 struct Crls {
     nodes: Vec<u8>,
     seals: Vec<u8>,
+}
+
+/// The invitation that a request names, if the request proves its secret.
+fn authentic<'a>(
+    state: &'a State,
+    parsed: &JoinRequest,
+    request: &[u8],
+    mac: &[u8],
+) -> Result<&'a (Invitation, Use), JoinError> {
+    let id = || parsed.invitation.chars().take(40).collect();
+    let found = state.invitations.get(&parsed.invitation).ok_or_else(|| JoinError::NotFound { id: id() })?;
+    let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &found.0.secret);
+    match aws_lc_rs::hmac::verify(&key, request, mac) {
+        Ok(()) => Ok(found),
+        Err(_) => Err(JoinError::NotAuthentic { id: id() }),
+    }
 }
 
 fn check_host(state: &State, code: &AgencyCode, node: &NodeId) -> Result<(), JoinError> {

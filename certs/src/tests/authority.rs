@@ -1,7 +1,6 @@
 //! The authority's records, directory and lists.
 
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 
 use docaxis_protocol::directory::DirectoryEntry;
@@ -232,4 +231,38 @@ fn no_certificate_outlives_its_issuer() {
     let exchange = Exchange::with(|config| config.validity.ca_days = 30);
     let ends: Vec<_> = exchange.authority.list().map(|issued| issued.facts.not_after).collect();
     assert!(ends.iter().all(|end| *end == NOW.plus(DAY * 30)), "{ends:?}");
+}
+
+#[test]
+fn notices_hand_over_every_agency_once_in_pieces_that_fit_a_frame() {
+    let mut exchange = Exchange::new();
+    let rows: String = (0..3000).map(|i| format!("H{i:04},{}\n", "tên cơ quan ".repeat(8))).collect();
+    exchange.authority.import_agencies(format!("organ_id,name\n{rows}").as_bytes(), NOW).unwrap();
+    let (mut at, mut pieces, mut found) = (0, 0, Vec::new());
+    loop {
+        let notices = exchange.authority.notices_since(at, NOW).unwrap();
+        let lists: Vec<_> = notices.crls.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(lists, ["nodes", "seals"]);
+        if notices.entries.is_empty() {
+            break;
+        }
+        let frame = docaxis_protocol::frame::Frame::Notices(notices.clone());
+        assert!(docaxis_protocol::codec::encode(&frame, docaxis_protocol::limits::MAX_LARGE_FRAME_BYTES).is_ok());
+        at = notices.version;
+        pieces += 1;
+        found.extend(notices.entries);
+    }
+    let whole: Vec<_> = exchange.authority.entries_since(0).cloned().collect();
+    assert_eq!((found, at, pieces > 2), (whole, 3002, true));
+}
+
+#[test]
+fn the_directorys_certificate_is_replaced_before_it_ends_for_the_same_key() {
+    let mut exchange = Exchange::new();
+    let path = exchange.folder.path().join("broker");
+    let before = exchange.broker().common;
+    exchange.authority.issue_broker(&path, NOW.plus(DAY * 600)).unwrap();
+    let after = exchange.broker().common;
+    assert_ne!(before.directory, after.directory);
+    assert_eq!(before.directory_key().unwrap(), after.directory_key().unwrap());
 }

@@ -23,7 +23,7 @@ fn shake(client: ClientConfig, server: ServerConfig, name: &str) -> (Outcome, Cl
         while client.wants_write() {
             client.write_tls(&mut bytes).unwrap();
         }
-        outcome.server = outcome.server.or(feed(&bytes, |from| server.read_tls(from), |_| ()));
+        feed(&bytes, |from| server.read_tls(from));
         if outcome.server.is_none() {
             outcome.server = server.process_new_packets().err();
         }
@@ -31,7 +31,7 @@ fn shake(client: ClientConfig, server: ServerConfig, name: &str) -> (Outcome, Cl
         while server.wants_write() {
             server.write_tls(&mut bytes).unwrap();
         }
-        feed(&bytes, |from| client.read_tls(from), |_| ());
+        feed(&bytes, |from| client.read_tls(from));
         if outcome.client.is_none() {
             outcome.client = client.process_new_packets().err();
         }
@@ -39,16 +39,11 @@ fn shake(client: ClientConfig, server: ServerConfig, name: &str) -> (Outcome, Cl
     (outcome, client, server)
 }
 
-fn feed(
-    bytes: &[u8],
-    mut read: impl FnMut(&mut dyn io::Read) -> io::Result<usize>,
-    _: impl Fn(()),
-) -> Option<rustls::Error> {
+fn feed(bytes: &[u8], mut read: impl FnMut(&mut dyn io::Read) -> io::Result<usize>) {
     let mut from = bytes;
     while !from.is_empty() {
         read(&mut from).unwrap();
     }
-    None
 }
 
 #[derive(Debug, Default)]
@@ -131,7 +126,6 @@ fn one_endpoint_lets_strangers_join_and_nothing_else() {
     let refusal = trust.admit(linked.alpn_protocol(), linked.peer_certificates()).unwrap_err();
     assert_eq!((refusal.reason, refusal.by), (HandshakeRefusal::WrongRole, RefusedBy::Us));
     assert_eq!(trust.admit(None, None).unwrap_err().reason, HandshakeRefusal::Other);
-    assert_eq!(ALPN_JOIN, b"docaxis-join/1");
 }
 
 #[test]
@@ -309,5 +303,5 @@ fn an_older_a_foreign_or_an_altered_list_does_not_replace_the_one_in_force() {
     for wrong in [&first, &altered, &foreign, &seals, &Vec::new()] {
         assert!(trust.reload_crl(wrong).is_err());
     }
-    assert_eq!((trust.crl_number(), trust.crl().unwrap().len()), (number, 2));
+    assert_eq!((trust.crl_number(), trust.crl().unwrap().len()), (number, 1));
 }

@@ -65,7 +65,7 @@ fn media_of(bytes: &[u8], max_entries: usize) -> &'static str {
     match media::media_type(bytes) {
         "application/zip" if lists_more_than(bytes, max_entries) => "application/zip",
         "application/zip" => ZipArchive::new(Cursor::new(bytes))
-            .map(|archive| media::package_type(names(&archive).into_iter()))
+            .map(|archive| media::package_type(bytes, &names(&archive)))
             .unwrap_or("application/zip"),
         other => other,
     }
@@ -76,19 +76,42 @@ pub(super) fn read<'a>(
     reading: &mut Reading<'a>,
     limits: &Limits,
 ) -> Result<Vec<Attachment>, EdxmlError> {
-    if file.attachments.len() > limits.attachments {
+    if file.attachments.len().max(file.references.len()) > limits.attachments {
         return Err(EdxmlError::TooManyAttachments { max: limits.attachments });
     }
     check_manifest(file, reading)?;
     let mut attachments: Vec<Attachment> = Vec::new();
     let mut names = SafeNames::default();
-    let mut room = limits.total_bytes;
+    let mut room = Room { used: 0, of_one: limits.attachment_bytes, in_all: limits.total_bytes };
     for element in &file.attachments {
-        let attachment = read_one(element, file, &mut names, room, reading, limits)?;
-        room = room.saturating_sub(attachment.bytes.len() as u64);
+        let attachment = read_one(element, file, &mut names, &room, reading, limits)?;
+        room.used += attachment.bytes.len() as u64;
         attachments.push(attachment);
     }
     Ok(attachments)
+}
+
+/// How much attachments may still take.
+struct Room {
+    used: u64,
+    of_one: u64,
+    in_all: u64,
+}
+
+impl Room {
+    /// Refuses an attachment of `found` bytes, or of at least as many, that does not fit.
+    fn check(&self, label: &str, found: u64) -> Result<(), EdxmlError> {
+        if found > self.of_one {
+            let what = format!("attachment {} (bytes)", shown(label));
+            return Err(EdxmlError::TooLarge { what, found, max: self.of_one });
+        }
+        let together = self.used.saturating_add(found);
+        if together > self.in_all {
+            let what = format!("attachment {} and those before it (bytes)", shown(label));
+            return Err(EdxmlError::TooLarge { what, found: together, max: self.in_all });
+        }
+        Ok(())
+    }
 }
 
 /// What the manifest announces and what is attached must be the same, or somebody's file is lost without a word.
@@ -121,7 +144,7 @@ fn read_one<'a>(
     element: &Element<'a>,
     file: &File<'_, 'a>,
     names: &mut SafeNames,
-    room: u64,
+    room: &Room,
     reading: &mut Reading<'a>,
     limits: &Limits,
 ) -> Result<Attachment, EdxmlError> {
@@ -132,9 +155,17 @@ fn read_one<'a>(
     let label = sent_name.clone().unwrap_or_else(|| content_id.clone());
     let content = at_most_one(element, "ContentTransferEncoded", reading)?
         .ok_or_else(|| reading.malformed(element, "ContentTransferEncoded in an Attachment", "none"))?;
-    let max = limits.attachment_bytes.min(room);
-    let encoded = decode(content, &label, max, reading)?;
-    let (bytes, encoding, media_type) = unwrap(encoded, &label, max, limits)?;
+    if content.trimmed().is_empty() {
+        reading.forgive(
+            content,
+            "ContentTransferEncoded",
+            "a file in base64",
+            "nothing",
+            "imported as an empty file",
+        )?;
+    }
+    let encoded = decode(content, &label, room, reading)?;
+    let (bytes, encoding, media_type) = unwrap(encoded, &label, room, limits)?;
 
     let written = match (sent_name, &encoding) {
         (Some(name), _) => name,
@@ -182,18 +213,15 @@ fn read_one<'a>(
 }
 
 /// Base64 in its strict alphabet; white space between is what pretty-printing does.
-fn decode<'a>(content: &Element<'a>, label: &str, max: u64, reading: &Reading<'a>) -> Result<Vec<u8>, EdxmlError> {
+fn decode<'a>(content: &Element<'a>, label: &str, room: &Room, reading: &Reading<'a>) -> Result<Vec<u8>, EdxmlError> {
     if let Some(child) = content.children.first() {
         return Err(reading.malformed(child, "base64 text", "an element"));
     }
     let is_space = |b: &u8| matches!(b, b' ' | b'\t' | b'\r' | b'\n');
     let text = content.text.as_bytes();
-    let symbols = text.len() as u64;
-    // White space is at most a few characters per line; four symbols carry three bytes.
-    if symbols / 2 > max {
-        let what = format!("attachment {label:?}, encoded (bytes)");
-        return Err(EdxmlError::TooLarge { what, found: symbols, max: max.saturating_mul(2) });
-    }
+    let symbols = text.iter().filter(|b| !is_space(b)).count() as u64;
+    // Four symbols carry three bytes, the last four perhaps one.
+    room.check(label, (symbols / 4 * 3).saturating_sub(2))?;
     let compact: Vec<u8> = text.iter().copied().filter(|b| !is_space(b)).collect();
     let bytes = STANDARD.decode(&compact).map_err(|error| {
         let is_symbol = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=' | ' ' | '\t' | '\r' | '\n');
@@ -204,10 +232,7 @@ fn decode<'a>(content: &Element<'a>, label: &str, max: u64, reading: &Reading<'a
         let field = format!("ContentTransferEncoded of attachment {}", shown(label));
         reading.bad_field(content, &field, "base64 (A-Z a-z 0-9 + / and = at the end)", &found)
     })?;
-    let found = bytes.len() as u64;
-    if found > max {
-        return Err(EdxmlError::TooLarge { what: format!("attachment {label:?} (bytes)"), found, max });
-    }
+    room.check(label, bytes.len() as u64)?;
     Ok(bytes)
 }
 
@@ -224,7 +249,7 @@ fn names(archive: &ZipArchive<Cursor<&[u8]>>) -> Vec<String> {
 fn unwrap(
     encoded: Vec<u8>,
     label: &str,
-    max: u64,
+    room: &Room,
     limits: &Limits,
 ) -> Result<(Vec<u8>, Encoding, &'static str), EdxmlError> {
     let bad = |expected: &'static str, found: String| EdxmlError::BadArchive {
@@ -243,7 +268,7 @@ fn unwrap(
         .map_err(|error| bad("a ZIP that can be read", error.to_string()))?;
     let names = names(&archive);
     if names.iter().any(|name| name == "[Content_Types].xml" || name == "mimetype") {
-        let package = media::package_type(names.into_iter());
+        let package = media::package_type(&encoded, &names);
         return Ok((encoded, Encoding::Raw, package));
     }
     // The reader keeps one entry of each name, so two of the same name would look like one.
@@ -259,7 +284,7 @@ fn unwrap(
         // An archive that was attached as it is: its own name says so.
         return Ok((encoded, Encoding::Raw, "application/zip"));
     }
-    let bytes = extract(&mut archive, label, max, limits, &bad)?;
+    let bytes = extract(&mut archive, label, room, limits, &bad)?;
     let media_type = media_of(&bytes, limits.archive_entries);
     Ok((bytes, Encoding::ZipWrapped { entry_name }, media_type))
 }
@@ -267,40 +292,35 @@ fn unwrap(
 fn extract(
     archive: &mut ZipArchive<Cursor<&[u8]>>,
     label: &str,
-    max: u64,
+    room: &Room,
     limits: &Limits,
     bad: &dyn Fn(&'static str, String) -> EdxmlError,
 ) -> Result<Vec<u8>, EdxmlError> {
     /// Below this, what a file expands to is harmless whatever its ratio.
     const HARMLESS_BYTES: u64 = 1 << 20;
     const CHUNK_BYTES: u64 = 64 << 10;
-    let mut entry = archive.by_index(0).map_err(|error| bad("an entry that can be read", error.to_string()))?;
-    if entry.encrypted() {
-        return Err(bad("an unencrypted entry", "an encrypted one".to_owned()));
-    }
+    let mut entry =
+        archive.by_index(0).map_err(|error| bad("an unencrypted entry that can be read", error.to_string()))?;
     if !entry.is_file() {
         return Err(bad("a file in the ZIP", "a folder or a link".to_owned()));
     }
-    let too_large =
-        |found| EdxmlError::TooLarge { what: format!("attachment {label:?}, unpacked (bytes)"), found, max };
-    if entry.size() > max {
-        return Err(too_large(entry.size()));
-    }
-    let by_ratio = entry.compressed_size().saturating_mul(limits.expansion_ratio).max(HARMLESS_BYTES);
+    let compressed = entry.compressed_size();
+    let by_ratio = compressed.saturating_mul(limits.expansion_ratio).max(HARMLESS_BYTES);
+    // The declared size refuses at once; it may lie, so what really comes out is held to the same.
+    let check = |found: u64| -> Result<(), EdxmlError> {
+        if found > by_ratio {
+            return Err(bad("an entry that expands less", format!("at least {found} bytes out of {compressed}")));
+        }
+        room.check(label, found)
+    };
+    check(entry.size())?;
     let mut bytes = Vec::new();
     loop {
         let read = (&mut entry)
             .take(CHUNK_BYTES)
             .read_to_end(&mut bytes)
             .map_err(|error| bad("an entry that unpacks without error", error.to_string()))?;
-        let found = bytes.len() as u64;
-        if found > max {
-            return Err(too_large(found));
-        }
-        if found > by_ratio {
-            let found = format!("{found} bytes and more out of {}", entry.compressed_size());
-            return Err(bad("an entry that expands less", found));
-        }
+        check(bytes.len() as u64)?;
         if read == 0 {
             return Ok(bytes);
         }

@@ -134,7 +134,7 @@ pub(super) fn read(file: &File<'_, '_>, reading: Reading<'_>, limits: &Limits) -
     let missing = |name: &str| reading.malformed(message, &format!("{name} in a document"), "none");
     let from = at_most_one(message, "From", &reading)?.ok_or_else(|| missing("From"))?;
     let sender = reading.organ(from, "From")?;
-    let recipients = recipients(message, &mut reading)?;
+    let recipients = recipients(message, &mut reading, limits)?;
     for name in ["DocumentId", "Subject"] {
         if text_of(message, name).is_none() {
             reading.forgive(message, name, "a value", "none", "taken without")?;
@@ -193,9 +193,14 @@ fn texts(parent: &Element<'_>, name: &str) -> Vec<String> {
     parent.all(name).map(|element| element.trimmed().to_owned()).filter(|text| !text.is_empty()).collect()
 }
 
-fn recipients<'a>(message: &Element<'a>, reading: &mut Reading<'a>) -> Result<Vec<Organ>, EdxmlError> {
+fn recipients<'a>(message: &Element<'a>, reading: &mut Reading<'a>, limits: &Limits) -> Result<Vec<Organ>, EdxmlError> {
     let mut recipients: Vec<Organ> = Vec::new();
     let mut seen = std::collections::BTreeMap::new();
+    let found = message.all("To").count() as u64;
+    let max = limits.recipients as u64;
+    if found > max {
+        return Err(EdxmlError::TooLarge { what: "the number of recipients".into(), found, max });
+    }
     for element in message.all("To") {
         let organ = reading.organ(element, "To")?;
         if let Some(first) = seen.insert(organ.code.clone(), recipients.len()) {

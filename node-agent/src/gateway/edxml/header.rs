@@ -131,8 +131,12 @@ fn object<'a>(element: &Element<'a>, fields: &'static [Field], reading: &mut Rea
     }
     let mut json = Map::new();
     for (name, value) in &element.attributes {
-        if json.insert(format!("@{name}"), Value::String(value.clone())).is_some() {
-            return Err(reading.malformed(element, "attributes with different local names", &shown(name)));
+        let key = format!("@{name}");
+        if json.contains_key(&key) {
+            let expected = "attributes with different local names";
+            reading.forgive(element, &element.name, expected, &shown(name), "the first is kept")?;
+        } else {
+            json.insert(key, Value::String(value.clone()));
         }
     }
     if !text.is_empty() {

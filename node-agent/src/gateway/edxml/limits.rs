@@ -1,5 +1,7 @@
 //! Every bound of an edXML file, in one place: a hostile file may cost no more than these.
 
+use docaxis_protocol::limits::{MAX_PARTS, MAX_RECIPIENTS};
+
 /// How much one file may hold. The defaults fit every file seen in use, with room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -12,6 +14,8 @@ pub struct Limits {
     pub attributes_per_element: usize,
     /// The text of one element other than an attachment's content, bytes.
     pub text_bytes: usize,
+    /// Recipients of one document; no more fit into an envelope.
+    pub recipients: usize,
     /// Attachments in one message, as many as parts in an envelope beside the original file.
     pub attachments: usize,
     /// One attachment after unwrapping, bytes.
@@ -32,7 +36,8 @@ impl Default for Limits {
             elements: 400_000,
             attributes_per_element: 32,
             text_bytes: 1 << 20,
-            attachments: 99,
+            recipients: MAX_RECIPIENTS,
+            attachments: MAX_PARTS - 1,
             attachment_bytes: 512 << 20,
             total_bytes: 1 << 30,
             expansion_ratio: 200,

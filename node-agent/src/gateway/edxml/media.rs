@@ -40,16 +40,30 @@ fn is_markup(text: &str) -> bool {
     text.starts_with("<?xml") || text.starts_with("<edXML")
 }
 
-/// The office formats that are ZIPs themselves, by a name inside (OPC) or by the content of `mimetype` (ODF).
-pub(super) fn package_type(mut entry_names: impl Iterator<Item = String>) -> &'static str {
-    entry_names
-        .find_map(|name| match name.split('/').next() {
-            Some("word") => Some("application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
-            Some("xl") => Some("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
-            Some("ppt") => Some("application/vnd.openxmlformats-officedocument.presentationml.presentation"),
-            _ => None,
-        })
-        .unwrap_or("application/zip")
+/// The office formats that are ZIPs themselves: by the names inside (OPC), or by the first entry, which is called
+/// `mimetype`, is stored as it is and holds nothing but the type (ODF).
+pub(super) fn package_type(bytes: &[u8], entry_names: &[String]) -> &'static str {
+    const OPEN_DOCUMENT: [&str; 4] = [
+        "application/vnd.oasis.opendocument.text",
+        "application/vnd.oasis.opendocument.spreadsheet",
+        "application/vnd.oasis.opendocument.presentation",
+        "application/vnd.oasis.opendocument.graphics",
+    ];
+    // A local file header is 30 bytes; the sizes of what follows stand at 22 (content) and 28 (extra field).
+    let field = |at: usize| bytes.get(at..at + 2).map_or(0, |two| usize::from(two[0]) | usize::from(two[1]) << 8);
+    if bytes.get(30..38) == Some(b"mimetype") {
+        let start = 38 + field(28);
+        let content = bytes.get(start..start + field(22)).unwrap_or(&[]);
+        return OPEN_DOCUMENT.into_iter().find(|known| known.as_bytes() == content).unwrap_or("application/zip");
+    }
+    let by_folder = |name: &String| match name.split('/').next() {
+        Some("word") => Some("application/vnd.openxmlformats-officedocument.wordprocessingml.document"),
+        Some("xl") => Some("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"),
+        Some("ppt") => Some("application/vnd.openxmlformats-officedocument.presentationml.presentation"),
+        _ => None,
+    };
+    let is_office = entry_names.iter().any(|name| name == "[Content_Types].xml");
+    entry_names.iter().find_map(by_folder).filter(|_| is_office).unwrap_or("application/zip")
 }
 
 /// Whether a declared type contradicts the bytes. Types that say nothing contradict nothing.

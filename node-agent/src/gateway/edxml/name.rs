@@ -174,7 +174,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_name_becomes_safe_and_stays_so(name in ".{0,300}") {
+        fn any_name_becomes_safe_and_stays_so(
+            name in prop_oneof![
+                ".{0,300}",
+                "(\\.| |/|\\\\|:|con|nul|com1|e|\u{302}|\u{323}|\u{202e}|\u{200b}|\u{0}|\n|\u{a0}|\u{1100}|\u{1161}|ố){0,200}",
+            ],
+        ) {
             let (safe, _) = safe_name(&name);
             prop_assert_eq!(docaxis_protocol::envelope::check_part_name(&safe), Ok(()));
             prop_assert!(!safe.trim_matches('.').is_empty());

@@ -14,6 +14,8 @@ use super::limits::Limits;
 
 const XML_NAMESPACE: &str = "http://www.w3.org/XML/1998/namespace";
 const XMLNS_NAMESPACE: &str = "http://www.w3.org/2000/xmlns/";
+/// Namespace declarations in scope at once; real files have three. Each element's prefix is looked up among them.
+const MAX_BINDINGS: usize = 256;
 /// The one element whose text is bounded by the file's size alone, because it is the attachment.
 const CONTENT_ELEMENT: &str = "ContentTransferEncoded";
 
@@ -83,8 +85,7 @@ pub(super) fn source<'a>(bytes: &'a [u8], limits: &Limits) -> Result<(&'a str, b
         Err(error) => {
             let valid = std::str::from_utf8(&body[..error.valid_up_to()]).unwrap_or("");
             // A declared encoding explains the bytes better than the bytes themselves do.
-            let declared = valid.find("?>").and_then(|end| declared_encoding(&valid[..end]));
-            let found = match declared {
+            let found = match declared_encoding(valid) {
                 Some(encoding) if !encoding.eq_ignore_ascii_case("utf-8") => format!("encoding {}", shown(encoding)),
                 _ => format!("byte 0x{:02x}", body[error.valid_up_to()]),
             };
@@ -98,11 +99,31 @@ pub(super) fn source<'a>(bytes: &'a [u8], limits: &Limits) -> Result<(&'a str, b
     Ok((text, had_bom))
 }
 
-fn declared_encoding(declaration: &str) -> Option<&str> {
-    let (_, rest) = declaration.split_once("encoding")?;
-    let value = rest.trim_start().strip_prefix('=')?.trim_start();
-    let quote = value.chars().next().filter(|c| matches!(c, '"' | '\''))?;
-    value[1..].split(quote).next()
+/// Reads ` name="value" name='value'` to the letter of the grammar, white space before each; `None` where it departs.
+fn name_value_pairs(mut text: &str) -> Option<Vec<(&str, &str)>> {
+    let space = [' ', '\t', '\r', '\n'];
+    let mut pairs = Vec::new();
+    loop {
+        let rest = text.trim_start_matches(space);
+        if rest.is_empty() {
+            return Some(pairs);
+        }
+        if rest.len() == text.len() {
+            return None;
+        }
+        let (name, rest) = rest.split_once('=')?;
+        let rest = rest.trim_start_matches(space);
+        let quote = rest.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+        let (value, rest) = rest[1..].split_once(quote)?;
+        pairs.push((name.trim_end_matches(space), value));
+        text = rest;
+    }
+}
+
+/// The encoding that the XML declaration at the very beginning names, if there is a good declaration.
+fn declared_encoding(source: &str) -> Option<&str> {
+    let (declaration, _) = source.strip_prefix("<?xml")?.split_once("?>")?;
+    name_value_pairs(declaration)?.into_iter().find(|(name, _)| *name == "encoding").map(|(_, value)| value)
 }
 
 /// Whether XML 1.0 can carry this character at all.
@@ -188,6 +209,10 @@ impl<'a> Parser<'a, '_> {
                             "\"<?xml\"",
                         ));
                     }
+                    if !is_plain_name(instruction.target()) {
+                        let found = shown(instruction.target());
+                        return Err(self.malformed(offset, "a processing instruction's name", &found));
+                    }
                 }
                 Event::Comment(_) => {}
                 Event::DocType(_) => {
@@ -238,12 +263,20 @@ impl<'a> Parser<'a, '_> {
         if offset != 0 {
             return Err(self.malformed(offset, "an XML declaration only at the very beginning", "\"<?xml\""));
         }
-        let end = self.source.find("?>").unwrap_or(self.source.len());
-        let declaration = &self.source[..end];
-        if !declaration.contains("1.0") {
-            return Err(self.malformed(0, "XML version 1.0", &shown(declaration)));
-        }
-        match declared_encoding(declaration) {
+        let text = self.source.strip_prefix("<?xml").and_then(|rest| rest.split_once("?>")).map(|(text, _)| text);
+        let pairs = text.and_then(name_value_pairs);
+        let encoding = match pairs.as_deref() {
+            Some([("version", "1.0")] | [("version", "1.0"), ("standalone", "yes" | "no")]) => None,
+            Some(
+                [("version", "1.0"), ("encoding", encoding)]
+                | [("version", "1.0"), ("encoding", encoding), ("standalone", "yes" | "no")],
+            ) => Some(*encoding),
+            _ => {
+                let expected = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>";
+                return Err(self.malformed(0, expected, &shown(text.unwrap_or_default())));
+            }
+        };
+        match encoding {
             None => Ok(()),
             Some(name) if name.eq_ignore_ascii_case("utf-8") || name.eq_ignore_ascii_case("utf8") => Ok(()),
             Some(other) => Err(self.malformed(0, "encoding \"UTF-8\"", &format!("encoding {}", shown(other)))),
@@ -304,6 +337,10 @@ impl<'a> Parser<'a, '_> {
     /// The attributes that are not namespace declarations; declarations become bindings.
     fn attributes(&mut self, tag: &BytesStart<'_>, offset: usize) -> Result<Vec<(String, String)>, EdxmlError> {
         let mut plain = Vec::new();
+        if name_value_pairs(tag.attributes_raw()).is_none() {
+            let expected = "attributes written name=\"value\" with white space between";
+            return Err(self.malformed(offset, expected, &shown(trim(tag.attributes_raw()))));
+        }
         for (count, attribute) in tag.attributes().enumerate() {
             if count >= self.limits.attributes_per_element {
                 let max = self.limits.attributes_per_element as u64;
@@ -341,6 +378,10 @@ impl<'a> Parser<'a, '_> {
         if reserved {
             let found = format!("xmlns:{prefix}={}", shown(namespace));
             return Err(self.malformed(offset, "a namespace declaration that XML allows", &found));
+        }
+        if self.bindings.len() >= MAX_BINDINGS {
+            let (what, max) = ("the number of namespace declarations in scope".into(), MAX_BINDINGS as u64);
+            return Err(EdxmlError::TooLarge { what, found: max + 1, max });
         }
         self.bindings.push((prefix.to_owned(), namespace.to_owned()));
         Ok(())
