@@ -3,7 +3,6 @@
 //! Reads only the files that it is given. Exit code 6 if anything does not hold.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
@@ -85,22 +84,21 @@ pub fn run(args: &Args, out: Out) -> Result<(), Failure> {
 
 impl Judged<'_> {
     fn words(&self, named: bool) -> String {
-        let mut text = String::new();
-        // Writing to a string cannot fail.
-        let mut line = |args: std::fmt::Arguments<'_>| drop(writeln!(text, "{args}"));
+        let mut lines = Vec::new();
         if named {
-            line(format_args!("{}", self.file.display()));
+            lines.push(self.file.display().to_string());
         }
         for check in &self.verdict.checks {
-            match &check.outcome {
-                Ok(detail) if detail.is_empty() => line(format_args!("ok    {}", printable(&check.name))),
-                Ok(detail) => line(format_args!("ok    {}: {}", printable(&check.name), printable(detail))),
-                Err(why) => line(format_args!("FAIL  {}: {}", printable(&check.name), printable(&chain(why)))),
-            }
+            let name = printable(&check.name);
+            lines.push(match &check.outcome {
+                Ok(detail) if detail.is_empty() => format!("ok    {name}"),
+                Ok(detail) => format!("ok    {name}: {}", printable(detail)),
+                Err(why) => format!("FAIL  {name}: {}", printable(&chain(why))),
+            });
         }
         let failed = self.verdict.failures().count();
-        line(format_args!("{} passed, {failed} failed", self.verdict.checks.len() - failed));
-        text
+        lines.push(format!("{} passed, {failed} failed\n", self.verdict.checks.len() - failed));
+        lines.join("\n")
     }
 
     fn json(&self) -> Value {

@@ -80,14 +80,14 @@ fn checks_are_printed_in_words_and_the_log_and_expectations_are_held_against_the
     let words = String::from_utf8(out.stdout).unwrap();
     assert_eq!(
         words,
-        "ok    the bundle opens: 19 files\n\
+        "ok    the bundle opens: 21 files\n\
          ok    authority, keys and one submission event: log docaxis.example/test\n\
          ok    the log agrees with its own checkpoint: 7 leaves\n\
          ok    the envelope is sealed by its sender\n\
          ok    the evidence forms whole chains: 2 pieces\n\
-         ok    SubmissionAcceptance (evidence/000001-SubmissionAcceptance.json): leaf 3 of 7, 1 witnesses\n\
-         ok    ContentHandover for H37.DN.001 (evidence/000002-ContentHandover-H37.DN.001.json): leaf 4 of 7, 1 \
-         witnesses\n\
+         ok    SubmissionAcceptance (evidence/000001-SubmissionAcceptance.json): leaf 3 of 7, cosigned by 1\n\
+         ok    ContentHandover for H37.DN.001 (evidence/000002-ContentHandover-H37.DN.001.json): leaf 4 of 7, \
+         cosigned by 1\n\
          ok    expected ContentHandover:H37.DN.001\n\
          ok    index.html is there\n\
          ok    VERIFY.txt is there\n\

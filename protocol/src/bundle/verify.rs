@@ -160,11 +160,14 @@ fn verify_files(files: &BundleFiles, question: &Question<'_>, verdict: &mut Verd
         });
         verdict.check("the log agrees with its own checkpoint", facts)
     });
-    let envelope = match &bundle.envelope {
-        Some(envelope) => bundle.check_envelope(envelope).map(|()| ((), String::new())),
-        None => Ok(((), "not verified: it was refused at submission".to_owned())),
+    let (name, outcome) = match &bundle.envelope {
+        Some(envelope) => ("the envelope is sealed by its sender".to_owned(), bundle.check_envelope(envelope)),
+        None => {
+            let codes = bundle.submission.reason_codes().unwrap_or_default().join(", ");
+            (format!("the envelope was not verified: it was refused as {codes}"), Ok(()))
+        }
     };
-    verdict.check("the envelope is sealed by its sender", envelope);
+    verdict.check(name, outcome.map(|()| ((), String::new())));
     let order = bundle.order().map(|names| {
         let detail = format!("{} pieces", names.len());
         (names, detail)
