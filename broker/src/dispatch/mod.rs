@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use docaxis_protocol::directory::{DirectoryError, SignedEntry, VerifiedEntry};
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::evidence::EvidenceError;
-use docaxis_protocol::frame::{EvidenceItem, Notices, SignedBytes};
+use docaxis_protocol::frame::{EvidenceItem, Notices};
 use docaxis_protocol::{AgencyCode, NodeId, Origin, Reason, ReasonCode, Timestamp};
 
 use crate::bells::Bells;
@@ -114,19 +114,17 @@ impl Exchange {
         self.with_directory(|directory| {
             let entries = directory.since(version, DIRECTORY_BATCH_BYTES);
             let version = entries.last()?.version;
-            let signed = |entry: &&VerifiedEntry| {
-                let signed = entry.signed();
-                SignedBytes { bytes: signed.bytes.clone(), signature: signed.signature }
-            };
-            Some(Notices { version, entries: entries.iter().map(signed).collect(), crls: Vec::new() })
+            Some(Notices {
+                version,
+                entries: entries.iter().map(|entry| entry.signed().clone()).collect(),
+                crls: Vec::new(),
+            })
         })
     }
 
     /// Takes up what the authority signed: verified, then durable, then in force.
     pub async fn publish(&self, notices: Notices) -> Result<u64, ExchangeError> {
-        let signed =
-            notices.entries.into_iter().map(|e| SignedEntry { bytes: e.bytes, signature: e.signature }).collect();
-        let news = self.with_directory(|directory| directory.verify(signed))?;
+        let news = self.with_directory(|directory| directory.verify(notices.entries))?;
         let mut durable = Vec::with_capacity(news.len() + notices.crls.len());
         for entry in &news {
             durable.push((format!("agency/{}", entry.agency), encode_entry(entry)?));
