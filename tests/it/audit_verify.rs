@@ -1,6 +1,8 @@
 //! `docaxis audit verify` on the published bundle vectors: the verdicts are the published ones, which are those of the
 //! independent verifier.
 
+#![allow(clippy::unwrap_used, reason = "a fixture that cannot be read ends the test")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
