@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::broker;
 use crate::out::{Failure, Lang, Out};
+use crate::{audit, broker};
 
 /// A national e-document exchange: sealed dispatches between agencies, with signed delivery evidence.
 #[derive(Debug, Parser)]
@@ -26,6 +26,9 @@ enum Command {
     /// The central broker.
     #[command(subcommand)]
     Broker(broker::Command),
+    /// Evidence, and checking it without trusting the exchange.
+    #[command(subcommand)]
+    Audit(audit::Command),
 }
 
 /// Runs the command line of this process.
@@ -44,6 +47,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command, out: Out) -> Result<(), Failure> {
     match command {
         Command::Broker(command) => broker::run(command, out),
+        Command::Audit(command) => audit::run(command, out),
     }
 }
 

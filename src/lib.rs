@@ -1,6 +1,7 @@
 //! The command line of docaxis: one file per noun. It reaches a running broker or agent only through its control
 //! socket, and opens no data folder of theirs except to check it.
 
+pub mod audit;
 pub mod broker;
 pub mod cli;
 pub mod control;
