@@ -1,1 +1,3 @@
+//! The engine against the claims, and against crashes.
 
+mod claims;
