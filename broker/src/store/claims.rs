@@ -158,10 +158,7 @@ fn retries(store: &Arc<dyn Store>) {
     let again = Acceptance { evidence: signed("another".into()), accepted: at(5), ..sent.clone() };
     assert_eq!(wait(store.accept(again)).unwrap(), Accepted::Already(Seq(0), sent.evidence.clone()));
     let other = Acceptance { envelope_sha256: Digest([3; 32]), ..sent.clone() };
-    assert_eq!(
-        wait(store.accept(other)).unwrap(),
-        Accepted::Conflict { envelope_sha256: sent.envelope_sha256 }
-    );
+    assert_eq!(wait(store.accept(other)).unwrap(), Accepted::Conflict { envelope_sha256: sent.envelope_sha256 });
     let elsewhere = Acceptance { sender: agency("A53.01"), ..sent };
     assert_eq!(wait(store.accept(elsewhere.clone())).unwrap(), Accepted::New(Seq(1)));
     assert_eq!(store.find(elsewhere.id).unwrap(), [Seq(0), Seq(1)]);
@@ -262,8 +259,7 @@ fn stale(store: &Arc<dyn Store>) {
         head: taken.evidence.digest(),
         head_time: taken.time,
     };
-    let expired =
-        event(seq, "H37.DN.001", &sent.evidence, Event::ContentHandoverFailure, DeliveryState::Expired);
+    let expired = event(seq, "H37.DN.001", &sent.evidence, Event::ContentHandoverFailure, DeliveryState::Expired);
     assert_eq!(wait(store.record(expired.clone())).unwrap(), Recorded::Stale(now.clone()));
     assert_eq!(store.delivery(Seq(seq), &now.recipient).unwrap(), Some(now));
     let stranger = handover(seq, "A53.01", &sent.evidence);

@@ -18,7 +18,8 @@ use docaxis_protocol::codec::blob;
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{
-    AgencyCode, Digest, DispatchId, Event, NodeId, ReasonCode, SealedEnvelope, SealedStatement, SignedEvidence, Timestamp,
+    AgencyCode, Digest, DispatchId, Event, NodeId, ReasonCode, SealedEnvelope, SealedStatement, SignedEvidence,
+    Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -231,13 +232,23 @@ pub trait Store: Send + Sync {
     /// All deliveries of a dispatch, in order of the recipients' codes.
     fn deliveries(&self, seq: Seq) -> Result<Vec<Delivery>, StoreError>;
     /// The next waiting deliveries of one recipient: urgent first, then in order of acceptance; those after `after`.
-    fn waiting(&self, recipient: &AgencyCode, after: Option<(u8, Seq)>, limit: usize) -> Result<Vec<Waiting>, StoreError>;
+    fn waiting(
+        &self,
+        recipient: &AgencyCode,
+        after: Option<(u8, Seq)>,
+        limit: usize,
+    ) -> Result<Vec<Waiting>, StoreError>;
     /// Waiting deliveries whose dispatch expired at or before `now`, oldest first.
     fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<Waiting>, StoreError>;
     /// Evidence of a dispatch in order of leaf index.
     fn evidence(&self, seq: Seq) -> Result<Vec<StoredEvidence>, StoreError>;
     /// Evidence about dispatches that `sender` sent, with a leaf index of at least `from`, in that order.
-    fn evidence_for_sender(&self, sender: &AgencyCode, from: u64, limit: usize) -> Result<Vec<StoredEvidence>, StoreError>;
+    fn evidence_for_sender(
+        &self,
+        sender: &AgencyCode,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvidence>, StoreError>;
     /// Log entries (SHA-256 over evidence and signature) from leaf `from` on, in order: only committed ones.
     fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError>;
     /// Whether this agency itself uploaded this body before and it is still stored. Tells nothing about others' bodies.

@@ -5,8 +5,7 @@ use docaxis_protocol::limits::DEDUP_AFTER_EXPIRY;
 use docaxis_protocol::{AgencyCode, Digest, Event, Timestamp};
 
 use super::keys::{
-    self, Area, BodyPlace, BodyRow, DedupRow, DeliveryRow, HeadRow, LeafRow, Location, NoticeRow, Totals, read_row,
-    row,
+    self, Area, BodyPlace, BodyRow, DedupRow, DeliveryRow, HeadRow, LeafRow, Location, NoticeRow, Totals, read_row, row,
 };
 use super::layout::FRAME_HEADER_BYTES;
 use super::record::{AcceptedV1, BodyV1, Entry, EventV1, Prepared, PrunedV1, RecordV1};
@@ -107,8 +106,7 @@ fn apply_accepted(
         waiting,
     };
     put_leaf(rows, placed, 0, seq, Event::SubmissionAcceptance, Some(head))?;
-    let dedup =
-        DedupRow { seq, expires_ms: accepted.expires_ms, envelope_sha256: accepted.envelope_sha256 };
+    let dedup = DedupRow { seq, expires_ms: accepted.expires_ms, envelope_sha256: accepted.envelope_sha256 };
     rows.put(keys::dedup(&accepted.id, &accepted.sender), row(&dedup)?);
     totals.dispatches += 1;
     totals.waiting += u64::from(waiting);
@@ -134,12 +132,7 @@ fn apply_accepted(
 }
 
 /// Points the bodies in a record's tail there, as far as a dispatch still names them.
-pub fn keep_bodies(
-    bodies: &[BodyV1],
-    meta_len: usize,
-    at: Location,
-    rows: &mut Staged<'_>,
-) -> Result<(), StoreError> {
+pub fn keep_bodies(bodies: &[BodyV1], meta_len: usize, at: Location, rows: &mut Staged<'_>) -> Result<(), StoreError> {
     let mut offset = at.offset + (FRAME_HEADER_BYTES + meta_len) as u64;
     for body in bodies {
         let owners = keys::owners(&body.sha256);
@@ -229,11 +222,7 @@ fn apply_pruned(pruned: &PrunedV1, rows: &mut Staged<'_>) -> Result<(), StoreErr
 }
 
 /// One delivery as the rows have it.
-pub fn delivery(
-    seq: u64,
-    recipient: &AgencyCode,
-    rows: &dyn Lookup,
-) -> Result<Option<Delivery>, StoreError> {
+pub fn delivery(seq: u64, recipient: &AgencyCode, rows: &dyn Lookup) -> Result<Option<Delivery>, StoreError> {
     let found = |state, head, head_ms| {
         let (head, head_time) = (Digest(head), Timestamp::from_unix_ms(head_ms));
         Some(Delivery { recipient: recipient.clone(), state, head, head_time })

@@ -83,9 +83,10 @@ impl Request {
 
     fn frame_bytes(&self) -> usize {
         match self {
-            Self::Accept(prepared, _) | Self::Reject(prepared, _) | Self::Record(prepared, _) | Self::Plain(prepared, _) => {
-                prepared.frame_bytes()
-            }
+            Self::Accept(prepared, _)
+            | Self::Reject(prepared, _)
+            | Self::Record(prepared, _)
+            | Self::Plain(prepared, _) => prepared.frame_bytes(),
             _ => 0,
         }
     }
@@ -243,8 +244,7 @@ impl Committer {
     fn add(&mut self, prepared: &Prepared, staged: &mut Staged<'_>, totals: &mut Totals) -> Result<u64, StoreError> {
         let leaf = totals.leaves;
         let blobs = &self.shared.blobs;
-        let has_blob =
-            |sha256: &[u8; 32], size| blobs.exists(&PartDigest { sha256: Digest(*sha256), size });
+        let has_blob = |sha256: &[u8; 32], size| blobs.exists(&PartDigest { sha256: Digest(*sha256), size });
         let placed = Placed { prepared, leaf, at: self.journal.place(), has_blob: &has_blob };
         if let RecordV1::Pruned(pruned) = &prepared.record {
             self.pruned.extend(pruned.iter().flat_map(|dispatch| &dispatch.parts));

@@ -76,9 +76,7 @@ impl FileHeader {
             return Err(format!("the header's CRC-32C is {found:08x}; it says {stored:08x}"));
         }
         match u32_at(bytes, 8) {
-            VERSION => {
-                Ok(Self { number: u64_at(bytes, 16), salt: u64_at(bytes, 24), first: u64_at(bytes, 32) })
-            }
+            VERSION => Ok(Self { number: u64_at(bytes, 16), salt: u64_at(bytes, 24), first: u64_at(bytes, 32) }),
             other => Err(format!("the format's version is {other}; this program reads {VERSION}")),
         }
     }
@@ -178,8 +176,7 @@ impl FrameHeader {
 
     /// Whether header and `meta` are what was written; `header` are the frame's first bytes.
     pub fn holds(&self, header: &[u8], meta: &[u8]) -> bool {
-        header.len() >= FRAME_HEADER_BYTES
-            && crc32c::crc32c_append(crc32c::crc32c(&header[..20]), meta) == self.crc
+        header.len() >= FRAME_HEADER_BYTES && crc32c::crc32c_append(crc32c::crc32c(&header[..20]), meta) == self.crc
     }
 
     /// Header, meta and tail.

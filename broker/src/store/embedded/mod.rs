@@ -95,8 +95,7 @@ impl EmbeddedStore {
     ) -> Result<(Arc<Shared>, End, Totals, JoinHandle<()>), StoreError> {
         let blobs = BlobStore::open(disk.clone(), &dir.join("blobs")).map_err(io_error("opening the bodies"))?;
         let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
-        let segments =
-            Segments::open(disk.clone(), &dir.join("journal"), config.segment_bytes, config.spare_segments)?;
+        let segments = Segments::open(disk.clone(), &dir.join("journal"), config.segment_bytes, config.spare_segments)?;
         recover::check_order(&segments, &evidence)?;
         let recovery = Recovery { segments: &segments, evidence: &evidence, blobs: &blobs };
         let index = state::open(disk.as_ref(), dir, config)?;
@@ -171,10 +170,7 @@ impl EmbeddedStore {
         self.shared.poison()
     }
 
-    async fn ask<T>(
-        &self,
-        request: impl FnOnce(committer::Answer<T>) -> Request,
-    ) -> Result<T, StoreError> {
+    async fn ask<T>(&self, request: impl FnOnce(committer::Answer<T>) -> Request) -> Result<T, StoreError> {
         let requests = self.threads().requests.clone().ok_or(StoreError::Closed)?;
         let (to, answer) = oneshot::channel();
         let gone = || self.shared.poison().unwrap_or(StoreError::Closed);
@@ -216,10 +212,7 @@ impl EmbeddedStore {
     }
 }
 
-fn start_view(
-    index: Arc<dyn Index>,
-    config: &EmbeddedConfig,
-) -> Result<(Arc<View>, JoinHandle<()>), StoreError> {
+fn start_view(index: Arc<dyn Index>, config: &EmbeddedConfig) -> Result<(Arc<View>, JoinHandle<()>), StoreError> {
     let view = View::new(index, config.index_batch_rows);
     let writer = view.start_writer(config.index_every).map_err(io_error("starting the index's thread"))?;
     Ok((view, writer))

@@ -126,9 +126,7 @@ impl Prepared {
     pub fn new(record: RecordV1, tail: Vec<Body>) -> Result<Self, StoreError> {
         let meta = codec::encode(&record, MAX_META_BYTES)
             .map_err(|e| StoreError::Io { operation: "encoding a record", found: e.to_string() })?;
-        let tail_bytes = tail.iter().try_fold(0u32, |sum, body| {
-            sum.checked_add(u32::try_from(body.bytes.len()).ok()?)
-        });
+        let tail_bytes = tail.iter().try_fold(0u32, |sum, body| sum.checked_add(u32::try_from(body.bytes.len()).ok()?));
         let tail_bytes = tail_bytes.ok_or_else(|| StoreError::Io {
             operation: "encoding a record",
             found: "its bodies are over 4 GiB".to_owned(),
@@ -138,9 +136,10 @@ impl Prepared {
     }
 
     pub fn accepted(acceptance: Acceptance) -> Result<Self, StoreError> {
-        let bodies = acceptance.bodies.iter().filter_map(|body| {
-            Some(BodyV1 { sha256: body.sha256.0, size: u32::try_from(body.bytes.len()).ok()? })
-        });
+        let bodies = acceptance
+            .bodies
+            .iter()
+            .filter_map(|body| Some(BodyV1 { sha256: body.sha256.0, size: u32::try_from(body.bytes.len()).ok()? }));
         let record = AcceptedV1 {
             bodies: bodies.collect(),
             sender: acceptance.sender,

@@ -47,7 +47,9 @@ pub fn check_order(segments: &Segments, evidence: &EvidenceFiles) -> Result<(), 
     for segment in all.iter().filter(|segment| segment.header.number > settled) {
         let found = segment.header.number;
         if found != expected {
-            return Err(StoreError::Damaged(format!("journal segment {expected:016x} is missing; {found:016x} is there")));
+            return Err(StoreError::Damaged(format!(
+                "journal segment {expected:016x} is missing; {found:016x} is there"
+            )));
         }
         expected += 1;
     }
@@ -142,8 +144,7 @@ impl<'a> Applier<'a> {
         }
         let blobs = self.recovery.blobs;
         let has_blob = |sha256: &[u8; 32], size| blobs.exists(&PartDigest { sha256: Digest(*sha256), size });
-        let placed =
-            Placed { prepared: &found.prepared, leaf: self.totals.leaves, at: found.at, has_blob: &has_blob };
+        let placed = Placed { prepared: &found.prepared, leaf: self.totals.leaves, at: found.at, has_blob: &has_blob };
         apply(&placed, &mut self.staged, &mut self.totals)?;
         self.step();
         Ok(())
@@ -184,9 +185,10 @@ impl Recovery<'_> {
         // records only in evidence.
         let last = self.segments.all().last().map_or(0, |segment| segment.header.number);
         let present = (from.segment..=last).all(|number| self.segments.get(number).is_some());
-        let fits = self.segments.get(from.segment).is_some_and(|segment| {
-            from.sequence >= segment.header.first && from.offset <= segment.bytes
-        });
+        let fits = self
+            .segments
+            .get(from.segment)
+            .is_some_and(|segment| from.sequence >= segment.header.first && from.offset <= segment.bytes);
         if !fits || !present {
             return Ok(None);
         }
@@ -246,7 +248,9 @@ impl Recovery<'_> {
             let group = match walk::next(segment, at)? {
                 Next::Group(group) => group,
                 Next::End => break,
-                Next::Damage { .. } => return Err(damaged_at(segment, at, "a group does not read, though a later one does")),
+                Next::Damage { .. } => {
+                    return Err(damaged_at(segment, at, "a group does not read, though a later one does"));
+                }
             };
             at = group.end();
             for found in group.records()? {

@@ -9,8 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use super::layout::{FILE_HEADER_BYTES, FileHeader, FileKind, PAGE};
 use super::keys::Position;
+use super::layout::{FILE_HEADER_BYTES, FileHeader, FileKind, PAGE};
 use crate::disk::{Disk, DiskFile};
 use crate::store::StoreError;
 

@@ -147,8 +147,7 @@ impl Settler {
         self.shared.evidence.walk_segment(number, |found| {
             let mut notices = Vec::new();
             if let RecordV1::Notices(list) = &found.prepared.record {
-                let named: BTreeMap<&str, u32> =
-                    list.iter().map(|notice| notice.name.as_str()).zip(0u32..).collect();
+                let named: BTreeMap<&str, u32> = list.iter().map(|notice| notice.name.as_str()).zip(0u32..).collect();
                 let last = named.into_iter().filter(|(name, _)| last_of.get(*name) == Some(&found.at.offset));
                 notices.extend(last.map(|(name, item)| (item, name.to_owned())));
             }
@@ -199,6 +198,10 @@ impl Settler {
     fn free(&self) -> Result<(), StoreError> {
         for segment in self.full_segments() {
             let number = segment.header.number;
+            // One may have become full since: only what stands in evidence, and is looked for there, may go.
+            if self.shared.view.get(&keys::moved(number))?.is_none() || number > self.shared.evidence.settled() {
+                continue;
+            }
             // Copying forward what is still the larger part would fill the journal faster than it is emptied.
             let live = live_bytes(number, self.shared.view.as_ref())?;
             if live.saturating_mul(2) > segment.bytes {
@@ -299,4 +302,3 @@ fn lasting(group: &walk::Group) -> Result<Vec<(Vec<u8>, u64)>, StoreError> {
     }
     Ok(kept)
 }
-

@@ -230,13 +230,7 @@ fn step_of(changes: &Changes, from: &[u8], to: &[u8], step: usize) -> Step {
 
 /// Merges the layers step by step: of each layer a few rows, of which those count that lie before the end of every
 /// layer's step. The layers in memory are read before the index, so that a row on its way down is seen in one of them.
-fn scan_over(
-    top: Option<&Changes>,
-    view: &View,
-    from: &[u8],
-    to: &[u8],
-    limit: usize,
-) -> Result<Vec<Row>, StoreError> {
+fn scan_over(top: Option<&Changes>, view: &View, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Row>, StoreError> {
     let mut found = Vec::new();
     let mut at = from.to_vec();
     while found.len() < limit && at.as_slice() < to {

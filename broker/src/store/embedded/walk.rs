@@ -57,8 +57,9 @@ impl Group {
 
 /// Reads the record in a frame's bytes; the tail need not be there.
 pub fn read_record(frame: &FrameHeader, bytes: &[u8], at: Location) -> Result<Found, StoreError> {
-    let damaged =
-        |what: String| StoreError::Damaged(format!("{:?} segment {:x}, offset {}: {what}", at.area, at.segment, at.offset));
+    let damaged = |what: String| {
+        StoreError::Damaged(format!("{:?} segment {:x}, offset {}: {what}", at.area, at.segment, at.offset))
+    };
     let meta = bytes
         .get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + frame.meta as usize)
         .ok_or_else(|| damaged("the record is cut short".to_owned()))?;
@@ -75,7 +76,9 @@ pub enum Next {
     /// Nothing valid, here and behind: the end.
     End,
     /// Nothing valid here, but a group of this segment behind it.
-    Damage { found: u64 },
+    Damage {
+        found: u64,
+    },
 }
 
 /// The group at `at`.
