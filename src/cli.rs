@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::out::{Failure, Lang, Out};
-use crate::{audit, broker};
+use crate::{audit, broker, doc};
 
 /// A national e-document exchange: sealed dispatches between agencies, with signed delivery evidence.
 #[derive(Debug, Parser)]
@@ -26,6 +26,9 @@ enum Command {
     /// The central broker.
     #[command(subcommand)]
     Broker(broker::Command),
+    /// Sending and receiving official dispatches.
+    #[command(subcommand)]
+    Doc(doc::Command),
     /// Evidence, and checking it without trusting the exchange.
     #[command(subcommand)]
     Audit(audit::Command),
@@ -47,6 +50,7 @@ pub fn main() -> ExitCode {
 fn run(command: Command, out: Out) -> Result<(), Failure> {
     match command {
         Command::Broker(command) => broker::run(command, out),
+        Command::Doc(command) => doc::run(command, out),
         Command::Audit(command) => audit::run(command, out),
     }
 }

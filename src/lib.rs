@@ -5,5 +5,6 @@ pub mod audit;
 pub mod broker;
 pub mod cli;
 pub mod control;
+pub mod doc;
 pub mod out;
 mod serve;

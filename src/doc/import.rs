@@ -101,7 +101,9 @@ pub fn run(args: &ImportArgs, out: Out) -> Result<(), Failure> {
     let control = args.agent.control()?;
     let mode = if args.strict { Mode::Strict } else { Mode::Lenient };
     let all: Vec<Imported> = args.files.iter().map(|file| import_file(&control, file, mode, args.dry_run)).collect();
-    if !out.json && let [Imported { id: Some(id), repairs, .. }] = &all[..] {
+    if !out.json
+        && let [Imported { id: Some(id), repairs, .. }] = &all[..]
+    {
         repairs.iter().for_each(|repair| out.talk(format!("repaired: {repair}")));
         return out.data(&all, id);
     }
@@ -147,7 +149,8 @@ fn not_edxml(error: &EdxmlError) -> Failure {
 fn take_document(control: &Control, file: &Path, document: Document, original: &[u8], dry_run: bool) -> Imported {
     let kind = document.kind.as_str();
     if document.kind != Kind::New {
-        let text = format!("a {kind} of document {} was recognised, but is not yet supported", document.document_id);
+        let text =
+            format!("a {kind} of document {} was recognised, but is not yet supported", named(&document.document_id));
         return Imported::refused(file, Some(kind), Failure::new(ReasonCode::NotYetSupported, text));
     }
     if dry_run {
@@ -190,13 +193,15 @@ fn queue(control: &Control, file: &Path, document: &Document, original: &[u8]) -
 /// 02 and 03 become statements about the dispatch that they name; 01 says what the handover has said already.
 fn take_status(control: &Control, file: &Path, status: &StatusMessage, dry_run: bool) -> Imported {
     let code = status.code.as_str();
-    let about = &status.about_document;
+    let about = named(&status.about_document);
     match code {
         "01" => {
             let text = "01 is said by the handover itself, with the recipient's seal: nothing is left to send";
             Imported::done(file, "status", "imported", text.into())
         }
-        "02" | "03" if dry_run => Imported::done(file, "status", "imported", format!("would report {code} about {about}")),
+        "02" | "03" if dry_run => {
+            Imported::done(file, "status", "imported", format!("would report {code} about {about}"))
+        }
         "02" | "03" => match state(control, status) {
             Ok(id) => {
                 let text = format!("{code} reported about {about}");
@@ -223,17 +228,24 @@ fn state(control: &Control, status: &StatusMessage) -> Result<DispatchId, Failur
 
 /// The newest dispatch that the status's sender received under the document id that it names.
 fn received(control: &Control, status: &StatusMessage) -> Result<DispatchId, Failure> {
+    if status.about_document.is_none() {
+        return Err(Failure::new(ReasonCode::Malformed, "the status does not say which document it is about"));
+    }
     let who = status.sender.code.as_str();
     for summary in pages(control, "in", None)?.iter().rev() {
         let shown: Value = control.get(&format!("/v1/dispatches/{}", summary["id"].as_str().unwrap_or_default()))?;
         let ours = shown["incoming"].as_array().is_some_and(|all| all.iter().any(|view| view["recipient"] == who));
-        if ours && shown["document"]["DocumentId"] == status.about_document.as_str() {
+        if ours && shown["document"]["DocumentId"].as_str() == status.about_document.as_deref() {
             let id = shown["id"].as_str().unwrap_or_default();
             return id.parse().map_err(|e| Failure::other(format!("the agent answered without an id: {e}")));
         }
     }
-    let text = format!("{who} received no document {} at this node", status.about_document);
+    let text = format!("{who} received no document {} at this node", named(&status.about_document));
     Err(Failure::new(ReasonCode::NotFound, text).hint("Import the status at the node that received the document."))
+}
+
+fn named(document_id: &Option<String>) -> &str {
+    document_id.as_deref().unwrap_or("(without an id)")
 }
 
 /// A dispatch as an edXML file: its header and its parts, without the original file that may have come with it.
@@ -245,7 +257,7 @@ pub fn export(control: &Control, id: DispatchId) -> Result<Vec<u8>, Failure> {
     let mut attachments = Vec::new();
     for part in shown["parts"].as_array().into_iter().flatten().filter(|part| part["role"] != original) {
         let bytes = control.bytes(&format!("/v1/dispatches/{id}/parts/{}", part["n"]))?;
-        attachments.push(Attachment::new(part["name"].as_str().unwrap_or_default(), "", bytes));
+        attachments.push(Attachment::new(part["name"].as_str().unwrap_or_default(), None, bytes));
     }
     edxml::export(&complete(header, &shown), &attachments).map_err(|e| not_edxml(&e))
 }

@@ -26,7 +26,8 @@ fn codes(list: &Value) -> String {
 /// A dispatch whole.
 pub fn dispatch(shown: &Value) -> String {
     let text = |key: &str| shown[key].as_str().unwrap_or_default();
-    let mut words = format!("{}  {}\nfrom {} to {}\n", text("id"), text("subject"), text("sender"), codes(&shown["recipients"]));
+    let mut words =
+        format!("{}  {}\nfrom {} to {}\n", text("id"), text("subject"), text("sender"), codes(&shown["recipients"]));
     for part in shown["parts"].as_array().into_iter().flatten() {
         let (name, size) = (part["name"].as_str().unwrap_or_default(), part["size"].as_u64().unwrap_or_default());
         words += &format!("  {name}  {size} bytes\n");

@@ -89,7 +89,9 @@ impl axum::serve::Listener for SameUser {
             match self.0.accept().await {
                 Ok((stream, address)) => match stream.peer_cred() {
                     Ok(peer) if allowed(peer.uid(), rustix::process::getuid().as_raw()) => return (stream, address),
-                    Ok(peer) => tracing::warn!(uid = peer.uid(), "another user was turned away from the control socket"),
+                    Ok(peer) => {
+                        tracing::warn!(uid = peer.uid(), "another user was turned away from the control socket")
+                    }
                     Err(error) => tracing::warn!(%error, "the control socket's peer has no name"),
                 },
                 Err(error) => {

@@ -35,8 +35,7 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
                 Ok(due) => due,
                 Err(error) => break Err(error.into()),
             };
-            let new: Vec<OutgoingRow> =
-                due.into_iter().filter(|row| !under_way.contains(&row.id)).take(room).collect();
+            let new: Vec<OutgoingRow> = due.into_iter().filter(|row| !under_way.contains(&row.id)).take(room).collect();
             for row in new {
                 under_way.insert(row.id);
                 let session = session.clone();
