@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::broker;
 use crate::out::{Failure, Lang, Out};
+use crate::{agency, agent, broker, ca};
 
 /// A national e-document exchange: sealed dispatches between agencies, with signed delivery evidence.
 #[derive(Debug, Parser)]
@@ -23,6 +23,15 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The authority: who may join, and what was revoked.
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// The directory of agencies.
+    #[command(subcommand)]
+    Agency(agency::Command),
+    /// A node's agent.
+    #[command(subcommand)]
+    Agent(agent::Command),
     /// The central broker.
     #[command(subcommand)]
     Broker(broker::Command),
@@ -43,6 +52,9 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, out: Out) -> Result<(), Failure> {
     match command {
+        Command::Ca(command) => ca::run(command, out),
+        Command::Agency(command) => agency::run(command, out),
+        Command::Agent(command) => agent::run(command, out),
         Command::Broker(command) => broker::run(command, out),
     }
 }

@@ -1,2 +1,3 @@
 //! x
 pub mod gateway;
+pub mod link;
