@@ -3,13 +3,20 @@
 //! One endpoint and one connection at a time, driven on a current-thread runtime on a thread of its own. When to
 //! connect is decided in `uplink`, what to say in `outbox` and `inbox`; here it is done.
 
+pub mod authority;
 mod directory;
+pub mod endpoint;
 mod evidence;
+mod frames;
 mod io;
+pub mod join;
 mod offer;
+pub mod registrar;
 mod report;
 mod session;
 mod submit;
+
+pub use frames::FramesError;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -24,7 +31,7 @@ use crate::agent::{Shared, told_to_stop};
 use crate::identity::{Identity, TrustError};
 use crate::mailbox::MailboxError;
 use crate::parts::PartsError;
-use crate::uplink::{Failure, LinkState, Uplink};
+use crate::uplink::{Failure, Uplink};
 
 /// A stream is reset with this when a stored body turned out damaged.
 const CODE_DAMAGED: VarInt = VarInt::from_u32(1);
@@ -244,11 +251,6 @@ fn client_config(shared: &Shared) -> Result<ClientConfig, LinkError> {
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport));
     Ok(config)
-}
-
-/// Where the link stands, for those who wait for it.
-pub(crate) fn is_up(state: &LinkState) -> bool {
-    matches!(state, LinkState::Up { .. })
 }
 
 #[cfg(test)]
