@@ -1,7 +1,8 @@
-//! System tests: claims about whole exchanges, and about the form of the source.
+//! System tests.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
+mod audit_verify;
 mod layout;
 mod link;
 mod net;
