@@ -37,7 +37,7 @@ pub fn node_id(text: &str) -> NodeId {
 pub struct TestNet {
     nodes: Vec<(String, Vec<AgencyCode>)>,
     agencies: Vec<AgencyCode>,
-    folder: Option<PathBuf>,
+    founded: Option<Timestamp>,
     edits: Vec<Box<dyn FnOnce(&mut BrokerConfig)>>,
 }
 
@@ -64,20 +64,17 @@ impl TestNet {
         self
     }
 
-    /// Keeps everything below this folder instead of the system's folder for temporary files.
-    pub fn below(mut self, folder: &Path) -> Self {
-        self.folder = Some(folder.to_owned());
+    /// An authority as old as this, so that it can have issued what has ended since.
+    pub fn founded(mut self, at: Timestamp) -> Self {
+        self.founded = Some(at);
         self
     }
 
     pub fn start(self) -> Exchange {
-        let folder = match &self.folder {
-            Some(below) => tempfile::tempdir_in(below).unwrap(),
-            None => tempfile::tempdir().unwrap(),
-        };
+        let folder = tempfile::tempdir().unwrap();
         let origin = "docaxis.example/vn".parse().unwrap();
         // The port is known once the broker runs; invitations come after that.
-        let config = AuthorityConfig::new(origin, node_id("b1"), "127.0.0.1:1", now());
+        let config = AuthorityConfig::new(origin, node_id("b1"), "127.0.0.1:1", self.founded.unwrap_or_else(now));
         let mut authority = Authority::init(&folder.path().join("authority"), &config).unwrap();
         authority.issue_broker(&folder.path().join("broker-identity"), now()).unwrap();
         for agency in self.agencies.iter().chain(self.nodes.iter().flat_map(|(_, agencies)| agencies)) {

@@ -54,10 +54,7 @@ pub async fn dial(
 }
 
 /// Opens a connection as this node, and says nothing yet.
-pub async fn dial_as(
-    identity: &NodeIdentity,
-    address: SocketAddr,
-) -> Result<(Endpoint, Connection), ConnectionError> {
+pub async fn dial_as(identity: &NodeIdentity, address: SocketAddr) -> Result<(Endpoint, Connection), ConnectionError> {
     let trust = Trust::new(identity.link.origin.clone(), &identity.common).unwrap();
     let tls = tls::node_client(identity, trust, tls::system_clock()).unwrap();
     dial(tls, address, &identity.link.broker_dns_name).await

@@ -1,7 +1,7 @@
 //! The recipient's side: an offer, its bodies, and what the recipient states about it.
 
 use docaxis_protocol::frame::{Class, Frame, Need, Offer, Outcome};
-use docaxis_protocol::{DispatchId, Digest, Envelope, Event, Reason, SealedStatement, Statement};
+use docaxis_protocol::{Digest, DispatchId, Envelope, Event, Reason, SealedStatement, Statement};
 
 use super::{RawNode, Stream};
 use crate::net::{code, now};
