@@ -151,7 +151,10 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId,
     // Before any byte is stored: a secret document must not touch the disk, nor a hundred files for nothing.
     check(&envelope, max_part_bytes)?;
     if draft.parts.len() > limits::MAX_PARTS {
-        return rule(ReasonCode::TooManyParts, format!("{} parts; the limit is {}", draft.parts.len(), limits::MAX_PARTS));
+        return rule(
+            ReasonCode::TooManyParts,
+            format!("{} parts; the limit is {}", draft.parts.len(), limits::MAX_PARTS),
+        );
     }
     let drafts = draft.parts;
     let stored = shared.blocking(move |parts| store_all(&parts, drafts, max_part_bytes)).await?;
@@ -183,7 +186,8 @@ async fn queue(
 ) -> Result<DispatchId, Refused> {
     check(envelope, shared.config.inbox.max_part_bytes)?;
     let idempotency = key.map(|key| (key, request_digest(envelope)));
-    let sealed = SealedEnvelope::seal(envelope, &seal.key, seal.chain.clone()).map_err(|e| Refused::Rule(e.reason()))?;
+    let sealed =
+        SealedEnvelope::seal(envelope, &seal.key, seal.chain.clone()).map_err(|e| Refused::Rule(e.reason()))?;
     let parts: BTreeSet<QueuedPart> =
         envelope.parts.iter().map(|part| QueuedPart { sha256: part.sha256, size: part.size }).collect();
     let queued = Queued {
@@ -262,13 +266,8 @@ fn store_all(
             Source::Bytes(bytes) => parts.store(bytes)?,
             Source::File(path) => store_file(parts, path, max_part_bytes)?,
         };
-        let part = Part {
-            name,
-            media_type: draft.media_type,
-            size: stored.size,
-            sha256: stored.sha256,
-            role: draft.role,
-        };
+        let part =
+            Part { name, media_type: draft.media_type, size: stored.size, sha256: stored.sha256, role: draft.role };
         all.push((part, stored));
     }
     Ok(all)
@@ -291,7 +290,10 @@ fn store_file(
         }
         writer.write(&chunk)?;
         if writer.size() > max_part_bytes {
-            return rule(ReasonCode::TooLarge, format!("{} is over the limit of {max_part_bytes} bytes", path.display()));
+            return rule(
+                ReasonCode::TooLarge,
+                format!("{} is over the limit of {max_part_bytes} bytes", path.display()),
+            );
         }
     }
 }

@@ -52,11 +52,7 @@ pub struct AgentSection {
 
 impl Default for AgentSection {
     fn default() -> Self {
-        Self {
-            data: "/var/lib/docaxis/agent".into(),
-            identity: "/var/lib/docaxis/agent/identity".into(),
-            broker: None,
-        }
+        Self { data: "/var/lib/docaxis/agent".into(), identity: "/var/lib/docaxis/agent/identity".into(), broker: None }
     }
 }
 
@@ -179,7 +175,11 @@ impl AgentConfig {
         let wrong = |key, found: String, expected| Err(ConfigError::Value { key, found, expected });
         let (link, outbox) = (&self.link, &self.outbox);
         if link.keep_alive.is_zero() || link.keep_alive >= link.idle_timeout {
-            return wrong("link.keep_alive", format!("{:?}", link.keep_alive), "more than 0 and less than idle_timeout");
+            return wrong(
+                "link.keep_alive",
+                format!("{:?}", link.keep_alive),
+                "more than 0 and less than idle_timeout",
+            );
         }
         if link.retry_min.is_zero() || link.retry_min > link.retry_max {
             return wrong("link.retry_min", format!("{:?}", link.retry_min), "more than 0 and at most retry_max");

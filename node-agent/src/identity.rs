@@ -118,7 +118,9 @@ impl Identity {
         let Some(inside) = &evidence.statement else {
             return if evidence.event.is_countersigned() { Err(TrustError::NoStatement) } else { Ok(()) };
         };
-        let (Some(recipient), Some(chain)) = (&evidence.recipient, chain) else { return Err(TrustError::NoCertificate) };
+        let (Some(recipient), Some(chain)) = (&evidence.recipient, chain) else {
+            return Err(TrustError::NoCertificate);
+        };
         let decode = |text: &str| STANDARD.decode(text).map_err(|_| TrustError::OtherStatement);
         let bytes = decode(&inside.bytes)?;
         let signature = docaxis_protocol::key::RawSignature::from_slice(&decode(&inside.signature)?)

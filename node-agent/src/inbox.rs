@@ -42,7 +42,10 @@ pub fn judge(
     }
     let signed = |code: ReasonCode, text: String| Err(NotTaken::Signed(code.because(text)));
     if envelope.exchange != *origin {
-        return signed(ReasonCode::WrongAddressee, format!("made for exchange {}; this is {origin}", envelope.exchange));
+        return signed(
+            ReasonCode::WrongAddressee,
+            format!("made for exchange {}; this is {origin}", envelope.exchange),
+        );
     }
     if !envelope.recipients.contains(recipient) {
         return signed(ReasonCode::WrongAddressee, format!("the envelope does not name {recipient}"));
@@ -185,7 +188,10 @@ mod tests {
         assert_eq!(outcome(|e, _| e.recipients = vec!["A53".parse().unwrap()], true, good()), "signed wrong-addressee");
         assert_eq!(outcome(|_, _| (), true, Err("revoked".into())), "signed bad-seal");
         assert_eq!(outcome(|e, _| e.parts[0].size = 1001, true, good()), "signed too-large");
-        assert_eq!(outcome(|e, _| drop(e.document.insert("secret".into(), true.into())), true, good()), "signed secret-refused");
+        assert_eq!(
+            outcome(|e, _| drop(e.document.insert("secret".into(), true.into())), true, good()),
+            "signed secret-refused"
+        );
     }
 
     #[test]
@@ -205,9 +211,6 @@ mod tests {
         assert_eq!(all.map(|s| after_recorded(Event::ContentHandover, s)), [seen, gone, gone, gone, seen, seen, seen]);
         assert_eq!(all.map(|s| after_recorded(Event::ContentHandoverFailure, s)), [None; 7]);
         let registered = Some(InState::Registered);
-        assert_eq!(
-            all.map(|s| after_recorded(Event::Registered, s)),
-            [None, None, None, None, None, registered, None]
-        );
+        assert_eq!(all.map(|s| after_recorded(Event::Registered, s)), [None, None, None, None, None, registered, None]);
     }
 }

@@ -8,8 +8,8 @@ mod agent;
 pub mod compose;
 pub mod config;
 mod desk;
-pub mod gateway;
 pub mod env;
+pub mod gateway;
 pub mod identity;
 pub mod inbox;
 mod link;
@@ -27,6 +27,3 @@ pub use env::Env;
 pub use identity::Identity;
 pub use link::LinkError;
 pub use query::{BundleMaterial, DispatchView, StatusView};
-
-#[cfg(test)]
-mod testing;

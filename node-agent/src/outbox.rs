@@ -36,8 +36,9 @@ pub fn verdict(
     (min, max): (Duration, Duration),
     random: u64,
 ) -> Verdict {
-    let retry = |why: Reason, failures: u32| {
-        Verdict::RetryAt { at: now.plus(back_off(failures.saturating_add(1), min, max, random)), why }
+    let retry = |why: Reason, failures: u32| Verdict::RetryAt {
+        at: now.plus(back_off(failures.saturating_add(1), min, max, random)),
+        why,
     };
     match answer {
         Answer::Accepted => Verdict::Accepted,

@@ -4,9 +4,7 @@
 use std::time::Duration;
 
 use docaxis_protocol::envelope::{Chain, Envelope, Part};
-use docaxis_protocol::{
-    AgencyCode, DispatchId, Kind, NodeId, Origin, Reason, ReasonCode, SealedEnvelope, Timestamp,
-};
+use docaxis_protocol::{AgencyCode, DispatchId, Kind, NodeId, Origin, Reason, ReasonCode, SealedEnvelope, Timestamp};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -381,11 +379,9 @@ fn why_queued(row: &OutgoingRow, link: &LinkState) -> Waiting {
             whose_move: *whose_move,
             next_attempt: Some(*next_attempt),
         },
-        LinkState::Connecting { .. } | LinkState::Stopped => Waiting {
-            why: "the link to the broker is not up yet".into(),
-            whose_move: Whose::Agent,
-            next_attempt: None,
-        },
+        LinkState::Connecting { .. } | LinkState::Stopped => {
+            Waiting { why: "the link to the broker is not up yet".into(), whose_move: Whose::Agent, next_attempt: None }
+        }
         LinkState::Up { .. } => match &row.trouble {
             Some(trouble) => Waiting {
                 why: format!("the last try did not end: {trouble}"),
@@ -541,12 +537,7 @@ pub(crate) async fn bundle(shared: &Shared, id: DispatchId) -> Result<BundleMate
     })
 }
 
-pub(crate) async fn wait(
-    shared: &Shared,
-    id: DispatchId,
-    until: Until,
-    timeout: Duration,
-) -> Result<Waited, Refused> {
+pub(crate) async fn wait(shared: &Shared, id: DispatchId, until: Until, timeout: Duration) -> Result<Waited, Refused> {
     let deadline = tokio::time::Instant::now() + timeout;
     let mut changes = shared.changes.subscribe();
     loop {

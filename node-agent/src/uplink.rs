@@ -154,19 +154,11 @@ mod tests {
             let next = uplink.failed(at(0), &failure, 0);
             assert_eq!(
                 *uplink.state(),
-                LinkState::Down {
-                    since: at(0),
-                    why: failure.why().into(),
-                    whose_move: whose,
-                    next_attempt: next
-                }
+                LinkState::Down { since: at(0), why: failure.why().into(), whose_move: whose, next_attempt: next }
             );
         }
         uplink.connected(at(10), "docaxis/0.1".into(), at(12));
-        assert_eq!(
-            *uplink.state(),
-            LinkState::Up { since: at(10), broker: "docaxis/0.1".into(), clock_offset_ms: 2 }
-        );
+        assert_eq!(*uplink.state(), LinkState::Up { since: at(10), broker: "docaxis/0.1".into(), clock_offset_ms: 2 });
         assert_eq!(uplink.failed(at(20), &Failure::Lost("reset".into()), 0), at(1020));
     }
 }

@@ -31,9 +31,17 @@ pub(crate) fn start(
         move |source| AgentError::Io { operation, path, source }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("serve"))?;
-    let listener = {
+    let listening = {
         let _inside = runtime.enter();
-        listen(&path).map_err(failed("listen on"))?
+        listen(&path).map_err(failed("listen on"))
+    };
+    let listener = match listening {
+        Ok(listener) => listener,
+        Err(error) => {
+            // Dropped plainly, it would wait, which it may not where the caller is asynchronous.
+            runtime.shutdown_background();
+            return Err(error);
+        }
     };
     let failed = failed("serve");
     std::thread::Builder::new()
@@ -89,7 +97,9 @@ impl axum::serve::Listener for SameUser {
             match self.0.accept().await {
                 Ok((stream, address)) => match stream.peer_cred() {
                     Ok(peer) if allowed(peer.uid(), rustix::process::getuid().as_raw()) => return (stream, address),
-                    Ok(peer) => tracing::warn!(uid = peer.uid(), "another user was turned away from the control socket"),
+                    Ok(peer) => {
+                        tracing::warn!(uid = peer.uid(), "another user was turned away from the control socket")
+                    }
                     Err(error) => tracing::warn!(%error, "the control socket's peer has no name"),
                 },
                 Err(error) => {

@@ -93,7 +93,8 @@ async fn verify(session: &Session, item: EvidenceItem) -> Result<Follows, LinkEr
         && let Some(chain) = shared.mailbox.certificates(key).await?
     {
         // An earlier key of the exchange: its certificate came while it was in use, and need not be good today.
-        let parsed = docaxis_protocol::Evidence::parse(&item.evidence.bytes).map_err(crate::identity::TrustError::from)?;
+        let parsed =
+            docaxis_protocol::Evidence::parse(&item.evidence.bytes).map_err(crate::identity::TrustError::from)?;
         shared.keys.add(session.identity.evidence_key(&chain, parsed.time)?);
     }
     let identity = shared.identity.load_full();

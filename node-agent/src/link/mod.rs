@@ -24,7 +24,7 @@ use crate::agent::{Shared, told_to_stop};
 use crate::identity::{Identity, TrustError};
 use crate::mailbox::MailboxError;
 use crate::parts::PartsError;
-use crate::uplink::{Failure, LinkState, Uplink};
+use crate::uplink::{Failure, Uplink};
 
 /// A stream is reset with this when a stored body turned out damaged.
 const CODE_DAMAGED: VarInt = VarInt::from_u32(1);
@@ -200,8 +200,7 @@ fn why_not_connected(error: &quinn::ConnectionError, address: SocketAddr) -> Fai
 
 async fn resolve(shared: &Shared, identity: &Identity) -> Result<SocketAddr, Failure> {
     let name = shared.config.agent.broker.as_deref().unwrap_or(&identity.broker);
-    let mut found =
-        tokio::net::lookup_host(name).await.map_err(|e| Failure::Unreachable(format!("{name}: {e}")))?;
+    let mut found = tokio::net::lookup_host(name).await.map_err(|e| Failure::Unreachable(format!("{name}: {e}")))?;
     found.next().ok_or_else(|| Failure::Unreachable(format!("{name} has no address")))
 }
 
@@ -218,10 +217,9 @@ fn endpoint(shared: &Shared, broker: SocketAddr) -> Result<Endpoint, Failure> {
             Ok(socket)
         })
         .map_err(unreachable)?;
-    let runtime = quinn::default_runtime()
-        .ok_or_else(|| Failure::Unreachable("no asynchronous runtime for QUIC".into()))?;
-    let mut endpoint =
-        Endpoint::new(EndpointConfig::default(), None, socket.into(), runtime).map_err(unreachable)?;
+    let runtime =
+        quinn::default_runtime().ok_or_else(|| Failure::Unreachable("no asynchronous runtime for QUIC".into()))?;
+    let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket.into(), runtime).map_err(unreachable)?;
     endpoint.set_default_client_config(client_config(shared).map_err(|e| Failure::Identity(e.to_string()))?);
     Ok(endpoint)
 }
@@ -248,10 +246,7 @@ fn client_config(shared: &Shared) -> Result<ClientConfig, LinkError> {
     Ok(config)
 }
 
-/// Where the link stands, for those who wait for it.
-pub(crate) fn is_up(state: &LinkState) -> bool {
-    matches!(state, LinkState::Up { .. })
-}
-
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

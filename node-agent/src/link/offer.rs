@@ -325,7 +325,9 @@ pub async fn record(session: &Session, sealed: SealedStatement, outcome: Outcome
     let mut row = row_of(&evidence, outcome.evidence, outcome.leaf, shared.env.now());
     row.statement_chain = evidence.statement.is_some().then_some(sealed.chain);
     let destroyed = shared.mailbox.recorded(&about, moved, row, reason).await?;
-    shared.blocking(move |parts| destroyed.unreferenced.into_iter().try_for_each(|sha256| parts.remove(sha256))).await?;
+    shared
+        .blocking(move |parts| destroyed.unreferenced.into_iter().try_for_each(|sha256| parts.remove(sha256)))
+        .await?;
     shared.changed();
     Ok(())
 }

@@ -9,9 +9,9 @@ use docaxis_protocol::{Event, Timestamp};
 use tokio::sync::watch;
 
 use super::LinkError;
+use super::offer;
 use super::session::Session;
 use crate::agent::told_to_stop;
-use super::offer;
 use crate::mailbox::StatementRow;
 use crate::uplink::back_off;
 
@@ -55,7 +55,10 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
     let open = shared.mailbox.open_statements(limit).await?;
     let full = open.len() == MAX_BATCH;
     if let Some(oldest) = open.first().filter(|oldest| now.since(oldest.time) > ALARM_AFTER) {
-        shared.alarm(format!("the exchange has given no evidence yet for the statement {} about {}", oldest.event, oldest.dispatch));
+        shared.alarm(format!(
+            "the exchange has given no evidence yet for the statement {} about {}",
+            oldest.event, oldest.dispatch
+        ));
     }
     let due: Vec<StatementRow> = fit(open.into_iter().filter(|row| {
         let handover = matches!(row.event, Event::ContentHandover | Event::ContentHandoverFailure);
@@ -84,7 +87,10 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
                 postponed = true;
             }
             Err(reason) => {
-                shared.alarm(format!("the exchange refused the statement {} about {}: {reason}", row.event, row.dispatch));
+                shared.alarm(format!(
+                    "the exchange refused the statement {} about {}: {reason}",
+                    row.event, row.dispatch
+                ));
                 shared.mailbox.statement_refused(&row, reason).await?;
             }
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use docaxis_protocol::frame::{Class, Frame, Hello, VERSION, Welcome};
+use docaxis_protocol::limits::MAX_BATCH;
 use docaxis_protocol::tlog::{KeyKind, VerifierKey};
 use docaxis_protocol::{ReasonCode, Timestamp};
 use quinn::Connection;
@@ -53,8 +54,11 @@ pub async fn run(
     shared.mailbox.keep_log_certificates(welcome.log_chain.clone()).await?;
     let log = VerifierKey::new(identity.origin.as_str(), KeyKind::Ed25519, log_key.key().clone())
         .map_err(|e| LinkError::Protocol(e.to_string()))?;
-    for agency in identity.agencies().iter().filter(|agency| !welcome.agencies.contains(agency)) {
-        shared.alarm(format!("the exchange's directory does not let this node act for {agency}"));
+    // A longer list is cut short: then only the directory tells.
+    if welcome.agencies.len() < MAX_BATCH {
+        for agency in identity.agencies().iter().filter(|agency| !welcome.agencies.contains(agency)) {
+            tracing::warn!(%agency, "the exchange's directory does not let this node act for an agency yet");
+        }
     }
     shared.mailbox.all_due_now(now).await?;
     up(&welcome.software, welcome.time);

@@ -35,8 +35,7 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
                 Ok(due) => due,
                 Err(error) => break Err(error.into()),
             };
-            let new: Vec<OutgoingRow> =
-                due.into_iter().filter(|row| !under_way.contains(&row.id)).take(room).collect();
+            let new: Vec<OutgoingRow> = due.into_iter().filter(|row| !under_way.contains(&row.id)).take(room).collect();
             for row in new {
                 under_way.insert(row.id);
                 let session = session.clone();
@@ -234,7 +233,7 @@ mod tests {
             part(5, kib(5)),
             part(6, kib(4)),
         ];
-        let mut envelope = crate::testing::envelope("000.00.00.G22", &["H37.DN.001"]);
+        let mut envelope = crate::link::testing::envelope("000.00.00.G22", &["H37.DN.001"]);
         envelope.parts = parts;
         assert_eq!(choose_inline(&envelope), [0, 3, 4, 5, 7]);
     }

@@ -74,8 +74,8 @@ impl Mailbox {
 
     pub async fn directory_version(&self) -> Result<u64, MailboxError> {
         self.read(|connection| {
-            let text: Vec<u8> = connection
-                .query_row("SELECT value FROM meta WHERE key = 'directory_version'", [], |row| row.get(0))?;
+            let text: Vec<u8> =
+                connection.query_row("SELECT value FROM meta WHERE key = 'directory_version'", [], |row| row.get(0))?;
             rows::name("directory version", &String::from_utf8_lossy(&text))
         })
         .await
@@ -128,11 +128,7 @@ impl Mailbox {
                 "SELECT {COLUMNS} FROM agencies WHERE code LIKE ?1 ESCAPE '\\' OR folded LIKE ?2 ESCAPE '\\' \
                  ORDER BY code LIMIT ?3"
             );
-            connection
-                .prepare_cached(&sql)?
-                .query_map(params![code, name, limit], agency)?
-                .map(|row| row?)
-                .collect()
+            connection.prepare_cached(&sql)?.query_map(params![code, name, limit], agency)?.map(|row| row?).collect()
         })
         .await
     }

@@ -120,7 +120,14 @@ impl Mailbox {
                 }
                 insert(connection, &take, body)?;
             }
-            statements::insert(connection, take.id, &take.recipient, take.envelope_sha256, take.event, &take.statement)?;
+            statements::insert(
+                connection,
+                take.id,
+                &take.recipient,
+                take.envelope_sha256,
+                take.event,
+                &take.statement,
+            )?;
             Ok(Taken::New)
         })
         .await
@@ -153,11 +160,7 @@ impl Mailbox {
         .await
     }
 
-    pub async fn incoming(
-        &self,
-        id: DispatchId,
-        recipient: AgencyCode,
-    ) -> Result<Option<IncomingRow>, MailboxError> {
+    pub async fn incoming(&self, id: DispatchId, recipient: AgencyCode) -> Result<Option<IncomingRow>, MailboxError> {
         self.read(move |connection| {
             let sql = format!("SELECT {COLUMNS} FROM incoming WHERE id = ?1 AND recipient = ?2");
             connection

@@ -18,7 +18,7 @@ pub use incoming::{Destroyed, IncomingRow, Take, TakeBody, Taken};
 pub use outgoing::{DeliveryRow, IdempotencyConflict, OutgoingRow, Queued, QueuedPart};
 pub use proofs::{EvidenceRow, Followed, Follows, MissingProof};
 pub use rows::{DeliveryState, InState, OutState};
-pub use statements::{StatementRow, Stated};
+pub use statements::{Stated, StatementRow};
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -81,10 +81,7 @@ impl Mailbox {
         let (writer, writes) = mpsc::channel(MAX_WAITING_WRITES);
         let (reader, reads) = mpsc::channel(MAX_WAITING_READS);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new()
-                .name(name.into())
-                .spawn(work)
-                .map_err(|e| MailboxError::Thread(Arc::new(e)))
+            std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| MailboxError::Thread(Arc::new(e)))
         };
         let threads = vec![
             spawn("mailbox-write", Box::new(move || write_loop(connection, writes)))?,

@@ -275,13 +275,18 @@ fn insert(connection: &Connection, new: &Queued) -> Result<(), MailboxError> {
         ])?;
     for recipient in &new.recipients {
         connection
-            .prepare_cached("INSERT INTO deliveries (dispatch, recipient, state, since) VALUES (?1, ?2, 'waiting', ?3)")?
+            .prepare_cached(
+                "INSERT INTO deliveries (dispatch, recipient, state, since) VALUES (?1, ?2, 'waiting', ?3)",
+            )?
             .execute(params![new.id.as_bytes(), recipient.as_str(), new.queued.unix_ms()])?;
     }
     for part in &new.parts {
-        connection
-            .prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 0, ?3, ?4)")?
-            .execute(params![part.sha256.as_bytes(), new.sender.as_str(), new.id.as_bytes(), rows::int(part.size)])?;
+        connection.prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 0, ?3, ?4)")?.execute(params![
+            part.sha256.as_bytes(),
+            new.sender.as_str(),
+            new.id.as_bytes(),
+            rows::int(part.size)
+        ])?;
     }
     Ok(())
 }

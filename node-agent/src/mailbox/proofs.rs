@@ -205,8 +205,8 @@ impl Mailbox {
     /// A number that grows when the mailbox was restored from a backup.
     pub async fn epoch(&self) -> Result<u64, MailboxError> {
         self.read(|connection| {
-            let text: Vec<u8> = connection
-                .query_row("SELECT value FROM meta WHERE key = 'mailbox_epoch'", [], |row| row.get(0))?;
+            let text: Vec<u8> =
+                connection.query_row("SELECT value FROM meta WHERE key = 'mailbox_epoch'", [], |row| row.get(0))?;
             let text = String::from_utf8_lossy(&text).into_owned();
             rows::name("mailbox epoch", &text)
         })

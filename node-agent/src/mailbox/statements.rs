@@ -197,10 +197,7 @@ fn find(
     );
     connection
         .prepare_cached(&sql)?
-        .query_row(
-            params![id.as_bytes(), recipient.as_str(), envelope_sha256.as_bytes(), event.as_str()],
-            statement,
-        )
+        .query_row(params![id.as_bytes(), recipient.as_str(), envelope_sha256.as_bytes(), event.as_str()], statement)
         .optional()?
         .transpose()
 }
@@ -213,9 +210,8 @@ pub(super) fn insert(
     event: Event,
     sealed: &SealedStatement,
 ) -> Result<(), MailboxError> {
-    let time = docaxis_protocol::Statement::parse(&sealed.bytes)
-        .map_err(|e| rows::damaged("statement")(e.to_string()))?
-        .time;
+    let time =
+        docaxis_protocol::Statement::parse(&sealed.bytes).map_err(|e| rows::damaged("statement")(e.to_string()))?.time;
     connection
         .prepare_cached(
             "INSERT INTO statements (dispatch, recipient, envelope_sha256, event, bytes, signature, chain, time) \

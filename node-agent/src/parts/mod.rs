@@ -216,7 +216,9 @@ impl Drop for PartWriter {
         match fs::remove_file(&self.path) {
             Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(path = %self.path.display(), %error, "a half-written body stays until the next start"),
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "a half-written body stays until the next start")
+            }
         }
     }
 }
