@@ -20,8 +20,8 @@ use crate::parts::{Parts, PartsError};
 use crate::uplink::LinkState;
 use crate::{desk, link};
 
-/// How long a stop may take before running transfers are cut.
-pub const SHUTDOWN_WITHIN: Duration = Duration::from_secs(8);
+/// How long running transfers and requests may go on after a stop. Cut after that, they are taken up again later.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 /// Alarms that are kept for `status`.
 const MAX_ALARMS: usize = 100;
 

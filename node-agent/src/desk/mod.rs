@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-use crate::agent::{AgentError, SHUTDOWN_WITHIN, Shared, told_to_stop};
+use crate::agent::{AgentError, DRAIN_WITHIN, Shared, told_to_stop};
 
 /// Pause after a failed accept, which most often means that file descriptors have run out.
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
@@ -75,7 +75,7 @@ async fn serve(shared: Arc<Shared>, listener: SameUser, mut stop: watch::Receive
     });
     let late = async {
         told_to_stop(&mut stop).await;
-        tokio::time::sleep(SHUTDOWN_WITHIN).await;
+        tokio::time::sleep(DRAIN_WITHIN).await;
     };
     tokio::select! {
         served = serving.into_future() => if let Err(error) = served {

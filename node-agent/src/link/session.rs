@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::io::Stream;
 use super::{LinkError, directory, evidence, offer, report, submit};
-use crate::agent::{SHUTDOWN_WITHIN, Shared, told_to_stop};
+use crate::agent::{DRAIN_WITHIN, Shared, told_to_stop};
 use crate::identity::Identity;
 
 /// A connection on which the broker has answered `Welcome`.
@@ -107,10 +107,13 @@ async fn work(session: Arc<Session>, stop: &mut watch::Receiver<bool>) -> Result
         Some(task) = tasks.join_next() => task.unwrap_or(Err(LinkError::Panicked)),
     };
     quit.send_replace(true);
+    if ended.is_err() {
+        session.connection.close(super::CODE_DONE, b"the session ended");
+    }
     // No new work from here on; what is under way may end within a bounded time. On a lost link it ends at once.
-    let drained = tokio::time::timeout(SHUTDOWN_WITHIN, async { while tasks.join_next().await.is_some() {} }).await;
+    let drained = tokio::time::timeout(DRAIN_WITHIN, async { while tasks.join_next().await.is_some() {} }).await;
     if drained.is_err() {
-        tracing::warn!("transfers were cut after {SHUTDOWN_WITHIN:?}; they are taken up again after the next start");
+        tracing::warn!("transfers were cut after {DRAIN_WITHIN:?}; they are taken up again after the next start");
     }
     tasks.shutdown().await;
     ended
