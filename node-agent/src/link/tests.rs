@@ -126,7 +126,7 @@ async fn a_statement_is_stored_before_it_is_sent_and_nothing_is_visible_before_i
     // The broker never heard it: the same words come again, of our own accord and when it is offered again.
     let link = exchange.accept().await;
     let (Frame::Report(report), mut reported) = link.next("Report").await else { panic!() };
-    assert_eq!(report.statements, [first.clone()]);
+    assert_eq!(report.statements, std::slice::from_ref(&first));
     let mut stream = link.offer(offer, &[b"small"]).await;
     assert_eq!(handover(&mut stream).await, first);
     assert!(agent.show(id).await.is_err());
