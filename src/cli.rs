@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::broker;
 use crate::out::{Failure, Lang, Out};
+use crate::{agency, agent, audit, broker, ca, doc};
 
 /// A national e-document exchange: sealed dispatches between agencies, with signed delivery evidence.
 #[derive(Debug, Parser)]
@@ -23,9 +23,24 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The authority: who may join, and what was revoked.
+    #[command(subcommand)]
+    Ca(ca::Command),
+    /// The directory of agencies.
+    #[command(subcommand)]
+    Agency(agency::Command),
+    /// A node's agent.
+    #[command(subcommand)]
+    Agent(agent::Command),
     /// The central broker.
     #[command(subcommand)]
     Broker(broker::Command),
+    /// Sending and receiving official dispatches.
+    #[command(subcommand)]
+    Doc(doc::Command),
+    /// Evidence, and checking it without trusting the exchange.
+    #[command(subcommand)]
+    Audit(audit::Command),
 }
 
 /// Runs the command line of this process.
@@ -43,7 +58,12 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, out: Out) -> Result<(), Failure> {
     match command {
+        Command::Ca(command) => ca::run(command, out),
+        Command::Agency(command) => agency::run(command, out),
+        Command::Agent(command) => agent::run(command, out),
         Command::Broker(command) => broker::run(command, out),
+        Command::Doc(command) => doc::run(command, out),
+        Command::Audit(command) => audit::run(command, out),
     }
 }
 

@@ -159,9 +159,14 @@ impl AgentConfig {
         }
     }
 
+    /// Reads and checks a file. Relative folders in it are taken from the folder that it lies in.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-        Self::from_toml(&text)
+        let mut config = Self::from_toml(&text)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        config.agent.data = folder.join(&config.agent.data);
+        config.agent.identity = folder.join(&config.agent.identity);
+        Ok(config)
     }
 
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {

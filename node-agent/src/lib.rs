@@ -12,7 +12,7 @@ pub mod env;
 pub mod gateway;
 pub mod identity;
 pub mod inbox;
-mod link;
+pub mod link;
 pub mod mailbox;
 pub mod officer;
 pub mod outbox;

@@ -21,7 +21,8 @@ fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
     let names: BTreeMap<String, String> =
         metadata["packages"].as_array().unwrap().iter().map(|p| (text(&p["id"]), text(&p["name"]))).collect();
-    let normal = |dep: &serde_json::Value| dep["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null());
+    let normal =
+        |dep: &serde_json::Value| dep["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null());
     metadata["resolve"]["nodes"]
         .as_array()
         .unwrap()

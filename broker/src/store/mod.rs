@@ -6,6 +6,8 @@
 //! submissions of one id get one receipt. A failed sync poisons the store: every later change is refused with
 //! [`StoreError::Poisoned`], and nothing further is acknowledged.
 
+#[cfg(test)]
+pub(crate) mod claims;
 pub mod embedded;
 
 use std::future::Future;

@@ -3,13 +3,20 @@
 //! One endpoint and one connection at a time, driven on a current-thread runtime on a thread of its own. When to
 //! connect is decided in `uplink`, what to say in `outbox` and `inbox`; here it is done.
 
+pub mod authority;
 mod directory;
+pub mod endpoint;
 mod evidence;
+mod frames;
 mod io;
+pub mod join;
 mod offer;
+pub mod registrar;
 mod report;
 mod session;
 mod submit;
+
+pub use frames::FramesError;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;

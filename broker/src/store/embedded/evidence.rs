@@ -71,9 +71,11 @@ impl EvidenceFiles {
         let failed = io_error("opening the evidence");
         let mut at = FILE_HEADER_BYTES as u64;
         let mut end = End { file: last, offset: at, settled: file.header.first };
+        let mut last_copy = at;
         while let Some((frame, bytes)) = self.frame_at(&file, at)? {
             at += frame.whole();
             if let Some(settled) = mark_in(&frame, &bytes) {
+                last_copy = end.offset;
                 end = End { file: last, offset: at, settled };
             }
         }
@@ -88,8 +90,17 @@ impl EvidenceFiles {
             tracing::info!(file = %self.path(last).display(), from = end.offset, to = len, "cut an unfinished copy");
             file.file.set_len(end.offset).map_err(&failed)?;
         }
-        // It may be that what reads here was never synced by the process before.
+        // A sync that failed before has left the pages clean, and the disk without them; the journal segment may be freed
+        // for it. Only the last copy can be such, so it is written once more.
+        let mut buffer = vec![0; CHUNK_BYTES];
+        while last_copy < end.offset {
+            let step = usize::try_from(end.offset - last_copy).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+            file.file.read_at(last_copy, &mut buffer[..step]).map_err(&failed)?;
+            file.file.write_at(last_copy, &buffer[..step]).map_err(&failed)?;
+            last_copy += step as u64;
+        }
         file.file.sync_data().map_err(&failed)?;
+        self.disk.sync_dir(&self.dir).map_err(&failed)?;
         *self.end() = end;
         Ok(())
     }
@@ -168,7 +179,7 @@ impl EvidenceFiles {
         Ok(End { file: number, offset: FILE_HEADER_BYTES as u64, settled: end.settled })
     }
 
-    /// Every record in order, and how many bytes there are to read in all before the first.
+    /// Every record in order.
     pub fn walk(&self, mut each: impl FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
         let numbers: Vec<u64> = self.files.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
         for number in numbers {

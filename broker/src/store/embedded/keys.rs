@@ -173,10 +173,6 @@ pub fn delivery(seq: u64, recipient: &AgencyCode) -> Vec<u8> {
     key(b'r', &[&seq.to_be_bytes(), recipient.as_str().as_bytes()])
 }
 
-pub fn deliveries(seq: u64) -> Vec<u8> {
-    key(b'r', &[&seq.to_be_bytes()])
-}
-
 pub fn queue(recipient: &AgencyCode, priority: u8, seq: u64) -> Vec<u8> {
     key(b'q', &[recipient.as_str().as_bytes(), &[0, u8::MAX - priority], &seq.to_be_bytes()])
 }
@@ -224,10 +220,6 @@ pub fn owners(sha256: &[u8; 32]) -> Vec<u8> {
 
 pub fn body(sha256: &[u8; 32]) -> Vec<u8> {
     key(b'b', &[sha256])
-}
-
-pub fn bodies() -> Vec<u8> {
-    vec![b'b']
 }
 
 pub fn finished(finished_ms: i64, seq: u64) -> Vec<u8> {

@@ -198,6 +198,10 @@ impl Settler {
     fn free(&self) -> Result<(), StoreError> {
         for segment in self.full_segments() {
             let number = segment.header.number;
+            // One may have become full since: only what stands in evidence, and is looked for there, may go.
+            if self.shared.view.get(&keys::moved(number))?.is_none() || number > self.shared.evidence.settled() {
+                continue;
+            }
             // Copying forward what is still the larger part would fill the journal faster than it is emptied.
             let live = live_bytes(number, self.shared.view.as_ref())?;
             if live.saturating_mul(2) > segment.bytes {
