@@ -254,4 +254,6 @@ fn client_config(shared: &Shared) -> Result<ClientConfig, LinkError> {
 }
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
