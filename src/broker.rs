@@ -56,7 +56,7 @@ fn serve(arg: &ConfigArg, out: Out) -> Result<(), Failure> {
     let config = arg.load()?;
     let broker = Broker::start(&config).map_err(|e| start_failure(&e))?;
     out.data(&json!({"listening": broker.address().to_string()}), format!("listening on {}", broker.address()))?;
-    serve::wait_for_stop()?;
+    serve::wait_for_stop(|| broker.poisoned().map(|e| Failure::other(format!("{e}; start the broker again"))))?;
     broker.stop().map_err(|e| Failure::other(format!("the store did not close cleanly: {e}")))
 }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::out::{Failure, Lang, Out};
-use crate::{agency, agent, broker, ca};
+use crate::{agency, agent, audit, broker, ca, doc};
 
 /// A national e-document exchange: sealed dispatches between agencies, with signed delivery evidence.
 #[derive(Debug, Parser)]
@@ -35,6 +35,12 @@ enum Command {
     /// The central broker.
     #[command(subcommand)]
     Broker(broker::Command),
+    /// Sending and receiving official dispatches.
+    #[command(subcommand)]
+    Doc(doc::Command),
+    /// Evidence, and checking it without trusting the exchange.
+    #[command(subcommand)]
+    Audit(audit::Command),
 }
 
 /// Runs the command line of this process.
@@ -56,6 +62,8 @@ fn run(command: Command, out: Out) -> Result<(), Failure> {
         Command::Agency(command) => agency::run(command, out),
         Command::Agent(command) => agent::run(command, out),
         Command::Broker(command) => broker::run(command, out),
+        Command::Doc(command) => doc::run(command, out),
+        Command::Audit(command) => audit::run(command, out),
     }
 }
 

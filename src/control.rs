@@ -39,17 +39,23 @@ impl Control {
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.json("GET", path, Bytes::new())
+        self.json("GET", path, Bytes::new(), None)
     }
 
-    pub fn post<T: DeserializeOwned>(&self, path: &str, body: &Value) -> Result<T, Failure> {
-        self.json("POST", path, body.to_string().into())
+    /// A `POST`; `idempotency_key` is the caller's own name for it.
+    pub fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Value,
+        idempotency_key: Option<&str>,
+    ) -> Result<T, Failure> {
+        self.json("POST", path, body.to_string().into(), idempotency_key)
     }
 
     /// The body of a `GET`, as it is.
     pub fn bytes(&self, path: &str) -> Result<Vec<u8>, Failure> {
         block_on(async {
-            let response = self.send("GET", path, Bytes::new()).await?;
+            let response = self.send("GET", path, Bytes::new(), None).await?;
             Ok(collect(response).await?.to_vec())
         })
     }
@@ -57,7 +63,7 @@ impl Control {
     /// Writes the body of a `GET` piece by piece to `sink`; memory stays constant.
     pub fn stream(&self, path: &str, sink: &mut dyn std::io::Write) -> Result<(), Failure> {
         block_on(async {
-            let mut response = self.send("GET", path, Bytes::new()).await?;
+            let mut response = self.send("GET", path, Bytes::new(), None).await?;
             if !response.status().is_success() {
                 return Err(problem(response).await);
             }
@@ -71,15 +77,27 @@ impl Control {
         })
     }
 
-    fn json<T: DeserializeOwned>(&self, method: &str, path: &str, body: Bytes) -> Result<T, Failure> {
+    fn json<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: Bytes,
+        idempotency_key: Option<&str>,
+    ) -> Result<T, Failure> {
         block_on(async {
-            let bytes = collect(self.send(method, path, body).await?).await?;
+            let bytes = collect(self.send(method, path, body, idempotency_key).await?).await?;
             serde_json::from_slice(&bytes)
                 .map_err(|e| Failure::other(format!("{} answered something unexpected: {e}", self.socket.display())))
         })
     }
 
-    async fn send(&self, method: &str, path: &str, body: Bytes) -> Result<Response<Incoming>, Failure> {
+    async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        body: Bytes,
+        idempotency_key: Option<&str>,
+    ) -> Result<Response<Incoming>, Failure> {
         let stream = tokio::net::UnixStream::connect(&self.socket).await.map_err(|error| {
             let message = format!("nobody answers at {}: {error}", self.socket.display());
             Failure { exit: 4, ..Failure::new(ReasonCode::Busy, message).hint(self.start_hint.clone()) }
@@ -88,7 +106,11 @@ impl Control {
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.lost(&e))?;
         // Ends by itself when the answer has been read, or with the runtime.
         let _driver = tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder();
+        if let Some(key) = idempotency_key {
+            request = request.header("idempotency-key", key);
+        }
+        let request = request
             .method(method)
             .uri(path)
             .header("host", "localhost")

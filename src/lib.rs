@@ -3,11 +3,13 @@
 
 pub mod agency;
 pub mod agent;
+pub mod audit;
 pub mod broker;
 pub mod ca;
 pub mod cli;
 pub mod clock;
 pub mod confirm;
 pub mod control;
+pub mod doc;
 pub mod out;
 mod serve;

@@ -87,6 +87,11 @@ impl Failure {
         Self { code: "usage".into(), message: message.into(), hint: "See `docaxis help`.".into(), exit: 2 }
     }
 
+    /// A failure that the printed result has told already: only the exit code is left to say it.
+    pub fn told(exit: u8) -> Self {
+        Self { code: String::new(), message: String::new(), hint: String::new(), exit }
+    }
+
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = hint.into();
@@ -95,6 +100,9 @@ impl Failure {
 
     /// Prints the failure and gives its exit code.
     pub fn report(&self, out: Out) -> ExitCode {
+        if self.code.is_empty() {
+            return ExitCode::from(self.exit);
+        }
         if out.json {
             let error = json!({"error": {"code": self.code, "message": self.message, "hint": self.hint}});
             println!("{error:#}");

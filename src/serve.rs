@@ -24,16 +24,25 @@ fn is_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
-/// Waits for SIGTERM or SIGINT.
-pub fn wait_for_stop() -> Result<(), Failure> {
+/// How often a running command looks whether it must give up by itself.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Waits for SIGTERM or SIGINT, or until `given_up` says why it cannot go on.
+pub fn wait_for_stop(given_up: impl Fn() -> Option<Failure>) -> Result<(), Failure> {
     block_on(async {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+                () = tokio::time::sleep(LOOK) => match given_up() {
+                    Some(failure) => return Err(failure),
+                    None => continue,
+                },
+            }
+            return Ok(());
         }
-        Ok(())
     })
 }

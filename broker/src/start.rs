@@ -61,6 +61,7 @@ pub enum StartError {
 
 /// A running broker.
 pub struct Broker {
+    embedded: Arc<EmbeddedStore>,
     link: Link,
     control: Control,
     exchange: Arc<Exchange>,
@@ -75,8 +76,9 @@ impl Broker {
         let identity = BrokerIdentity::load(&section.identity)?;
         let trust = Trust::new(identity.origin.clone(), &identity.common)?;
         let links = Arc::new(Links::default());
-        let store: Arc<dyn Store> = open_store(config)?;
-        let blobs = Arc::new(BlobStore::open(Arc::new(RealDisk), &section.data.join("blobs"))?);
+        let embedded = open_store(config)?;
+        let blobs = embedded.blobs();
+        let store: Arc<dyn Store> = embedded.clone();
         let keeper = LogKeeper::open(&section.data.join("log"), &identity.origin, identity.log_key.clone(), &*store)?;
         let exchange = Arc::new(exchange(config, &identity, store, blobs, &keeper, trust.clone(), links.clone())?);
         exchange.restore_notices()?;
@@ -93,12 +95,17 @@ impl Broker {
         let link = Link::start(&link_config, &identity, trust, exchange.clone(), links)?;
         let control = Control::start(&section.data.join("control.sock"), &identity, exchange.clone(), link.address())?;
         tracing::info!(origin = %identity.origin, address = %link.address(), "the broker serves");
-        Ok(Self { link, control, exchange, stop, threads })
+        Ok(Self { embedded, link, control, exchange, stop, threads })
     }
 
     /// The address of the link; the port is known even if 0 was asked for.
     pub fn address(&self) -> std::net::SocketAddr {
         self.link.address()
+    }
+
+    /// Why nothing more is acknowledged, if a write failed: the process must stop and be started again.
+    pub fn poisoned(&self) -> Option<StoreError> {
+        self.embedded.poisoned()
     }
 
     /// The exchange, for tests that look inside.
@@ -161,7 +168,11 @@ fn exchange(
     let signed_by_seals_ca = |leaf: &Vec<u8>| Chain::from_ders([leaf.clone(), common.seals_ca.clone()]);
     Ok(Exchange {
         issuer: Issuer::new(origin.clone(), identity.evidence_key.clone(), env.clone()),
-        seals: Seals::new(pem("CERTIFICATE", &common.root).as_bytes(), issuers, std::slice::from_ref(&common.seals_crl))?,
+        seals: Seals::new(
+            pem("CERTIFICATE", &common.root).as_bytes(),
+            issuers,
+            std::slice::from_ref(&common.seals_crl),
+        )?,
         directory: RwLock::new(Directory::new(origin.clone(), directory_key)),
         log: keeper.reader(),
         bells: Default::default(),

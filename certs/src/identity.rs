@@ -1,5 +1,6 @@
 //! Identity folders, read and written whole: a node's, a broker's, the authority's link.
 //!
+//! A certificate and its key are replaced together or not at all: `pair.rs` finishes what a crash interrupted.
 //! Reading a folder checks that what belongs together is there and that keys fit their certificates; whether a
 //! certificate still holds is for the handshake and the verifiers to say.
 
@@ -15,6 +16,7 @@ use crate::files::{self, FileError};
 use crate::keys::{KeyError, PrivateKey};
 use crate::layout;
 use crate::name::{Facts, FactsError, Subject};
+use crate::pair;
 use crate::seal::{SealError, load_secret_key};
 
 #[derive(Debug, thiserror::Error)]
@@ -146,8 +148,7 @@ impl NodeIdentity {
         files::create_folder(&seals)?;
         self.common.save(folder)?;
         let chain = pem_certificates([self.certificate.as_slice(), &self.common.nodes_ca]);
-        files::write(&folder.join(layout::NODE_KEY), self.key.pem().as_bytes())?;
-        files::write(&folder.join(layout::NODE), chain.as_bytes())?;
+        pair::write(folder, layout::NODE, layout::NODE_KEY, &chain, &self.key)?;
         write_signing(folder, layout::WITNESS, layout::WITNESS_KEY, &self.witness_certificate, &self.witness_key)?;
         for (name, der) in [(layout::EVIDENCE, &self.evidence), (layout::LOG, &self.log)] {
             files::write(&folder.join(name), pem("CERTIFICATE", der).as_bytes())?;
@@ -207,7 +208,9 @@ fn load_seals(folder: &Path) -> Result<BTreeMap<AgencyCode, SealIdentity>, Ident
     let listing = std::fs::read_dir(folder).map_err(files::failed("list", folder))?;
     for file in listing {
         let name = file.map_err(files::failed("list", folder))?.file_name();
-        let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(".pem")) else { continue };
+        // A seal whose first writing was interrupted has no `.pem` yet.
+        let name = name.to_str().map(|name| name.strip_suffix(pair::NEXT).unwrap_or(name));
+        let Some(stem) = name.and_then(|name| name.strip_suffix(".pem")) else { continue };
         let Ok(code) = stem.parse::<AgencyCode>() else { continue };
         let expected = "docaxis://agency/ and the code that the file is named after";
         let (certificate, key) =
@@ -323,6 +326,7 @@ fn link_pair(
     expected: &'static str,
     is_expected: impl Fn(&Subject) -> bool,
 ) -> Result<(Vec<u8>, PrivateKey), IdentityError> {
+    pair::finish(folder, certificate, key)?;
     let path = folder.join(certificate);
     // The file holds the chain as TLS sends it; the first certificate is the party's own.
     let chain = certificates_from_pem(&files::read(&path)?)
@@ -341,6 +345,7 @@ fn signing_pair(
     expected: &'static str,
     is_expected: impl Fn(&Subject) -> bool,
 ) -> Result<(Vec<u8>, SecretKey), IdentityError> {
+    pair::finish(folder, certificate, key)?;
     let path = folder.join(certificate);
     let der = self::certificate(&path)?;
     let key = load_secret_key(&folder.join(key))?;
@@ -356,7 +361,5 @@ fn write_signing(
     secret: &SecretKey,
 ) -> Result<(), IdentityError> {
     let private = PrivateKey::from_seed(&secret.seed()).map_err(IdentityError::Write)?;
-    files::write(&folder.join(key), private.pem().as_bytes())?;
-    files::write(&folder.join(certificate), pem("CERTIFICATE", der).as_bytes())?;
-    Ok(())
+    Ok(pair::write(folder, certificate, key, &pem("CERTIFICATE", der), &private)?)
 }

@@ -13,6 +13,7 @@ pub mod join;
 pub mod keys;
 pub mod layout;
 pub mod name;
+mod pair;
 pub mod profile;
 pub mod refusal;
 pub mod seal;

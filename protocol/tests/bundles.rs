@@ -104,7 +104,7 @@ fn the_verdict_tells_what_happened() {
         let check = verdict.checks.iter().find(|check| check.name.starts_with(name)).unwrap();
         check.outcome.as_ref().unwrap().clone()
     };
-    assert_eq!(detail("Registered for H37.DN.001"), "leaf 5 of 9, 1 witnesses");
+    assert_eq!(detail("Registered for H37.DN.001"), "leaf 5 of 9, cosigned by 1");
 
     let wrong = BTreeMap::from([(Digest::of(b"another"), 17)]);
     let expect = vec!["Refused".to_owned(), "Registered:H99".to_owned()];

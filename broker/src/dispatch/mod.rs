@@ -114,7 +114,11 @@ impl Exchange {
         self.with_directory(|directory| {
             let entries = directory.since(version, DIRECTORY_BATCH_BYTES);
             let version = entries.last()?.version;
-            Some(Notices { version, entries: entries.iter().map(|entry| entry.signed().clone()).collect(), crls: Vec::new() })
+            Some(Notices {
+                version,
+                entries: entries.iter().map(|entry| entry.signed().clone()).collect(),
+                crls: Vec::new(),
+            })
         })
     }
 

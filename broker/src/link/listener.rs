@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use docaxis_certs::refusal::RefusedBy;
 use docaxis_certs::tls::{self, TlsError};
 use docaxis_certs::verifier::{Identity, Peer as TlsPeer};
 use docaxis_certs::{BrokerIdentity, Refusal, Trust};
@@ -236,15 +237,18 @@ fn refuse(connection: &Connection, why: &str) {
 
 /// A handshake that came to nothing: whichever side refused, the reason is the TLS alert's.
 fn log_refusal(remote: SocketAddr, error: &ConnectionError) {
-    let code = match error {
-        ConnectionError::TransportError(error) => Some(u64::from(error.code)),
-        ConnectionError::ConnectionClosed(close) => Some(u64::from(close.error_code)),
-        _ => None,
+    let (code, by, details) = match error {
+        ConnectionError::TransportError(error) => (u64::from(error.code), RefusedBy::Us, error.reason.clone()),
+        ConnectionError::ConnectionClosed(close) => {
+            let details = String::from_utf8_lossy(&close.reason).into_owned();
+            (u64::from(close.error_code), RefusedBy::Peer, details)
+        }
+        _ => return tracing::info!(%remote, %error, "a handshake was not finished"),
     };
     // QUIC carries a TLS alert as 0x100 plus the alert's code (RFC 9001, section 4.8).
-    match code.and_then(|code| code.checked_sub(0x100)).and_then(|alert| u8::try_from(alert).ok()) {
+    match code.checked_sub(0x100).and_then(|alert| u8::try_from(alert).ok()) {
         Some(alert) => {
-            let refusal = Refusal::from_alert_code(alert);
+            let refusal = Refusal::from_alert_code(alert, by, &details);
             tracing::warn!(%remote, reason = refusal.reason.label(), %refusal, "a handshake was refused");
         }
         None => tracing::info!(%remote, %error, "a handshake was not finished"),

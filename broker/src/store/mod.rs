@@ -6,6 +6,10 @@
 //! submissions of one id get one receipt. A failed sync poisons the store: every later change is refused with
 //! [`StoreError::Poisoned`], and nothing further is acknowledged.
 
+#[cfg(test)]
+pub(crate) mod claims;
+pub mod embedded;
+
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;

@@ -12,6 +12,7 @@ use crate::files;
 use crate::keys::{KeyAlgorithm, PrivateKey};
 use crate::layout;
 use crate::name::Subject;
+use crate::pair;
 
 impl Authority {
     /// Writes a broker's whole identity into its folder, by the names of [`layout`].
@@ -43,6 +44,9 @@ impl Authority {
 
     fn holds_good(&self, folder: &Path, subject: &Subject, certificate: &str, key: &str, now: Timestamp) -> bool {
         let Some(issued) = self.state.current(subject, now) else { return false };
+        if pair::finish(folder, certificate, key).is_err() {
+            return false;
+        }
         let written = files::read(&folder.join(certificate));
         let same = written.is_ok_and(|text| text == pem("CERTIFICATE", &issued.der).into_bytes());
         same && files::read(&folder.join(key))
@@ -50,8 +54,7 @@ impl Authority {
             .is_ok_and(|text| PrivateKey::from_pem(&text).is_ok_and(|key| key.spki() == issued.facts.spki))
     }
 
-    /// The record comes first, then the key, then the certificate: a certificate in a folder always has its key
-    /// beside it, and none exists that the authority does not know.
+    /// The record comes first: no certificate exists that the authority does not know.
     fn issue_into(
         &mut self,
         folder: &Path,
@@ -74,9 +77,7 @@ impl Authority {
             Which::Nodes => pem_certificates([der.as_slice(), self.ca_certificate(which)]),
             Which::Seals => pem("CERTIFICATE", &der),
         };
-        files::write(&folder.join(key), private.pem().as_bytes())?;
-        files::write(&folder.join(certificate), text.as_bytes())?;
-        Ok(())
+        Ok(pair::write(folder, certificate, key, &text, &private)?)
     }
 
     /// The directory's certificate, replaced for the same key when it nears its end.

@@ -159,6 +159,7 @@ impl Authority {
                 node: node.clone(),
                 agencies,
                 secret: secret.to_vec(),
+                broker_address: keys.settings.broker_address.clone(),
                 created: now,
                 expires: now.plus(valid_for),
             };
@@ -369,7 +370,7 @@ fn grant(
         kind: JoinAnswer::TYPE.into(),
         origin: origin.clone(),
         node: node.clone(),
-        broker_address: keys.settings.broker_address.clone(),
+        broker_address: invitation.broker_address.clone(),
         broker_dns_name: profile::broker_dns_name(&keys.settings.broker),
         root: keys.root.clone(),
         nodes_ca: keys.nodes.certificate.clone(),

@@ -141,11 +141,7 @@ impl Authority {
         if folder.join(SETTINGS).exists() {
             return Err(AuthorityError::Exists { folder: folder.to_owned() });
         }
-        let address = &config.broker_address;
-        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-        if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
-            return Err(AuthorityError::Address { found: address.clone() });
-        }
+        check_address(&config.broker_address)?;
         files::create_folder(folder)?;
         let root_key = PrivateKey::generate(KeyAlgorithm::P256)?;
         files::write(&folder.join(ROOT_KEY), root_key.pem().as_bytes())?;
@@ -164,7 +160,7 @@ impl Authority {
         let settings = Settings {
             origin: config.origin.clone(),
             broker: config.broker.clone(),
-            broker_address: address.clone(),
+            broker_address: config.broker_address.clone(),
             validity: config.validity.clone(),
             node_key: config.node_key,
         };
@@ -176,10 +172,17 @@ impl Authority {
             let der = keys.issue(&subject, directory.pair(), config.now)?;
             Ok((vec![Record::Issued { der }], ()))
         })?;
-        let text = serde_json::to_vec_pretty(&settings)
-            .map_err(|source| AuthorityError::Settings { path: folder.join(SETTINGS), source })?;
-        files::write(&folder.join(SETTINGS), &text)?;
+        write_settings(folder, &settings)?;
         Ok(authority)
+    }
+
+    /// Takes a new `host:port` of the broker; invitations from now on name it.
+    pub fn set_broker_address(&mut self, address: &str) -> Result<(), AuthorityError> {
+        check_address(address)?;
+        let settings = Settings { broker_address: address.to_owned(), ..self.keys.settings.clone() };
+        write_settings(&self.keys.folder, &settings)?;
+        self.keys.settings = settings;
+        Ok(())
     }
 
     /// Opens an authority and reads all its records.
@@ -270,8 +273,8 @@ impl Authority {
 
 #[cfg(test)]
 impl Keys {
-    pub(crate) fn nodes_ca(&self) -> &Ca {
-        &self.nodes
+    pub(crate) fn ca_for_tests(&self, which: Which) -> &Ca {
+        self.ca(which)
     }
 }
 
@@ -307,6 +310,21 @@ impl Keys {
     fn root_id(&self) -> Digest {
         Digest::of(&self.root)
     }
+}
+
+fn check_address(address: &str) -> Result<(), AuthorityError> {
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(_)) => Ok(()),
+        _ => Err(AuthorityError::Address { found: address.chars().take(120).collect() }),
+    }
+}
+
+fn write_settings(folder: &Path, settings: &Settings) -> Result<(), AuthorityError> {
+    let path = folder.join(SETTINGS);
+    let text = serde_json::to_vec_pretty(settings)
+        .map_err(|source| AuthorityError::Settings { path: path.clone(), source })?;
+    Ok(files::write(&path, &text)?)
 }
 
 fn ca_file(which: Which, ending: &str) -> String {

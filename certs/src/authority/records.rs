@@ -103,6 +103,8 @@ pub(crate) struct Invitation {
     pub agencies: Vec<AgencyCode>,
     #[serde(with = "b64")]
     pub secret: Vec<u8>,
+    /// As the token names it: the answer must say the same, also if the broker has moved since.
+    pub broker_address: String,
     pub created: Timestamp,
     pub expires: Timestamp,
 }

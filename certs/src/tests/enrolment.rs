@@ -196,3 +196,43 @@ fn a_simulation_may_use_ed25519_for_nodes() {
     let joined = exchange.join("h37", &["ABC"]);
     assert_eq!(joined.key.algorithm(), crate::keys::KeyAlgorithm::Ed25519);
 }
+
+#[test]
+fn an_invitation_from_before_the_broker_moved_is_still_answered_and_the_next_names_the_new_address() {
+    let mut exchange = Exchange::new();
+    let before = pending(&mut exchange);
+    exchange.authority.set_broker_address("127.0.0.1:7401").unwrap();
+    let answer = granted(exchange.authority.join(before.request(), &before.mac(), NOW).unwrap());
+    assert_eq!(before.accept(&answer, NOW).unwrap().link.broker_address, "broker.example:7400");
+    let mut reopened = Authority::open(&exchange.folder.path().join("authority")).unwrap();
+    let after = reopened.invite(&node("h37"), &[], DAY, NOW).unwrap();
+    assert_eq!(after.broker_address, "127.0.0.1:7401");
+    assert!(reopened.set_broker_address("nowhere").is_err());
+}
+
+#[test]
+fn an_identity_that_is_replaced_while_the_machine_stops_reads_as_the_new_one() {
+    let mut exchange = Exchange::new();
+    let old = exchange.join("h37", &["H37.DN.001"]);
+    let new = exchange.join("h37", &["H37.DN.001"]);
+    let (folder, donor) = (exchange.folder.path().join("node"), exchange.folder.path().join("donor"));
+    new.save(&donor).unwrap();
+    let read = |name: &str| std::fs::read(donor.join(name)).unwrap();
+    for (certificate, key) in [("node.pem", "node.key"), ("seals/H37.DN.001.pem", "seals/H37.DN.001.key")] {
+        for stopped_after in 1..=3 {
+            old.save(&folder).unwrap();
+            let both = [read(key), read(certificate)].concat();
+            std::fs::write(folder.join(format!("{certificate}.next")), both).unwrap();
+            if stopped_after > 1 {
+                std::fs::write(folder.join(key), read(key)).unwrap();
+            }
+            if stopped_after > 2 {
+                std::fs::write(folder.join(certificate), read(certificate)).unwrap();
+            }
+            NodeIdentity::load(&folder).unwrap();
+            let found = |name: &str| std::fs::read(folder.join(name)).unwrap();
+            assert_eq!((found(certificate), found(key)), (read(certificate), read(key)));
+            assert!(!folder.join(format!("{certificate}.next")).exists());
+        }
+    }
+}

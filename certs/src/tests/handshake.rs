@@ -208,10 +208,15 @@ fn check(what: &str, refuses: Refuses, expected: HandshakeRefusal, edit: impl Fn
     assert_eq!((hearing.reason, hearing.by), (expected, RefusedBy::Peer), "{what}: {hearing}");
 }
 
-/// What the authority would never issue: a certificate for `subject` and these names, by the nodes' CA of `exchange`.
-fn forged(exchange: &Exchange, subject: &Subject, dns: Option<&str>) -> (Vec<Vec<u8>>, crate::keys::PrivateKey) {
+/// What the authority would never issue: a certificate for `subject` and this name, by one of the CAs of `exchange`.
+fn forged(
+    exchange: &Exchange,
+    which: Which,
+    subject: &Subject,
+    dns: Option<&str>,
+) -> (Vec<Vec<u8>>, crate::keys::PrivateKey) {
     let key = crate::keys::PrivateKey::generate(crate::keys::KeyAlgorithm::P256).unwrap();
-    let ca = exchange.authority.keys_for_tests().nodes_ca();
+    let ca = exchange.authority.keys_for_tests().ca_for_tests(which);
     let der = crate::profile::issue(ca, subject, dns, key.pair(), NOW, DAY).unwrap();
     (vec![der, ca.certificate.clone()], key)
 }
@@ -241,9 +246,13 @@ fn the_broker_refuses_each_wrong_client_with_its_own_reason() {
         case.client_chain = vec![seal.certificate.clone(), h37.common.seals_ca.clone()];
         case.client_key = crate::keys::PrivateKey::from_seed(&seal.key.seed()).unwrap();
     });
+    check("a node that the seals' CA vouches for", by, R::WrongRole, |exchange, case| {
+        let subject = Subject::Node(node("g22"));
+        (case.client_chain, case.client_key) = forged(exchange, Which::Seals, &subject, None);
+    });
     check("the authority of another exchange under this root", by, R::WrongName, |exchange, case| {
         let other = Subject::Authority("docaxis.example/other".parse().unwrap());
-        (case.client_chain, case.client_key) = forged(exchange, &other, None);
+        (case.client_chain, case.client_key) = forged(exchange, Which::Nodes, &other, None);
     });
 }
 
@@ -270,9 +279,13 @@ fn a_node_refuses_each_wrong_broker_with_its_own_reason() {
     check("a broker with another DNS name", by, R::WrongName, |_, case| {
         case.name = "b2.broker.docaxis.invalid".into();
     });
+    check("a broker that the seals' CA vouches for", by, R::WrongRole, |exchange, case| {
+        let subject = Subject::Broker("docaxis.example/vn".parse().unwrap());
+        (case.server_chain, case.server_key) = forged(exchange, Which::Seals, &subject, Some(&case.name));
+    });
     check("the broker of another exchange under this root", by, R::WrongName, |exchange, case| {
         let other = Subject::Broker("docaxis.example/other".parse().unwrap());
-        (case.server_chain, case.server_key) = forged(exchange, &other, Some(&case.name));
+        (case.server_chain, case.server_key) = forged(exchange, Which::Nodes, &other, Some(&case.name));
     });
 }
 

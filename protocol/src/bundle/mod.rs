@@ -13,5 +13,5 @@ mod page;
 mod rules;
 
 pub use reader::{BundleFiles, ReadError};
-pub use verify::{Check, Failure, Question, Verdict, verify};
+pub use verify::{Check, Failure, Question, Verdict, verify, verify_from};
 pub use writer::{BundleContents, BundleEvidence, BundleKeys, SignedSuccession, WriteError, write};

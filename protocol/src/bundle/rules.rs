@@ -268,7 +268,7 @@ impl<'a> Walk<'a> {
         need(first.is_none_or(|ms| Timestamp::from_unix_ms(ms) >= piece.at.minus(MAX_CLOCK_SKEW)), || {
             "a witness cosigned before the event's time".into()
         })?;
-        Ok(format!("leaf {} of {}, {} witnesses", proof.index, proof.size, proof.cosigned.len()))
+        Ok(format!("leaf {} of {}, cosigned by {}", proof.index, proof.size, proof.cosigned.len()))
     }
 }
 

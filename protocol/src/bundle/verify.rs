@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Cursor, Read, Seek};
 
 use super::doc::Doc;
 use super::reader::{BundleFiles, ReadError};
@@ -126,10 +127,15 @@ impl Verdict {
     }
 }
 
-/// Judges a bundle.
+/// Judges a bundle that is in memory.
 pub fn verify(zip: &[u8], question: &Question<'_>) -> Verdict {
+    verify_from(Cursor::new(zip), question)
+}
+
+/// Judges a bundle.
+pub fn verify_from<R: Read + Seek>(zip: R, question: &Question<'_>) -> Verdict {
     let mut verdict = Verdict::default();
-    let read = BundleFiles::read(zip).map_err(Failure::from);
+    let read = BundleFiles::read_from(zip).map_err(Failure::from);
     let opened = read.map(|files| {
         let detail = format!("{} files", files.0.len());
         (files, detail)
@@ -154,11 +160,14 @@ fn verify_files(files: &BundleFiles, question: &Question<'_>, verdict: &mut Verd
         });
         verdict.check("the log agrees with its own checkpoint", facts)
     });
-    let envelope = match &bundle.envelope {
-        Some(envelope) => bundle.check_envelope(envelope).map(|()| ((), String::new())),
-        None => Ok(((), "not verified: it was refused at submission".to_owned())),
+    let (name, outcome) = match &bundle.envelope {
+        Some(envelope) => ("the envelope is sealed by its sender".to_owned(), bundle.check_envelope(envelope)),
+        None => {
+            let codes = bundle.submission.reason_codes().unwrap_or_default().join(", ");
+            (format!("the envelope was not verified: it was refused as {codes}"), Ok(()))
+        }
     };
-    verdict.check("the envelope is sealed by its sender", envelope);
+    verdict.check(name, outcome.map(|()| ((), String::new())));
     let order = bundle.order().map(|names| {
         let detail = format!("{} pieces", names.len());
         (names, detail)

@@ -1,0 +1,205 @@
+//! Bodies too large for the journal: one file each, by SHA-256, written once.
+//!
+//! A body is named only when it is whole, its digest is right, and file and folder are synced: so the commit that
+//! names it may follow at once. What a crash leaves are files under `incoming/`, and bodies that nothing names; both
+//! are collected at start. This module does not know who may read a body.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use docaxis_protocol::digest::Hasher;
+use docaxis_protocol::evidence::PartDigest;
+use docaxis_protocol::{AgencyCode, Digest};
+
+use crate::disk::{Disk, DiskFile};
+
+/// Syncing this often keeps the disk busy while a large body arrives, instead of stalling at its end.
+pub const SYNC_EVERY_BYTES: u64 = 16 << 20;
+const INCOMING: &str = "incoming";
+const RETIRED: &str = "retired";
+
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    #[error("the body's digest is {found}; expected {expected}")]
+    DigestMismatch { expected: Digest, found: Digest },
+    #[error("the body goes on after {expected} bytes")]
+    TooLarge { expected: u64 },
+    #[error("the body ends after {found} bytes; expected {expected}")]
+    TooShort { expected: u64, found: u64 },
+    #[error("{operation} {} failed", path.display())]
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl BlobError {
+    /// Whether room on the disk is what is missing.
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+    }
+}
+
+/// All large bodies.
+pub struct BlobStore {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    /// Tells apart two uploads of one body at the same time.
+    uploads: AtomicU64,
+}
+
+impl BlobStore {
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> io::Result<Self> {
+        for name in [INCOMING, RETIRED] {
+            disk.create_dir_all(&dir.join(name))?;
+            for left in disk.list(&dir.join(name))? {
+                disk.remove(&dir.join(name).join(left))?;
+            }
+        }
+        Ok(Self { disk, dir: dir.to_owned(), uploads: AtomicU64::new(0) })
+    }
+
+    /// Where the body is, if it is there.
+    pub fn path(&self, sha256: &Digest) -> PathBuf {
+        let name = sha256.to_string();
+        self.dir.join(&name[..2]).join(name)
+    }
+
+    pub fn exists(&self, part: &PartDigest) -> bool {
+        self.open_body(&part.sha256).is_ok_and(|(_, len)| len == part.size)
+    }
+
+    /// The body's file and its length in bytes.
+    pub fn open_body(&self, sha256: &Digest) -> io::Result<(Arc<dyn DiskFile>, u64)> {
+        let file = self.disk.open(&self.path(sha256))?;
+        let len = file.len()?;
+        Ok((file, len))
+    }
+
+    /// Begins to take a body from this agency. Dropped without [`BlobWriter::finish`], it leaves nothing behind.
+    pub fn writer(&self, agency: &AgencyCode, expected: PartDigest) -> Result<BlobWriter, BlobError> {
+        let upload = self.uploads.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.dir.join(INCOMING).join(format!("{agency}-{}-{upload}", expected.sha256));
+        let target = self.path(&expected.sha256);
+        let create = |source| BlobError::Io { operation: "creating", path: temporary.clone(), source };
+        let file = self.disk.create(&temporary).map_err(create)?;
+        Ok(BlobWriter {
+            disk: self.disk.clone(),
+            file,
+            temporary,
+            target,
+            expected,
+            hasher: Hasher::new(),
+            written: 0,
+            unsynced: 0,
+            finished: false,
+        })
+    }
+
+    /// Takes a body out of sight at once; [`BlobStore::remove_retired`] frees its room. The caller has made durable
+    /// that nothing names it.
+    pub fn retire(&self, sha256: &Digest) -> io::Result<()> {
+        match self.disk.rename(&self.path(sha256), &self.dir.join(RETIRED).join(sha256.to_string())) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    pub fn remove_retired(&self) -> io::Result<()> {
+        let dir = self.dir.join(RETIRED);
+        for name in self.disk.list(&dir)? {
+            self.disk.remove(&dir.join(name))?;
+        }
+        Ok(())
+    }
+
+    /// Removes every body for which `named` says no. Returns how many.
+    pub fn collect<E>(&self, mut named: impl FnMut(&Digest) -> Result<bool, E>) -> Result<u64, E>
+    where
+        E: From<io::Error>,
+    {
+        let mut removed = 0;
+        for folder in self.disk.list(&self.dir)? {
+            if folder.len() != 2 {
+                continue;
+            }
+            for name in self.disk.list(&self.dir.join(&folder))? {
+                if let Ok(sha256) = name.parse::<Digest>()
+                    && !named(&sha256)?
+                {
+                    self.disk.remove(&self.dir.join(&folder).join(name))?;
+                    removed += 1;
+                }
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// A body on its way in.
+pub struct BlobWriter {
+    disk: Arc<dyn Disk>,
+    file: Arc<dyn DiskFile>,
+    temporary: PathBuf,
+    target: PathBuf,
+    expected: PartDigest,
+    hasher: Hasher,
+    written: u64,
+    unsynced: u64,
+    finished: bool,
+}
+
+impl BlobWriter {
+    /// Blocks while the disk works: call it where blocking is allowed.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        let after = self.written.saturating_add(bytes.len() as u64);
+        if after > self.expected.size {
+            return Err(BlobError::TooLarge { expected: self.expected.size });
+        }
+        self.file.write_at(self.written, bytes).map_err(|e| self.failed("writing", e))?;
+        self.hasher.update(bytes);
+        self.written = after;
+        self.unsynced += bytes.len() as u64;
+        if self.unsynced >= SYNC_EVERY_BYTES {
+            self.file.sync_data().map_err(|e| self.failed("syncing", e))?;
+            self.unsynced = 0;
+        }
+        Ok(())
+    }
+
+    /// How many bytes have been taken.
+    pub const fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Checks the digest and makes the body durable under its name. After this a commit may name it.
+    pub fn finish(mut self) -> Result<(), BlobError> {
+        if self.written < self.expected.size {
+            return Err(BlobError::TooShort { expected: self.expected.size, found: self.written });
+        }
+        let found = std::mem::take(&mut self.hasher).finish();
+        if found != self.expected.sha256 {
+            return Err(BlobError::DigestMismatch { expected: self.expected.sha256, found });
+        }
+        // Contents first, then the name, then the name's folder: a name never stands for half a body.
+        self.file.sync_data().map_err(|e| self.failed("syncing", e))?;
+        let folder = self.target.parent().unwrap_or(Path::new("")).to_owned();
+        self.disk.create_dir_all(&folder).map_err(|e| self.failed("creating the folder of", e))?;
+        self.disk.rename(&self.temporary, &self.target).map_err(|e| self.failed("renaming", e))?;
+        self.finished = true;
+        self.disk.sync_dir(&folder).map_err(|e| self.failed("syncing the folder of", e))
+    }
+
+    fn failed(&self, operation: &'static str, source: io::Error) -> BlobError {
+        BlobError::Io { operation, path: self.temporary.clone(), source }
+    }
+}
+
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(e) = self.disk.remove(&self.temporary)
+        {
+            tracing::warn!(path = %self.temporary.display(), error = %e, "an unfinished body stays until the next start");
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The one thread that changes anything. It takes what waits, decides it, commits it as one group, and only then
+//! answers: order of the queue is order of the log.
+//!
+//! Persist before promise: in [`Committer::commit`] the group is durable before a row is visible, a row is visible
+//! before an answer leaves, and after a failed write nothing is acknowledged any more.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use docaxis_protocol::Digest;
+use docaxis_protocol::evidence::PartDigest;
+use tokio::sync::mpsc::Receiver;
+use tokio::sync::oneshot;
+
+use super::apply::{Placed, apply, delivery, remembered};
+use super::config::EmbeddedConfig;
+use super::journal::Journal;
+use super::keys::{self, Area, BodyPlace, BodyRow, LeafRow, Location, NoticeRow, Totals, read_row, row};
+use super::record::{AcceptedV1, EventV1, Prepared, RecordV1};
+use super::shared::Shared;
+use super::view::{Lookup, Staged};
+use crate::store::{Accepted, Recorded, Seq, StoreError};
+
+pub type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What the committer is asked to do.
+pub enum Request {
+    Accept(Box<Prepared>, Answer<Accepted>),
+    Reject(Box<Prepared>, Answer<u64>),
+    Record(Box<Prepared>, Answer<Recorded>),
+    /// A record that no decision stands before: notices, bodies copied forward, pruned dispatches.
+    Plain(Box<Prepared>, Answer<()>),
+    /// Records of this journal segment stand in evidence now.
+    Moved(u64, Vec<Moved>, Answer<()>),
+    /// This journal segment is in use no more.
+    Freed(u64, Answer<()>),
+    /// Nothing has come for a while.
+    Idle,
+    Close(Answer<()>),
+}
+
+/// A record's new place.
+pub struct Moved {
+    pub to: Location,
+    pub leaf: u64,
+    pub leaves: u64,
+    /// The record's notices by place and name; of one name, only the segment's last.
+    pub notices: Vec<(u32, String)>,
+}
+
+/// An answer that may leave when the group is durable.
+enum Reply {
+    Accepted(Answer<Accepted>, Accepted),
+    Again(Answer<Accepted>, Seq),
+    Leaf(Answer<u64>, u64),
+    Recorded(Answer<Recorded>, Recorded),
+    Done(Answer<()>),
+}
+
+impl Reply {
+    fn refuse(self, error: StoreError) {
+        match self {
+            Self::Accepted(to, _) | Self::Again(to, _) => drop(to.send(Err(error))),
+            Self::Leaf(to, _) => drop(to.send(Err(error))),
+            Self::Recorded(to, _) => drop(to.send(Err(error))),
+            Self::Done(to) => drop(to.send(Err(error))),
+        }
+    }
+}
+
+impl Request {
+    fn refuse(self, error: StoreError) {
+        match self {
+            Self::Accept(_, to) => drop(to.send(Err(error))),
+            Self::Reject(_, to) => drop(to.send(Err(error))),
+            Self::Record(_, to) => drop(to.send(Err(error))),
+            Self::Plain(_, to) | Self::Moved(_, _, to) | Self::Freed(_, to) | Self::Close(to) => {
+                drop(to.send(Err(error)));
+            }
+            Self::Idle => {}
+        }
+    }
+
+    fn frame_bytes(&self) -> usize {
+        match self {
+            Self::Accept(prepared, _)
+            | Self::Reject(prepared, _)
+            | Self::Record(prepared, _)
+            | Self::Plain(prepared, _) => prepared.frame_bytes(),
+            _ => 0,
+        }
+    }
+}
+
+pub struct Committer {
+    pub shared: Arc<Shared>,
+    pub config: EmbeddedConfig,
+    pub journal: Journal,
+    pub totals: Totals,
+    pub requests: Receiver<Request>,
+    /// Bodies that the group in the making may leave without a name.
+    pub pruned: Vec<[u8; 32]>,
+    /// Segments that are full, for the settler.
+    pub full: std::sync::mpsc::Sender<u64>,
+}
+
+impl Committer {
+    /// Until closed, or until nobody is left to ask.
+    pub fn run(mut self) {
+        let shared = self.shared.clone();
+        let mut next = None;
+        while let Some(first) = next.take().or_else(|| self.requests.blocking_recv()) {
+            if let Some(error) = shared.poison() {
+                first.refuse(error);
+                continue;
+            }
+            if let Request::Close(answer) = first {
+                self.close(answer);
+                return;
+            }
+            match self.group(first, &shared) {
+                Ok(left) => next = left,
+                Err(error) => shared.poison_with(&error),
+            }
+        }
+    }
+
+    /// Commits `first` and what waits behind it. Returns a request that did not fit. An error is final.
+    fn group(&mut self, first: Request, shared: &Shared) -> Result<Option<Request>, StoreError> {
+        let Some(first) = self.make_room(first)? else { return Ok(None) };
+        let began = Instant::now();
+        let mut staged = Staged::new(&shared.view);
+        let mut replies = Vec::new();
+        let mut totals = self.totals;
+        let mut left = None;
+        let mut done = self.take(first, &mut staged, &mut totals, &mut replies);
+        while done.is_ok()
+            && replies.len() < self.config.group_records
+            && self.journal.bytes() < self.config.group_bytes
+            && began.elapsed() < self.config.collect
+        {
+            let Ok(request) = self.requests.try_recv() else { break };
+            if matches!(request, Request::Close(_)) || !self.journal.fits(request.frame_bytes()) {
+                left = Some(request);
+                break;
+            }
+            done = self.take(request, &mut staged, &mut totals, &mut replies);
+        }
+        let done = done.and_then(|()| self.commit(&mut staged, &mut totals));
+        if let Err(error) = &done {
+            // Set before the first refusal leaves: who is refused must find the store refusing.
+            shared.poison_with(error);
+            let error = shared.poison().unwrap_or(StoreError::Closed);
+            replies.into_iter().for_each(|reply| reply.refuse(error.clone()));
+            if let Some(request) = left {
+                request.refuse(error);
+            }
+            return Ok(None);
+        }
+        self.totals = totals;
+        shared.set_totals(&totals);
+        replies.into_iter().for_each(|reply| self.answer(reply));
+        shared.publish(&totals);
+        Ok(left)
+    }
+
+    /// Makes sure that the next group's segment has room for `first`, or refuses it.
+    fn make_room(&mut self, first: Request) -> Result<Option<Request>, StoreError> {
+        let bytes = first.frame_bytes();
+        if bytes as u64 > self.journal.max_frame_bytes() {
+            let (found, max) = (bytes, self.journal.max_frame_bytes());
+            let found = format!("it takes {found} bytes; a journal segment holds {max}");
+            first.refuse(StoreError::Io { operation: "storing a record", found });
+            return Ok(None);
+        }
+        if bytes > 0 && !self.journal.fits(bytes) {
+            match self.journal.roll() {
+                Ok(full) => drop(self.full.send(full)),
+                // Nothing has been written to the journal itself: there may be room again.
+                Err(error @ StoreError::DiskFull(_)) => {
+                    first.refuse(error);
+                    return Ok(None);
+                }
+                Err(error) => {
+                    self.shared.poison_with(&error);
+                    first.refuse(self.shared.poison().unwrap_or(error));
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(first))
+    }
+
+    /// Decides one request and stages what follows from it.
+    fn take(
+        &mut self,
+        request: Request,
+        staged: &mut Staged<'_>,
+        totals: &mut Totals,
+        replies: &mut Vec<Reply>,
+    ) -> Result<(), StoreError> {
+        match request {
+            Request::Accept(prepared, to) => match self.decide_accept(&prepared, staged, totals) {
+                Ok(None) => {
+                    let seq = Seq(self.add(&prepared, staged, totals)?);
+                    replies.push(Reply::Accepted(to, Accepted::New(seq)));
+                }
+                Ok(Some(Accepted::New(seq))) => replies.push(Reply::Again(to, seq)),
+                Ok(Some(decided)) => replies.push(Reply::Accepted(to, decided)),
+                Err(error) => return refused(error, to),
+            },
+            Request::Reject(prepared, to) => {
+                let leaf = self.add(&prepared, staged, totals)?;
+                replies.push(Reply::Leaf(to, leaf));
+            }
+            Request::Record(prepared, to) => match decide_record(&prepared, staged) {
+                Ok(None) => {
+                    let leaf = self.add(&prepared, staged, totals)?;
+                    replies.push(Reply::Recorded(to, Recorded::New(leaf)));
+                }
+                Ok(Some(stale)) => replies.push(Reply::Recorded(to, stale)),
+                Err(error) => return refused(error, to),
+            },
+            Request::Plain(prepared, to) => {
+                self.add(&prepared, staged, totals)?;
+                replies.push(Reply::Done(to));
+            }
+            Request::Moved(segment, moved, to) => {
+                point_to_evidence(segment, &moved, staged)?;
+                replies.push(Reply::Done(to));
+            }
+            Request::Freed(segment, to) => {
+                staged.remove(keys::moved(segment));
+                staged.remove(keys::live(segment));
+                replies.push(Reply::Done(to));
+            }
+            Request::Idle => self.journal.mark()?,
+            Request::Close(to) => drop(to.send(Err(StoreError::Closed))),
+        }
+        Ok(())
+    }
+
+    /// Puts a record into the group. Returns its leaf index.
+    fn add(&mut self, prepared: &Prepared, staged: &mut Staged<'_>, totals: &mut Totals) -> Result<u64, StoreError> {
+        let leaf = totals.leaves;
+        let blobs = &self.shared.blobs;
+        let has_blob = |sha256: &[u8; 32], size| blobs.exists(&PartDigest { sha256: Digest(*sha256), size });
+        let placed = Placed { prepared, leaf, at: self.journal.place(), has_blob: &has_blob };
+        if let RecordV1::Pruned(pruned) = &prepared.record {
+            self.pruned.extend(pruned.iter().flat_map(|dispatch| &dispatch.parts));
+        }
+        apply(&placed, staged, totals)?;
+        self.journal.add(prepared, leaf);
+        Ok(leaf)
+    }
+
+    /// `None` if it is new; `New(seq)` stands for "the receipt of then".
+    fn decide_accept(
+        &self,
+        prepared: &Prepared,
+        staged: &Staged<'_>,
+        totals: &Totals,
+    ) -> Result<Option<Accepted>, StoreError> {
+        let RecordV1::Accepted(accepted) = &prepared.record else { return Ok(None) };
+        if let Some(known) = remembered(&accepted.id, &accepted.sender, totals.newest_ms, staged)? {
+            let same = known.envelope_sha256 == accepted.envelope_sha256;
+            let conflict = Accepted::Conflict { envelope_sha256: Digest(known.envelope_sha256) };
+            return Ok(Some(if same { Accepted::New(Seq(known.seq)) } else { conflict }));
+        }
+        self.check_bodies(accepted, staged)?;
+        Ok(None)
+    }
+
+    /// A promise to deliver bodies that are not there would be no promise.
+    fn check_bodies(&self, accepted: &AcceptedV1, staged: &Staged<'_>) -> Result<(), StoreError> {
+        for part in &accepted.parts {
+            let inline = accepted.bodies.iter().any(|body| body.sha256 == part.sha256);
+            if inline || staged.get(&keys::body(&part.sha256))?.is_some() {
+                continue;
+            }
+            let digest = PartDigest { sha256: Digest(part.sha256), size: part.size };
+            if !self.shared.blobs.exists(&digest) {
+                let found = format!("the body {} of {} bytes is not stored", digest.sha256, digest.size);
+                return Err(StoreError::Io { operation: "accepting a dispatch", found });
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, staged: &mut Staged<'_>, totals: &mut Totals) -> Result<(), StoreError> {
+        if self.journal.records() > 0 {
+            self.journal.commit()?;
+            self.retire_pruned(staged)?;
+        }
+        totals.applied = self.journal.position();
+        staged.put(keys::totals(), row(totals)?);
+        staged.merge()
+    }
+
+    /// Takes blobs away that nothing names any more, which is durable now. Here and not elsewhere, so that no acceptance
+    /// can name one in between.
+    fn retire_pruned(&mut self, staged: &Staged<'_>) -> Result<(), StoreError> {
+        for sha256 in std::mem::take(&mut self.pruned) {
+            if staged.get(&keys::body(&sha256))?.is_none()
+                && let Err(e) = self.shared.blobs.retire(&Digest(sha256))
+            {
+                tracing::warn!(body = %Digest(sha256), error = %e, "a body that nothing names stays until the next start");
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&self, reply: Reply) {
+        // Who has stopped waiting finds the same answer when he asks again.
+        match reply {
+            Reply::Accepted(to, answer) => drop(to.send(Ok(answer))),
+            Reply::Again(to, seq) => {
+                let receipt = self.shared.reads().receipt(seq);
+                drop(to.send(receipt.map(|evidence| Accepted::Already(seq, evidence))));
+            }
+            Reply::Leaf(to, leaf) => drop(to.send(Ok(leaf))),
+            Reply::Recorded(to, answer) => drop(to.send(Ok(answer))),
+            Reply::Done(to) => drop(to.send(Ok(()))),
+        }
+    }
+
+    fn close(mut self, answer: Answer<()>) {
+        self.requests.close();
+        while let Ok(late) = self.requests.try_recv() {
+            late.refuse(StoreError::Closed);
+        }
+        let mut staged = Staged::new(&self.shared.view);
+        let done = self.journal.mark().and_then(|()| {
+            self.totals.applied = self.journal.position();
+            staged.put(keys::totals(), row(&self.totals)?);
+            staged.merge()
+        });
+        if let Err(error) = &done {
+            self.shared.poison_with(error);
+        }
+        drop(answer.send(done));
+    }
+}
+
+/// A request that cannot be done is answered; damage or a failing disk is final.
+fn refused<T>(error: StoreError, to: Answer<T>) -> Result<(), StoreError> {
+    let last = matches!(error, StoreError::Damaged(_) | StoreError::Poisoned(_));
+    drop(to.send(Err(error.clone())));
+    if last { Err(error) } else { Ok(()) }
+}
+
+/// `None` if the record may be committed.
+fn decide_record(prepared: &Prepared, staged: &Staged<'_>) -> Result<Option<Recorded>, StoreError> {
+    let RecordV1::Event(event) = &prepared.record else { return Ok(None) };
+    let EventV1 { seq, recipient, previous, state, .. } = event.as_ref();
+    let refuse = |found: String| StoreError::Io { operation: "recording an event", found };
+    let Some(now) = delivery(*seq, recipient, staged)? else {
+        return Err(refuse(format!("dispatch {seq} has no delivery to {recipient}")));
+    };
+    if now.head.0 != *previous {
+        return Ok(Some(Recorded::Stale(now)));
+    }
+    if state.is_waiting() && !now.state.is_waiting() {
+        return Err(refuse(format!("the delivery of {seq} to {recipient} has ended and cannot wait again")));
+    }
+    Ok(None)
+}
+
+/// Points rows that still point into the journal segment to the records' copies.
+fn point_to_evidence(segment: u64, moved: &[Moved], staged: &mut Staged<'_>) -> Result<(), StoreError> {
+    let here = |at: &Location| at.area == Area::Journal && at.segment == segment;
+    for record in moved {
+        for leaf in record.leaf..record.leaf.saturating_add(record.leaves) {
+            let key = keys::leaf(leaf);
+            if let Some(bytes) = staged.get(&key)? {
+                let mut leaf: LeafRow = read_row(&bytes)?;
+                if here(&leaf.at) {
+                    leaf.at = record.to;
+                    staged.put(key, row(&leaf)?);
+                }
+            }
+        }
+        for (item, name) in &record.notices {
+            let key = keys::notice(name);
+            if let Some(bytes) = staged.get(&key)?
+                && here(&read_row::<NoticeRow>(&bytes)?.at)
+            {
+                staged.put(key, row(&NoticeRow { at: record.to, item: *item })?);
+            }
+        }
+    }
+    if moved.is_empty() {
+        staged.put(keys::moved(segment), vec![]);
+    }
+    Ok(())
+}
+
+/// Whether this body's row says that it lies in this segment at this offset.
+pub fn lies_at(sha256: &[u8; 32], segment: u64, offset: u64, rows: &dyn Lookup) -> Result<bool, StoreError> {
+    let Some(bytes) = rows.get(&keys::body(sha256))? else { return Ok(false) };
+    let body: BodyRow = read_row(&bytes)?;
+    Ok(body.place == BodyPlace::Journal { segment, offset })
+}

@@ -1,0 +1,297 @@
+//! What is kept for good: the journal's records without their bodies, in append-only files.
+//!
+//! One journal segment at a time is copied, with a mark behind it, and synced. What follows the last mark was cut off
+//! in the middle, is still in the journal, and is cut at the next start. Anything else that does not read is damage.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use super::keys::{Area, Location};
+use super::layout::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameHeader, NO_LEAF};
+use super::record::{MAX_META_BYTES, Prepared, RecordV1};
+use super::segments::{file_name, io_error, number_of, salt};
+use super::walk::{Found, read_record};
+use crate::disk::{Disk, DiskFile};
+use crate::store::StoreError;
+
+const KIND: &str = "evidence";
+/// Written at once while a segment is copied.
+const CHUNK_BYTES: usize = 1 << 20;
+
+#[derive(Clone)]
+struct File {
+    header: FileHeader,
+    file: Arc<dyn DiskFile>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct End {
+    file: u64,
+    offset: u64,
+    /// The last journal segment that stands here wholly.
+    settled: u64,
+}
+
+pub struct EvidenceFiles {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    max_bytes: u64,
+    files: RwLock<BTreeMap<u64, File>>,
+    /// Where the next copy goes; held by whoever copies.
+    end: Mutex<End>,
+}
+
+impl EvidenceFiles {
+    /// Opens the files and cuts what an unfinished copy left at the end of the last one.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, max_bytes: u64) -> Result<Self, StoreError> {
+        let failed = io_error("opening the evidence");
+        disk.create_dir_all(dir).map_err(&failed)?;
+        let mut files = BTreeMap::new();
+        for name in disk.list(dir).map_err(&failed)? {
+            let path = dir.join(&name);
+            match number_of(&name, KIND) {
+                Some(number) => drop(files.insert(number, open_file(disk.as_ref(), &path, number)?)),
+                None if name.ends_with(".new") => disk.remove(&path).map_err(&failed)?,
+                None => {}
+            }
+        }
+        let last = files.last_key_value().map_or(0, |(number, _)| *number);
+        let settled = files.last_key_value().map_or(0, |(_, file)| file.header.first);
+        let end = End { file: last, offset: FILE_HEADER_BYTES as u64, settled };
+        let evidence = Self { disk, dir: dir.to_owned(), max_bytes, files: RwLock::new(files), end: Mutex::new(end) };
+        if last > 0 {
+            evidence.cut_tail(last)?;
+        }
+        Ok(evidence)
+    }
+
+    fn cut_tail(&self, last: u64) -> Result<(), StoreError> {
+        let Some(file) = self.file(last) else { return Ok(()) };
+        let failed = io_error("opening the evidence");
+        let mut at = FILE_HEADER_BYTES as u64;
+        let mut end = End { file: last, offset: at, settled: file.header.first };
+        let mut last_copy = at;
+        while let Some((frame, bytes)) = self.frame_at(&file, at)? {
+            at += frame.whole();
+            if let Some(settled) = mark_in(&frame, &bytes) {
+                last_copy = end.offset;
+                end = End { file: last, offset: at, settled };
+            }
+        }
+        let len = file.file.len().map_err(&failed)?;
+        if let Some(found) = later_mark(&file, at, len)? {
+            return Err(StoreError::Damaged(format!(
+                "{}, offset {at}: a record does not read, though the file goes on validly to offset {found}",
+                self.path(last).display()
+            )));
+        }
+        if len > end.offset {
+            tracing::info!(file = %self.path(last).display(), from = end.offset, to = len, "cut an unfinished copy");
+            file.file.set_len(end.offset).map_err(&failed)?;
+        }
+        // A sync that failed before has left the pages clean, and the disk without them; the journal segment may be freed
+        // for it. Only the last copy can be such, so it is written once more.
+        let mut buffer = vec![0; CHUNK_BYTES];
+        while last_copy < end.offset {
+            let step = usize::try_from(end.offset - last_copy).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+            file.file.read_at(last_copy, &mut buffer[..step]).map_err(&failed)?;
+            file.file.write_at(last_copy, &buffer[..step]).map_err(&failed)?;
+            last_copy += step as u64;
+        }
+        file.file.sync_data().map_err(&failed)?;
+        self.disk.sync_dir(&self.dir).map_err(&failed)?;
+        *self.end() = end;
+        Ok(())
+    }
+
+    fn end(&self) -> MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file(&self, number: u64) -> Option<File> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    }
+
+    pub fn path(&self, number: u64) -> PathBuf {
+        self.dir.join(file_name(number, KIND))
+    }
+
+    pub fn open_file(&self, number: u64) -> Option<Arc<dyn DiskFile>> {
+        Some(self.file(number)?.file)
+    }
+
+    /// The last journal segment that stands here wholly; 0 if none does.
+    pub fn settled(&self) -> u64 {
+        self.end().settled
+    }
+
+    /// Copies one journal segment's records (frames with their bodies cut off), and makes them durable.
+    pub fn append(
+        &self,
+        segment: u64,
+        records: impl Iterator<Item = Result<(Vec<u8>, u64), StoreError>>,
+    ) -> Result<(), StoreError> {
+        let failed = io_error("writing the evidence");
+        let mut end = self.end();
+        if segment <= end.settled {
+            return Ok(());
+        }
+        if end.file == 0 || end.offset >= self.max_bytes {
+            *end = self.begin_file(&end)?;
+        }
+        let file = self.file(end.file).ok_or_else(|| StoreError::Damaged("the evidence file is gone".to_owned()))?;
+        let mut at = end.offset;
+        let mut buffer = Vec::with_capacity(CHUNK_BYTES);
+        for record in records {
+            let (meta, leaf) = record?;
+            buffer.extend_from_slice(&FrameHeader::encode(&meta, 0, leaf));
+            buffer.extend_from_slice(&meta);
+            if buffer.len() >= CHUNK_BYTES {
+                file.file.write_at(at, &buffer).map_err(&failed)?;
+                at += buffer.len() as u64;
+                buffer.clear();
+            }
+        }
+        let mark = Prepared::new(RecordV1::Settled(segment), vec![])?;
+        mark.write_frame(NO_LEAF, &mut buffer);
+        file.file.write_at(at, &buffer).map_err(&failed)?;
+        file.file.sync_data().map_err(io_error("syncing the evidence"))?;
+        *end = End { file: end.file, offset: at + buffer.len() as u64, settled: segment };
+        Ok(())
+    }
+
+    fn begin_file(&self, end: &End) -> Result<End, StoreError> {
+        let failed = io_error("beginning an evidence file");
+        let number = end.file + 1;
+        let header = FileHeader { number, salt: salt()?, first: end.settled };
+        let path = self.path(number);
+        let temporary = path.with_extension("new");
+        if self.disk.exists(&temporary).map_err(&failed)? {
+            self.disk.remove(&temporary).map_err(&failed)?;
+        }
+        let file = self.disk.create(&temporary).map_err(&failed)?;
+        file.write_at(0, &header.encode(FileKind::Evidence)).map_err(&failed)?;
+        file.sync_data().map_err(&failed)?;
+        self.disk.rename(&temporary, &path).map_err(&failed)?;
+        self.disk.sync_dir(&self.dir).map_err(&failed)?;
+        self.files.write().unwrap_or_else(PoisonError::into_inner).insert(number, File { header, file });
+        Ok(End { file: number, offset: FILE_HEADER_BYTES as u64, settled: end.settled })
+    }
+
+    /// Every record in order.
+    pub fn walk(&self, mut each: impl FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let numbers: Vec<u64> = self.files.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
+        for number in numbers {
+            self.walk_file(number, &mut each)?;
+        }
+        Ok(())
+    }
+
+    /// The records that came from one journal segment, in order.
+    pub fn walk_segment(
+        &self,
+        segment: u64,
+        mut each: impl FnMut(Found) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let number = {
+            let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+            files
+                .iter()
+                .rev()
+                .find(|(_, file)| file.header.first < segment)
+                .map(|(number, file)| (*number, file.header.first))
+        };
+        let Some((number, mut settled)) = number else { return Ok(()) };
+        self.walk_file(number, &mut |found| {
+            if let RecordV1::Settled(mark) = found.prepared.record {
+                settled = mark;
+                return Ok(());
+            }
+            if settled + 1 == segment { each(found) } else { Ok(()) }
+        })
+    }
+
+    fn walk_file(&self, number: u64, each: &mut dyn FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let Some(file) = self.file(number) else { return Ok(()) };
+        let end = *self.end();
+        let len = match number == end.file {
+            true => end.offset,
+            false => file.file.len().map_err(io_error("reading the evidence"))?,
+        };
+        let mut at = FILE_HEADER_BYTES as u64;
+        while at < len {
+            let Some((frame, bytes)) = self.frame_at(&file, at)? else {
+                let path = self.path(number);
+                return Err(StoreError::Damaged(format!("{}, offset {at}: a record does not read", path.display())));
+            };
+            each(read_record(&frame, &bytes, Location { area: Area::Evidence, segment: number, offset: at })?)?;
+            at += frame.whole();
+        }
+        Ok(())
+    }
+
+    /// The valid frame at `at`, if there is one.
+    fn frame_at(&self, file: &File, at: u64) -> Result<Option<(FrameHeader, Vec<u8>)>, StoreError> {
+        frame_at(file.file.as_ref(), at)
+    }
+}
+
+/// The valid frame at `at`: header and meta. Nothing is allocated for a length that the file does not have.
+pub fn frame_at(file: &dyn DiskFile, at: u64) -> Result<Option<(FrameHeader, Vec<u8>)>, StoreError> {
+    let failed = io_error("reading a record");
+    let mut head = [0; FRAME_HEADER_BYTES];
+    let read = file.read_at(at, &mut head).map_err(&failed)?;
+    let Some(frame) = FrameHeader::decode(&head[..read]) else { return Ok(None) };
+    if frame.meta as usize > MAX_META_BYTES {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; FRAME_HEADER_BYTES + frame.meta as usize];
+    let read = file.read_at(at, &mut bytes).map_err(&failed)?;
+    let whole = read == bytes.len() && frame.holds(&bytes, &bytes[FRAME_HEADER_BYTES..]);
+    Ok(whole.then_some((frame, bytes)))
+}
+
+fn mark_in(frame: &FrameHeader, bytes: &[u8]) -> Option<u64> {
+    let prepared = Prepared::read(frame, &bytes[FRAME_HEADER_BYTES..]).ok()?;
+    match prepared.record {
+        RecordV1::Settled(segment) => Some(segment),
+        _ => None,
+    }
+}
+
+/// Whether a mark stands anywhere behind `from`: then what does not read before it is damage.
+fn later_mark(file: &File, from: u64, len: u64) -> Result<Option<u64>, StoreError> {
+    let failed = io_error("opening the evidence");
+    let mark = Prepared::new(RecordV1::Settled(0), vec![])?;
+    let pattern = &FrameHeader::encode(&mark.meta, 0, NO_LEAF)[..20];
+    let mut at = from;
+    let mut window = vec![0; CHUNK_BYTES];
+    while at < len {
+        let read = file.file.read_at(at, &mut window).map_err(&failed)?;
+        for (offset, bytes) in (0u64..).zip(window[..read].windows(pattern.len())) {
+            if bytes == pattern && frame_at(file.file.as_ref(), at + offset)?.is_some() {
+                return Ok(Some(at + offset));
+            }
+        }
+        if read < window.len() {
+            break;
+        }
+        at += (read - pattern.len()) as u64;
+    }
+    Ok(None)
+}
+
+fn open_file(disk: &dyn Disk, path: &Path, number: u64) -> Result<File, StoreError> {
+    let failed = io_error("opening the evidence");
+    let file = disk.open(path).map_err(&failed)?;
+    let mut bytes = [0; FILE_HEADER_BYTES];
+    let read = file.read_at(0, &mut bytes).map_err(&failed)?;
+    let header = FileHeader::decode(FileKind::Evidence, &bytes[..read])
+        .map_err(|what| StoreError::Damaged(format!("{}, offset 0: {what}", path.display())))?;
+    if header.number != number {
+        let what = format!("{}: its header says file {}", path.display(), header.number);
+        return Err(StoreError::Damaged(what));
+    }
+    Ok(File { header, file })
+}

@@ -1,0 +1,340 @@
+//! The engine that needs nothing installed: a journal of our own as the truth, evidence kept for good, large bodies as
+//! files, and an index that may be lost at any time.
+//!
+//! An answer means that the change survives the loss of power: it is given after fdatasync, never before. After the
+//! first failed write or sync nothing is acknowledged any more. Damage is refused at start with file and offset, and a
+//! copy is set aside. `docs/format.md` describes the files.
+
+mod apply;
+mod committer;
+mod config;
+mod evidence;
+mod index;
+mod journal;
+mod keys;
+mod layout;
+mod reads;
+mod record;
+mod recover;
+mod segments;
+mod settle;
+mod shared;
+mod state;
+#[cfg(test)]
+mod tests;
+mod view;
+mod walk;
+
+use std::any::Any;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use docaxis_protocol::evidence::PartDigest;
+use docaxis_protocol::{AgencyCode, Digest, DispatchId, Timestamp};
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use config::{EmbeddedConfig, IndexKind};
+pub use index::{Index, MemoryIndex};
+pub use journal::Journal;
+
+use self::committer::{Committer, Request};
+use self::evidence::EvidenceFiles;
+use self::keys::Totals;
+use self::record::{NoticeV1, Prepared, RecordV1};
+use self::recover::{End, Recovery};
+use self::segments::{Segments, io_error};
+use self::settle::Settler;
+use self::shared::Shared;
+use self::view::View;
+use super::{
+    Acceptance, Accepted, Answer, BodySource, Counts, Delivery, Dispatch, Record, Recorded, Rejection, Seq, Store,
+    StoreError, StoredEvidence, Waiting,
+};
+use crate::blobs::BlobStore;
+use crate::disk::Disk;
+
+#[derive(Default)]
+struct Threads {
+    requests: Option<mpsc::Sender<Request>>,
+    committer: Option<JoinHandle<()>>,
+    settler: Option<JoinHandle<()>>,
+    index: Option<JoinHandle<()>>,
+    lock: Option<Box<dyn Any + Send + Sync>>,
+}
+
+pub struct EmbeddedStore {
+    shared: Arc<Shared>,
+    dir: PathBuf,
+    config: EmbeddedConfig,
+    disk: Arc<dyn Disk>,
+    threads: Mutex<Threads>,
+}
+
+impl EmbeddedStore {
+    /// Opens `dir`, recovering what a crash left. Blocks until the store may answer: seconds if the index is built anew.
+    pub fn open(dir: &Path, config: EmbeddedConfig, disk: Arc<dyn Disk>) -> Result<Arc<Self>, StoreError> {
+        disk.create_dir_all(dir).map_err(io_error("creating the data folder"))?;
+        let lock = disk.lock(&dir.join("lock")).map_err(|e| StoreError::Io {
+            operation: "locking the data folder",
+            found: format!("{}: {e}; another process may have it open", dir.display()),
+        })?;
+        let opened = Self::open_locked(dir, &config, &disk).map_err(|e| recover::set_aside(&disk, dir, e))?;
+        let (shared, end, totals, index) = opened;
+        let threads = Threads { index: Some(index), lock: Some(lock), ..Threads::default() };
+        let store = Self { shared, dir: dir.to_owned(), config, disk, threads: Mutex::new(threads) };
+        store.start(end, totals)?;
+        Ok(Arc::new(store))
+    }
+
+    #[allow(clippy::type_complexity, reason = "the pieces of one constructor, taken apart at once")]
+    fn open_locked(
+        dir: &Path,
+        config: &EmbeddedConfig,
+        disk: &Arc<dyn Disk>,
+    ) -> Result<(Arc<Shared>, End, Totals, JoinHandle<()>), StoreError> {
+        let blobs = BlobStore::open(disk.clone(), &dir.join("blobs")).map_err(io_error("opening the bodies"))?;
+        let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
+        let segments = Segments::open(disk.clone(), &dir.join("journal"), config.segment_bytes, config.spare_segments)?;
+        recover::check_order(&segments, &evidence)?;
+        let recovery = Recovery { segments: &segments, evidence: &evidence, blobs: &blobs };
+        let index = state::open(disk.as_ref(), dir, config)?;
+        let (view, writer) = start_view(index, config)?;
+        let caught_up = match recovery.catch_up(&view) {
+            // What is wrong with the index is no reason to refuse: it is only a view.
+            Err(error @ (StoreError::Damaged(_) | StoreError::Io { operation: "the index", .. })) => {
+                tracing::warn!(%error, "the index cannot be brought up to date");
+                None
+            }
+            other => other.inspect_err(|_| view.stop())?,
+        };
+        let (view, writer, end, totals) = match caught_up {
+            Some((end, totals)) => (view, writer, end, totals),
+            None => {
+                view.stop();
+                drop(writer.join());
+                drop(view);
+                let (view, writer) = start_view(state::empty(dir, config)?, config)?;
+                let (end, totals) = recovery.rebuild(&view).inspect_err(|_| view.stop())?;
+                (view, writer, end, totals)
+            }
+        };
+        recover::collect_blobs(&blobs, &view).inspect_err(|_| view.stop())?;
+        let shared = Shared::new(view, Arc::new(segments), evidence, Arc::new(blobs), totals);
+        Ok((Arc::new(shared), end, totals, writer))
+    }
+
+    fn start(&self, end: End, totals: Totals) -> Result<(), StoreError> {
+        let failed = io_error("starting a thread of the store");
+        let (requests, queue) = mpsc::channel(self.config.queue_records.max(1));
+        let (full, full_segments) = std::sync::mpsc::channel();
+        let settler = Settler {
+            shared: self.shared.clone(),
+            config: self.config.clone(),
+            requests: requests.downgrade(),
+            full: full_segments,
+        };
+        let committer = Committer {
+            journal: Journal::new(self.shared.segments.clone(), end.segment, end.next, end.marked),
+            shared: self.shared.clone(),
+            config: self.config.clone(),
+            totals,
+            requests: queue,
+            pruned: vec![],
+            full,
+        };
+        let mut threads = self.threads();
+        threads.requests = Some(requests);
+        let spawn = |name: &str| std::thread::Builder::new().name(name.into());
+        threads.committer = Some(spawn("committer").spawn(move || committer.run()).map_err(&failed)?);
+        threads.settler = Some(spawn("settler").spawn(move || settler.run()).map_err(&failed)?);
+        Ok(())
+    }
+
+    fn threads(&self) -> MutexGuard<'_, Threads> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where bodies that are too large for the journal arrive.
+    pub fn blobs(&self) -> Arc<BlobStore> {
+        self.shared.blobs.clone()
+    }
+
+    /// Bytes of the journal's files, spares included.
+    pub fn journal_bytes(&self) -> u64 {
+        self.shared.segments.disk_bytes()
+    }
+
+    /// Why nothing is acknowledged any more, if so.
+    pub fn poisoned(&self) -> Option<StoreError> {
+        self.shared.poison()
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(committer::Answer<T>) -> Request) -> Result<T, StoreError> {
+        let requests = self.threads().requests.clone().ok_or(StoreError::Closed)?;
+        let (to, answer) = oneshot::channel();
+        let gone = || self.shared.poison().unwrap_or(StoreError::Closed);
+        requests.send(request(to)).await.map_err(|_| gone())?;
+        drop(requests);
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Ends the threads, in the order in which they feed one another.
+    fn end_threads(&self) -> Result<(), StoreError> {
+        let (committer, settler, index) = {
+            let mut threads = self.threads();
+            threads.requests = None;
+            (threads.committer.take(), threads.settler.take(), threads.index.take())
+        };
+        let joined = |thread: Option<JoinHandle<()>>| thread.is_none_or(|thread| thread.join().is_ok());
+        let mut ended = joined(committer);
+        ended &= joined(settler);
+        let flushed = if index.is_some() && self.shared.poison().is_none() { self.shared.view.flush() } else { Ok(()) };
+        self.shared.view.stop();
+        ended &= joined(index);
+        if !ended {
+            return Err(StoreError::Io { operation: "ending a thread of the store", found: "it panicked".to_owned() });
+        }
+        flushed
+    }
+
+    fn close_now(&self) -> Result<(), StoreError> {
+        self.end_threads()?;
+        if let Some(error) = self.shared.poison() {
+            return Err(error);
+        }
+        let mut threads = self.threads();
+        if threads.lock.is_some() {
+            state::closed(self.disk.as_ref(), &self.dir, &self.config)?;
+            threads.lock = None;
+        }
+        Ok(())
+    }
+}
+
+fn start_view(index: Arc<dyn Index>, config: &EmbeddedConfig) -> Result<(Arc<View>, JoinHandle<()>), StoreError> {
+    let view = View::new(index, config.index_batch_rows);
+    let writer = view.start_writer(config.index_every).map_err(io_error("starting the index's thread"))?;
+    Ok((view, writer))
+}
+
+impl Drop for EmbeddedStore {
+    /// Without [`Store::close`] before, this is a crash as far as the disk is concerned.
+    fn drop(&mut self) {
+        if let Err(error) = self.end_threads() {
+            tracing::warn!(%error, "the store was dropped and did not end well");
+        }
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn accept(&self, acceptance: Acceptance) -> Answer<'_, Accepted> {
+        Box::pin(async move {
+            let prepared = Box::new(Prepared::accepted(acceptance)?);
+            self.ask(|to| Request::Accept(prepared, to)).await
+        })
+    }
+
+    fn reject(&self, rejection: Rejection) -> Answer<'_, u64> {
+        Box::pin(async move {
+            let prepared = Box::new(Prepared::rejected(rejection)?);
+            self.ask(|to| Request::Reject(prepared, to)).await
+        })
+    }
+
+    fn record(&self, record: Record) -> Answer<'_, Recorded> {
+        Box::pin(async move {
+            let prepared = Box::new(Prepared::event(record)?);
+            self.ask(|to| Request::Record(prepared, to)).await
+        })
+    }
+
+    fn put_notices(&self, notices: Vec<(String, Vec<u8>)>) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let notices = notices.into_iter().map(|(name, bytes)| NoticeV1 { name, bytes }).collect();
+            let prepared = Box::new(Prepared::new(RecordV1::Notices(notices), vec![])?);
+            self.ask(|to| Request::Plain(prepared, to)).await
+        })
+    }
+
+    fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        self.shared.reads().notices()
+    }
+
+    fn lookup(&self, sender: &AgencyCode, id: DispatchId) -> Result<Option<Seq>, StoreError> {
+        self.shared.reads().lookup(sender, id)
+    }
+
+    fn find(&self, id: DispatchId) -> Result<Vec<Seq>, StoreError> {
+        self.shared.reads().find(id)
+    }
+
+    fn dispatch(&self, seq: Seq) -> Result<Option<Dispatch>, StoreError> {
+        self.shared.reads().dispatch(seq)
+    }
+
+    fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Option<Delivery>, StoreError> {
+        self.shared.reads().delivery(seq, recipient)
+    }
+
+    fn deliveries(&self, seq: Seq) -> Result<Vec<Delivery>, StoreError> {
+        self.shared.reads().deliveries(seq)
+    }
+
+    fn waiting(
+        &self,
+        recipient: &AgencyCode,
+        after: Option<(u8, Seq)>,
+        limit: usize,
+    ) -> Result<Vec<Waiting>, StoreError> {
+        self.shared.reads().waiting(recipient, after, limit)
+    }
+
+    fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<Waiting>, StoreError> {
+        self.shared.reads().expired(now, limit)
+    }
+
+    fn evidence(&self, seq: Seq) -> Result<Vec<StoredEvidence>, StoreError> {
+        self.shared.reads().evidence(seq)
+    }
+
+    fn evidence_for_sender(
+        &self,
+        sender: &AgencyCode,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvidence>, StoreError> {
+        self.shared.reads().evidence_for_sender(sender, from, limit)
+    }
+
+    fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError> {
+        self.shared.reads().log_entries(from, limit)
+    }
+
+    fn holds(&self, agency: &AgencyCode, part: &PartDigest) -> Result<bool, StoreError> {
+        self.shared.reads().holds(agency, part)
+    }
+
+    fn body(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError> {
+        self.shared.reads().body(part)
+    }
+
+    fn counts(&self) -> Counts {
+        self.shared.counts()
+    }
+
+    fn committed(&self) -> watch::Receiver<u64> {
+        self.shared.size()
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(async move {
+            match self.ask(Request::Close).await {
+                Ok(()) => self.close_now(),
+                // Closed before: whoever was first does the work.
+                Err(StoreError::Closed) => Ok(()),
+                Err(error) => Err(error),
+            }
+        })
+    }
+}

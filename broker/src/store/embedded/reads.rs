@@ -1,0 +1,348 @@
+//! Answers to questions. Reads see every committed change and wait for nobody but the disk.
+
+use docaxis_protocol::envelope::Chain;
+use docaxis_protocol::evidence::PartDigest;
+use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEvidence, Timestamp};
+
+use super::apply::{delivery, head_row, leaf_row, log_entry, remembered};
+use super::keys::{self, BodyPlace, BodyRow, NoticeRow, end_of, last_number, read_row, time_at};
+use super::record::{RecordV1, id_of};
+use super::shared::{MAX_MOVES, Shared};
+use super::view::Lookup;
+use super::walk::Found;
+use crate::store::{BodySource, Delivery, Dispatch, Seq, StoreError, StoredEvidence, Waiting};
+
+/// Rows taken at once where a whole list is read.
+const PAGE_ROWS: usize = 1024;
+
+pub struct Reads<'a>(pub &'a Shared);
+
+fn damaged(what: impl Into<String>) -> StoreError {
+    StoreError::Damaged(what.into())
+}
+
+impl Reads<'_> {
+    fn rows(&self) -> &dyn Lookup {
+        self.0.view.as_ref()
+    }
+
+    /// All rows from `from` up to the end of `prefix`, page by page, until `each` says that it has enough.
+    fn each_row(
+        &self,
+        prefix: &[u8],
+        from: Vec<u8>,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
+    ) -> Result<(), StoreError> {
+        let end = end_of(prefix);
+        let mut at = from;
+        loop {
+            let rows = self.rows().scan(&at, &end, PAGE_ROWS)?;
+            for (key, value) in &rows {
+                if !each(key, value)? {
+                    return Ok(());
+                }
+            }
+            match rows.last() {
+                Some((key, _)) if rows.len() == PAGE_ROWS => at = [key.as_slice(), &[0]].concat(),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    pub fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
+        let mut found = Vec::new();
+        let prefix = keys::notice("");
+        self.each_row(&prefix, prefix.clone(), |key, _| {
+            let name = std::str::from_utf8(&key[1..]).map_err(|e| damaged(format!("a notice's name: {e}")))?;
+            if let Some(bytes) = self.notice(name)? {
+                found.push((name.to_owned(), bytes));
+            }
+            Ok(true)
+        })?;
+        Ok(found)
+    }
+
+    fn notice(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut failed = StoreError::Closed;
+        for _ in 0..MAX_MOVES {
+            let Some(bytes) = self.rows().get(&keys::notice(name))? else { return Ok(None) };
+            let row: NoticeRow = read_row(&bytes)?;
+            match self.0.record_at(row.at) {
+                Ok(Found { prepared, .. }) => {
+                    if let RecordV1::Notices(notices) = prepared.record
+                        && let Some(notice) = notices.into_iter().nth(row.item as usize)
+                        && notice.name == name
+                    {
+                        return Ok(Some(notice.bytes));
+                    }
+                    failed = damaged(format!("notice {name} is not where the index says"));
+                }
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    pub fn lookup(&self, sender: &AgencyCode, id: DispatchId) -> Result<Option<Seq>, StoreError> {
+        let newest_ms = self.0.totals().newest_ms;
+        Ok(remembered(id.as_bytes(), sender, newest_ms, self.rows())?.map(|row| Seq(row.seq)))
+    }
+
+    pub fn find(&self, id: DispatchId) -> Result<Vec<Seq>, StoreError> {
+        let mut found = Vec::new();
+        let prefix = keys::of_id(id.as_bytes());
+        self.each_row(&prefix, prefix.clone(), |key, value| {
+            if value.is_empty() {
+                found.extend(last_number(key).map(Seq));
+            } else {
+                found.push(Seq(read_row::<keys::DedupRow>(value)?.seq));
+            }
+            Ok(true)
+        })?;
+        found.sort();
+        Ok(found)
+    }
+
+    pub fn dispatch(&self, seq: Seq) -> Result<Option<Dispatch>, StoreError> {
+        let Some((row, found)) = self.0.leaf(seq.0)? else { return Ok(None) };
+        if row.seq != seq.0 {
+            return Ok(None);
+        }
+        match found.prepared.record {
+            RecordV1::Accepted(accepted) => {
+                let accepted = *accepted;
+                Ok(Some(Dispatch {
+                    seq,
+                    id: id_of(accepted.id)?,
+                    accepted: Timestamp::from_unix_ms(accepted.accepted_ms),
+                    expires: accepted.expires(),
+                    priority: accepted.priority,
+                    envelope_sha256: Digest(accepted.envelope_sha256),
+                    parts: accepted.part_digests(),
+                    sender: accepted.sender,
+                    envelope: accepted.envelope,
+                    evidence: accepted.evidence,
+                }))
+            }
+            RecordV1::Rejected(rejected) => {
+                // Nothing was accepted, so what is known of it is what the rejection itself says.
+                let said = Evidence::parse(&rejected.evidence.bytes).ok();
+                let time = said.as_ref().map_or(Timestamp::from_unix_ms(0), |evidence| evidence.time);
+                Ok(Some(Dispatch {
+                    seq,
+                    id: id_of(rejected.id)?,
+                    accepted: time,
+                    expires: said.as_ref().and_then(|evidence| evidence.expires).unwrap_or(time),
+                    priority: 0,
+                    envelope_sha256: rejected.envelope.digest(),
+                    parts: said.map(|evidence| evidence.parts).unwrap_or_default(),
+                    sender: rejected.sender,
+                    envelope: rejected.envelope,
+                    evidence: rejected.evidence,
+                }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    pub fn receipt(&self, seq: Seq) -> Result<SignedEvidence, StoreError> {
+        let found = self.0.leaf(seq.0)?.map(|(_, found)| found.prepared.record);
+        match found {
+            Some(RecordV1::Accepted(accepted)) => Ok(accepted.evidence),
+            _ => Err(damaged(format!("the receipt of dispatch {} is not where the index says", seq.0))),
+        }
+    }
+
+    pub fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Option<Delivery>, StoreError> {
+        delivery(seq.0, recipient, self.rows())
+    }
+
+    pub fn deliveries(&self, seq: Seq) -> Result<Vec<Delivery>, StoreError> {
+        let mut recipients = self.recipients(seq)?;
+        recipients.sort();
+        let each = recipients.iter().filter_map(|recipient| delivery(seq.0, recipient, self.rows()).transpose());
+        each.collect()
+    }
+
+    fn recipients(&self, seq: Seq) -> Result<Vec<AgencyCode>, StoreError> {
+        match self.0.leaf(seq.0)? {
+            Some((row, found)) if row.seq == seq.0 => match found.prepared.record {
+                RecordV1::Accepted(accepted) => Ok(accepted.recipients.into_iter().map(|(code, _)| code).collect()),
+                _ => Ok(vec![]),
+            },
+            _ => Ok(vec![]),
+        }
+    }
+
+    pub fn waiting(
+        &self,
+        recipient: &AgencyCode,
+        after: Option<(u8, Seq)>,
+        limit: usize,
+    ) -> Result<Vec<Waiting>, StoreError> {
+        let prefix = keys::queue_of(recipient);
+        let from = match after {
+            Some((priority, seq)) => [keys::queue(recipient, priority, seq.0).as_slice(), &[0]].concat(),
+            None => prefix.clone(),
+        };
+        let rows = self.rows().scan(&from, &end_of(&prefix), limit)?;
+        let read = |(key, value): (Vec<u8>, Vec<u8>)| {
+            let (priority, seq) = (key.get(prefix.len()).copied(), last_number(&key));
+            let expires = value.try_into().ok().map(i64::from_be_bytes);
+            match (priority, seq, expires) {
+                (Some(inverse), Some(seq), Some(expires)) => Ok(Waiting {
+                    recipient: recipient.clone(),
+                    priority: u8::MAX - inverse,
+                    seq: Seq(seq),
+                    expires: Timestamp::from_unix_ms(expires),
+                }),
+                _ => Err(damaged("a row of a queue does not read; restart to rebuild the index")),
+            }
+        };
+        rows.into_iter().map(read).collect()
+    }
+
+    pub fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<Waiting>, StoreError> {
+        let mut due = Vec::new();
+        let end = keys::expiry_after(now.unix_ms());
+        // Each of these dispatches has at least one waiting delivery.
+        for (key, _) in self.rows().scan(b"x", &end, limit)? {
+            let (Some(expires_ms), Some(seq)) = (time_at(&key, 1), last_number(&key)) else {
+                return Err(damaged("a row of the expiries does not read; restart to rebuild the index"));
+            };
+            let Some(head) = head_row(seq, self.rows())? else { continue };
+            let (seq, expires) = (Seq(seq), Timestamp::from_unix_ms(expires_ms));
+            let mut recipients = self.recipients(seq)?;
+            recipients.sort();
+            for recipient in recipients {
+                if due.len() >= limit {
+                    return Ok(due);
+                }
+                if self.rows().get(&keys::queue(&recipient, head.priority, seq.0))?.is_some() {
+                    due.push(Waiting { recipient, priority: head.priority, seq, expires });
+                }
+            }
+        }
+        Ok(due)
+    }
+
+    pub fn evidence(&self, seq: Seq) -> Result<Vec<StoredEvidence>, StoreError> {
+        let mut leaves = match leaf_row(seq.0, self.rows())? {
+            Some(row) if row.seq == seq.0 => vec![seq.0],
+            _ => return Ok(vec![]),
+        };
+        let prefix = keys::events(seq.0);
+        self.each_row(&prefix, prefix.clone(), |key, _| {
+            leaves.extend(last_number(key));
+            Ok(true)
+        })?;
+        self.stored(leaves)
+    }
+
+    pub fn evidence_for_sender(
+        &self,
+        sender: &AgencyCode,
+        from: u64,
+        limit: usize,
+    ) -> Result<Vec<StoredEvidence>, StoreError> {
+        let end = end_of(&keys::all_of_sender(sender));
+        let rows = self.rows().scan(&keys::of_sender(sender, from), &end, limit)?;
+        self.stored(rows.iter().filter_map(|(key, _)| last_number(key)).collect())
+    }
+
+    /// The evidence at these leaves. Several may come from one record, which is then read once.
+    fn stored(&self, leaves: Vec<u64>) -> Result<Vec<StoredEvidence>, StoreError> {
+        let mut stored = Vec::with_capacity(leaves.len());
+        let mut last: Option<Found> = None;
+        for leaf in leaves {
+            let within = |found: &Found| (found.leaf..found.leaf + found.prepared.entries.len() as u64).contains(&leaf);
+            let found = match last.take_if(|found| within(found)) {
+                Some(found) => found,
+                None => match self.0.leaf(leaf)? {
+                    Some((_, found)) => found,
+                    None => return Err(damaged(format!("leaf {leaf} has no row; restart to rebuild the index"))),
+                },
+            };
+            stored.push(stored_in(&found, leaf)?);
+            last = Some(found);
+        }
+        Ok(stored)
+    }
+
+    pub fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError> {
+        let rows = self.rows().scan(&keys::leaf(from), &end_of(b"l"), limit)?;
+        rows.iter().map(|(_, row)| log_entry(row)).collect()
+    }
+
+    pub fn holds(&self, agency: &AgencyCode, part: &PartDigest) -> Result<bool, StoreError> {
+        let prefix = keys::owned_by(&part.sha256.0, agency);
+        if self.rows().scan(&prefix, &end_of(&prefix), 1)?.is_empty() {
+            return Ok(false);
+        }
+        let row = self.rows().get(&keys::body(&part.sha256.0))?;
+        row.map_or(Ok(false), |bytes| Ok(read_row::<BodyRow>(&bytes)?.size == part.size))
+    }
+
+    /// A body that does not have its digest is not given out.
+    pub fn body(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError> {
+        let mut failed = StoreError::Closed;
+        for _ in 0..MAX_MOVES {
+            let Some(bytes) = self.rows().get(&keys::body(&part.sha256.0))? else { return Ok(None) };
+            let row: BodyRow = read_row(&bytes)?;
+            if row.size != part.size {
+                return Ok(None);
+            }
+            match row.place {
+                BodyPlace::Blob => return Ok(Some(BodySource::File(self.0.blobs.path(&part.sha256)))),
+                BodyPlace::Journal { segment, offset } => match self.inline(part, segment, offset) {
+                    Ok(bytes) => return Ok(Some(BodySource::Inline(bytes))),
+                    Err(error) => failed = error,
+                },
+            }
+        }
+        Err(failed)
+    }
+
+    fn inline(&self, part: &PartDigest, segment: u64, offset: u64) -> Result<Vec<u8>, StoreError> {
+        let wrong = |what: &str| damaged(format!("journal segment {segment:x}, offset {offset}: {what}"));
+        let file = self.0.segments.get(segment).ok_or_else(|| wrong("there is no such file"))?.file;
+        let mut bytes = vec![0; usize::try_from(part.size).map_err(|_| wrong("the body is too long"))?];
+        let read = file.read_at(offset, &mut bytes);
+        let read = read.map_err(|e| StoreError::Io { operation: "reading a body", found: e.to_string() })?;
+        if read < bytes.len() || Digest::of(&bytes) != part.sha256 {
+            return Err(wrong(&format!("the body {} does not have its digest", part.sha256)));
+        }
+        Ok(bytes)
+    }
+}
+
+fn stored_in(found: &Found, leaf: u64) -> Result<StoredEvidence, StoreError> {
+    let stored = |seq, event, recipient, evidence: &SignedEvidence, statement_chain: Option<Chain>| StoredEvidence {
+        leaf,
+        seq: Seq(seq),
+        event,
+        recipient,
+        evidence: evidence.clone(),
+        statement_chain,
+    };
+    let item = leaf - found.leaf;
+    match &found.prepared.record {
+        RecordV1::Accepted(accepted) if item == 0 => {
+            Ok(stored(leaf, Event::SubmissionAcceptance, None, &accepted.evidence, None))
+        }
+        RecordV1::Accepted(accepted) => {
+            let mut refused = accepted.recipients.iter().filter_map(|(code, failure)| Some((code, failure.as_ref()?)));
+            let (code, failure) = usize::try_from(item - 1)
+                .ok()
+                .and_then(|item| refused.nth(item))
+                .ok_or_else(|| damaged(format!("leaf {leaf}'s record is not where the index says")))?;
+            Ok(stored(found.leaf, Event::ContentHandoverFailure, Some(code.clone()), failure, None))
+        }
+        RecordV1::Rejected(rejected) => Ok(stored(leaf, Event::SubmissionRejection, None, &rejected.evidence, None)),
+        RecordV1::Event(event) => {
+            let chain = event.statement.as_ref().map(|statement| statement.chain.clone());
+            Ok(stored(event.seq, event.event, Some(event.recipient.clone()), &event.evidence, chain))
+        }
+        _ => Err(damaged(format!("leaf {leaf}'s record is not where the index says"))),
+    }
+}

@@ -1,0 +1,235 @@
+//! The records of journal and evidence: their own types, apart from the trait's, so that the disk's format changes
+//! only when somebody means to change it.
+//!
+//! [`Prepared`] is a record with everything that follows from it alone (its encoding, its log entries): made in the
+//! caller's thread for a new record, and from the bytes when one is read back, so that both take the same way.
+
+use docaxis_protocol::codec::{self, blob};
+use docaxis_protocol::evidence::PartDigest;
+use docaxis_protocol::{
+    AgencyCode, Digest, DispatchId, Event, NodeId, SealedEnvelope, SealedStatement, SignedEvidence, Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+use super::layout::{FRAME_HEADER_BYTES, FrameHeader, NO_LEAF};
+use crate::store::{Acceptance, Body, DeliveryState, Record, Rejection, StoreError};
+
+/// The largest encoded record: 4,096 refusals at once, an envelope and its certificates stay below.
+pub const MAX_META_BYTES: usize = 12 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RecordV1 {
+    Accepted(Box<AcceptedV1>),
+    Rejected(Box<RejectedV1>),
+    Event(Box<EventV1>),
+    Notices(Vec<NoticeV1>),
+    /// Bodies copied forward out of an old segment.
+    Bodies(Vec<BodyV1>),
+    /// Dispatches whose retention has passed: they name their bodies no longer.
+    Pruned(Vec<PrunedV1>),
+    /// In evidence only: everything of this journal segment stands before.
+    Settled(u64),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AcceptedV1 {
+    pub sender: AgencyCode,
+    pub id: [u8; 16],
+    pub node: NodeId,
+    pub accepted_ms: i64,
+    pub expires_ms: i64,
+    pub priority: u8,
+    pub envelope_sha256: [u8; 32],
+    pub envelope: SealedEnvelope,
+    pub parts: Vec<PartV1>,
+    /// The bodies in the record's tail, one behind the other.
+    pub bodies: Vec<BodyV1>,
+    pub evidence: SignedEvidence,
+    pub recipients: Vec<(AgencyCode, Option<SignedEvidence>)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartV1 {
+    pub sha256: [u8; 32],
+    pub size: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BodyV1 {
+    pub sha256: [u8; 32],
+    pub size: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedV1 {
+    pub sender: AgencyCode,
+    pub id: [u8; 16],
+    pub envelope: SealedEnvelope,
+    pub evidence: SignedEvidence,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventV1 {
+    pub seq: u64,
+    pub recipient: AgencyCode,
+    pub event: Event,
+    pub time_ms: i64,
+    pub previous: [u8; 32],
+    pub evidence: SignedEvidence,
+    pub statement: Option<SealedStatement>,
+    pub state: DeliveryState,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoticeV1 {
+    pub name: String,
+    #[serde(with = "blob")]
+    pub bytes: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrunedV1 {
+    pub seq: u64,
+    pub sender: AgencyCode,
+    /// When its last delivery ended.
+    pub finished_ms: i64,
+    pub parts: Vec<[u8; 32]>,
+}
+
+/// One entry that a record adds to the evidence log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    /// SHA-256 over evidence and signature.
+    pub log: [u8; 32],
+    /// SHA-256 of the evidence: how the chain's next piece names it.
+    pub evidence: [u8; 32],
+}
+
+impl Entry {
+    fn of(evidence: &SignedEvidence) -> Self {
+        Self { log: evidence.log_entry().0, evidence: evidence.digest().0 }
+    }
+}
+
+/// A record ready to be committed or applied.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    pub record: RecordV1,
+    pub meta: Vec<u8>,
+    /// Empty when the record was read back: bodies stay where they are.
+    pub tail: Vec<Body>,
+    pub tail_bytes: u32,
+    pub entries: Vec<Entry>,
+}
+
+impl Prepared {
+    pub fn new(record: RecordV1, tail: Vec<Body>) -> Result<Self, StoreError> {
+        let meta = codec::encode(&record, MAX_META_BYTES)
+            .map_err(|e| StoreError::Io { operation: "encoding a record", found: e.to_string() })?;
+        let tail_bytes = tail.iter().try_fold(0u32, |sum, body| sum.checked_add(u32::try_from(body.bytes.len()).ok()?));
+        let tail_bytes = tail_bytes.ok_or_else(|| StoreError::Io {
+            operation: "encoding a record",
+            found: "its bodies are over 4 GiB".to_owned(),
+        })?;
+        let entries = entries_of(&record);
+        Ok(Self { record, meta, tail, tail_bytes, entries })
+    }
+
+    pub fn accepted(acceptance: Acceptance) -> Result<Self, StoreError> {
+        let bodies = acceptance
+            .bodies
+            .iter()
+            .filter_map(|body| Some(BodyV1 { sha256: body.sha256.0, size: u32::try_from(body.bytes.len()).ok()? }));
+        let record = AcceptedV1 {
+            bodies: bodies.collect(),
+            sender: acceptance.sender,
+            id: *acceptance.id.as_bytes(),
+            node: acceptance.node,
+            accepted_ms: acceptance.accepted.unix_ms(),
+            expires_ms: acceptance.expires.unix_ms(),
+            priority: acceptance.priority,
+            envelope_sha256: acceptance.envelope_sha256.0,
+            envelope: acceptance.envelope,
+            parts: acceptance.parts.iter().map(|part| PartV1 { sha256: part.sha256.0, size: part.size }).collect(),
+            evidence: acceptance.evidence,
+            recipients: acceptance.recipients,
+        };
+        Self::new(RecordV1::Accepted(Box::new(record)), acceptance.bodies)
+    }
+
+    pub fn rejected(rejection: Rejection) -> Result<Self, StoreError> {
+        let record = RejectedV1 {
+            sender: rejection.sender,
+            id: *rejection.id.as_bytes(),
+            envelope: rejection.envelope,
+            evidence: rejection.evidence,
+        };
+        Self::new(RecordV1::Rejected(Box::new(record)), vec![])
+    }
+
+    pub fn event(record: Record) -> Result<Self, StoreError> {
+        let record = EventV1 {
+            seq: record.seq,
+            recipient: record.recipient,
+            event: record.event,
+            time_ms: record.time.unix_ms(),
+            previous: record.previous.0,
+            evidence: record.evidence,
+            statement: record.statement,
+            state: record.state,
+        };
+        Self::new(RecordV1::Event(Box::new(record)), vec![])
+    }
+
+    /// Reads a frame's meta back.
+    pub fn read(frame: &FrameHeader, meta: &[u8]) -> Result<Self, String> {
+        let record: RecordV1 = codec::decode(meta, MAX_META_BYTES).map_err(|e| e.to_string())?;
+        let entries = entries_of(&record);
+        if entries.is_empty() != (frame.leaf == NO_LEAF) {
+            return Err(format!("the record brings {} log entries and says leaf {}", entries.len(), frame.leaf));
+        }
+        Ok(Self { record, meta: meta.to_vec(), tail: vec![], tail_bytes: frame.tail, entries })
+    }
+
+    /// Length of the whole frame.
+    pub fn frame_bytes(&self) -> usize {
+        FRAME_HEADER_BYTES + self.meta.len() + self.tail_bytes as usize
+    }
+
+    /// Appends the frame to a group in the making.
+    pub fn write_frame(&self, leaf: u64, group: &mut Vec<u8>) {
+        let leaf = if self.entries.is_empty() { NO_LEAF } else { leaf };
+        group.extend_from_slice(&FrameHeader::encode(&self.meta, self.tail_bytes, leaf));
+        group.extend_from_slice(&self.meta);
+        for body in &self.tail {
+            group.extend_from_slice(&body.bytes);
+        }
+    }
+}
+
+fn entries_of(record: &RecordV1) -> Vec<Entry> {
+    match record {
+        RecordV1::Accepted(accepted) => std::iter::once(&accepted.evidence)
+            .chain(accepted.recipients.iter().filter_map(|(_, refused)| refused.as_ref()))
+            .map(Entry::of)
+            .collect(),
+        RecordV1::Rejected(rejected) => vec![Entry::of(&rejected.evidence)],
+        RecordV1::Event(event) => vec![Entry::of(&event.evidence)],
+        RecordV1::Notices(_) | RecordV1::Bodies(_) | RecordV1::Pruned(_) | RecordV1::Settled(_) => vec![],
+    }
+}
+
+impl AcceptedV1 {
+    pub fn expires(&self) -> Timestamp {
+        Timestamp::from_unix_ms(self.expires_ms)
+    }
+
+    pub fn part_digests(&self) -> Vec<PartDigest> {
+        self.parts.iter().map(|part| PartDigest { sha256: Digest(part.sha256), size: part.size }).collect()
+    }
+}
+
+/// An id as it was stored. Records are checked by CRC, so a wrong one is a defect of the writer.
+pub fn id_of(bytes: [u8; 16]) -> Result<DispatchId, StoreError> {
+    DispatchId::from_bytes(bytes).map_err(|e| StoreError::Damaged(format!("a stored dispatch id does not read: {e}")))
+}

@@ -1,0 +1,331 @@
+//! From the files to a store that may answer: reads the journal's end, makes durable what it read, and brings the
+//! index up to it, or builds a new one.
+//!
+//! Refuses damage, with file and offset, and copies the damaged file to `DATA/damaged/`. What a power cut leaves is no
+//! damage: see `docs/format.md` for every such state.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use docaxis_protocol::Digest;
+use docaxis_protocol::evidence::PartDigest;
+
+use super::apply::{Placed, apply, keep_bodies};
+use super::evidence::EvidenceFiles;
+use super::keys::{self, Area, Position, Totals, read_row, row};
+use super::record::RecordV1;
+use super::segments::{Segment, Segments, io_error};
+use super::view::{Lookup, Staged, View};
+use super::walk::{self, Found, Next};
+use crate::blobs::BlobStore;
+use crate::disk::Disk;
+use crate::store::StoreError;
+
+/// Records applied before their rows are merged: bounds memory while the index is built.
+const RECORDS_AT_ONCE: u32 = 2_000;
+const PROGRESS_EVERY: u64 = 200_000;
+
+/// The journal's end.
+pub struct End {
+    pub segment: Segment,
+    pub next: Position,
+    /// Whether the last group is an empty one.
+    pub marked: bool,
+}
+
+fn damaged_at(segment: &Segment, at: Position, what: &str) -> StoreError {
+    let number = segment.header.number;
+    StoreError::Damaged(format!("journal segment {number:016x}, offset {}: {what}", at.offset))
+}
+
+/// Checks that no segment is missing, and begins the first one.
+pub fn check_order(segments: &Segments, evidence: &EvidenceFiles) -> Result<(), StoreError> {
+    let settled = evidence.settled();
+    let all = segments.all();
+    let mut expected = settled + 1;
+    for segment in all.iter().filter(|segment| segment.header.number > settled) {
+        let found = segment.header.number;
+        if found != expected {
+            return Err(StoreError::Damaged(format!(
+                "journal segment {expected:016x} is missing; {found:016x} is there"
+            )));
+        }
+        expected += 1;
+    }
+    if expected == settled + 1 {
+        if settled > 0 || !all.is_empty() {
+            return Err(StoreError::Damaged(format!("journal segment {expected:016x}, the newest, is missing")));
+        }
+        segments.begin(1, 1)?;
+    }
+    Ok(())
+}
+
+/// Reads from `from` to the journal's end, giving every group to `each`, and makes durable what it read.
+pub fn read_tail(
+    segments: &Segments,
+    from: Position,
+    mut each: impl FnMut(walk::Group) -> Result<(), StoreError>,
+) -> Result<End, StoreError> {
+    let mut at = from;
+    let mut last: Option<(u64, Vec<u8>, bool)> = None;
+    let mut segment = segments
+        .get(from.segment)
+        .ok_or_else(|| StoreError::Damaged(format!("journal segment {:016x} is missing", from.segment)))?;
+    loop {
+        match walk::next(&segment, at)? {
+            Next::Group(group) => {
+                at = group.end();
+                last = Some((group.at.offset, group.bytes.clone(), group.header.records == 0));
+                each(group)?;
+            }
+            Next::Damage { found } => {
+                let what = format!("a group does not read, though the one at offset {found} does; it was durable once");
+                return Err(damaged_at(&segment, at, &what));
+            }
+            Next::End => {
+                sync(&segment, last.as_ref())?;
+                let Some(next) = segments.get(segment.header.number + 1) else { break };
+                if next.header.first != at.sequence {
+                    let what = format!(
+                        "group {} does not read, though the next segment begins with {}; it was durable once",
+                        at.sequence, next.header.first
+                    );
+                    return Err(damaged_at(&segment, at, &what));
+                }
+                at = next.start();
+                segment = next;
+                last = None;
+            }
+        }
+    }
+    segments.sync_dir()?;
+    let marked = last.is_some_and(|(_, _, empty)| empty);
+    Ok(End { segment, next: at, marked })
+}
+
+/// The page cache may hold what the disk does not: a sync that failed before has left the pages clean. Only the last
+/// group can be such, as each later one was begun after the sync of the one before. So it is written once more.
+fn sync(segment: &Segment, last: Option<&(u64, Vec<u8>, bool)>) -> Result<(), StoreError> {
+    if let Some((offset, bytes, _)) = last {
+        segment.file.write_at(*offset, bytes).map_err(io_error("writing the journal's last group again"))?;
+    }
+    segment.file.sync_data().map_err(io_error("syncing the journal"))
+}
+
+pub struct Recovery<'a> {
+    pub segments: &'a Segments,
+    pub evidence: &'a EvidenceFiles,
+    pub blobs: &'a BlobStore,
+}
+
+/// Rows on their way into the index.
+struct Applier<'a> {
+    recovery: &'a Recovery<'a>,
+    staged: Staged<'a>,
+    totals: Totals,
+    records: u32,
+    applied: u64,
+    began: Instant,
+}
+
+impl<'a> Applier<'a> {
+    fn new(recovery: &'a Recovery<'a>, view: &'a View, totals: Totals) -> Self {
+        Self { recovery, staged: Staged::new(view), totals, records: 0, applied: 0, began: Instant::now() }
+    }
+
+    fn apply(&mut self, found: &Found) -> Result<(), StoreError> {
+        if !found.prepared.entries.is_empty() && found.leaf != self.totals.leaves {
+            return Err(StoreError::Damaged(format!(
+                "{:?} segment {:x}, offset {}: the record has leaf {}; expected {}",
+                found.at.area, found.at.segment, found.at.offset, found.leaf, self.totals.leaves
+            )));
+        }
+        let blobs = self.recovery.blobs;
+        let has_blob = |sha256: &[u8; 32], size| blobs.exists(&PartDigest { sha256: Digest(*sha256), size });
+        let placed = Placed { prepared: &found.prepared, leaf: self.totals.leaves, at: found.at, has_blob: &has_blob };
+        apply(&placed, &mut self.staged, &mut self.totals)?;
+        self.step();
+        Ok(())
+    }
+
+    fn step(&mut self) {
+        self.applied += 1;
+        self.records += 1;
+        if self.applied.is_multiple_of(PROGRESS_EVERY) {
+            let seconds = self.began.elapsed().as_secs();
+            tracing::info!(records = self.applied, seconds, "building the index");
+        }
+    }
+
+    /// Merges at a group's end, where rows and position agree.
+    fn reached(&mut self, position: Position) -> Result<(), StoreError> {
+        self.totals.applied = position;
+        if self.records >= RECORDS_AT_ONCE {
+            self.merge()?;
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self) -> Result<(), StoreError> {
+        self.records = 0;
+        self.staged.put(keys::totals(), row(&self.totals)?);
+        self.staged.merge()
+    }
+}
+
+impl Recovery<'_> {
+    /// Applies what the index does not have yet. `None` if the index does not fit to the files and must be built anew.
+    pub fn catch_up(&self, view: &View) -> Result<Option<(End, Totals)>, StoreError> {
+        let Some(bytes) = view.get(&keys::totals())? else { return Ok(None) };
+        let Ok(totals) = read_row::<Totals>(&bytes) else { return Ok(None) };
+        let from = totals.applied;
+        // Every segment from there on must still be there: one that was freed after the index was written has its
+        // records only in evidence.
+        let last = self.segments.all().last().map_or(0, |segment| segment.header.number);
+        let present = (from.segment..=last).all(|number| self.segments.get(number).is_some());
+        let fits = self
+            .segments
+            .get(from.segment)
+            .is_some_and(|segment| from.sequence >= segment.header.first && from.offset <= segment.bytes);
+        if !fits || !present {
+            return Ok(None);
+        }
+        let mut applier = Applier::new(self, view, totals);
+        // The last group that was applied is read as well: whether it is durable is not known.
+        let end = self.apply_tail(&mut applier, from)?;
+        applier.merge()?;
+        let totals = applier.totals;
+        Ok(Some((end, totals)))
+    }
+
+    fn apply_tail(&self, applier: &mut Applier<'_>, from: Position) -> Result<End, StoreError> {
+        let begin = self.segments.get(from.segment).map_or(from, |segment| segment.start());
+        read_tail(self.segments, begin, |group| {
+            if group.at < from {
+                return Ok(());
+            }
+            for found in group.records()? {
+                applier.apply(&found)?;
+            }
+            applier.reached(group.end())
+        })
+    }
+
+    /// Builds an empty index from evidence and journal.
+    pub fn rebuild(&self, view: &View) -> Result<(End, Totals), StoreError> {
+        tracing::info!("building the index from evidence and journal");
+        let mut applier = Applier::new(self, view, Totals::default());
+        self.evidence.walk(|found| {
+            applier.apply(&found)?;
+            if applier.records >= RECORDS_AT_ONCE {
+                applier.records = 0;
+                // No position yet: an index left in this state is built again.
+                applier.staged.merge()?;
+            }
+            Ok(())
+        })?;
+        let settled = self.evidence.settled();
+        for segment in self.segments.all().iter().filter(|segment| segment.header.number <= settled) {
+            self.bodies_of(segment, &mut applier)?;
+        }
+        let first = self.segments.get(settled + 1).map(|segment| segment.start());
+        let from = first.ok_or_else(|| StoreError::Damaged("the journal has no segment".to_owned()))?;
+        let end = self.apply_tail(&mut applier, from)?;
+        applier.totals.applied = end.next;
+        applier.merge()?;
+        let (records, totals) = (applier.applied, applier.totals);
+        let ms = u64::try_from(applier.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(records, leaves = totals.leaves, ms, "the index is built");
+        Ok((end, totals))
+    }
+
+    /// A settled segment that is still there holds bodies; its records stand in evidence and have been applied.
+    fn bodies_of(&self, segment: &Segment, applier: &mut Applier<'_>) -> Result<(), StoreError> {
+        let mut at = segment.start();
+        loop {
+            let group = match walk::next(segment, at)? {
+                Next::Group(group) => group,
+                Next::End => break,
+                Next::Damage { .. } => {
+                    return Err(damaged_at(segment, at, "a group does not read, though a later one does"));
+                }
+            };
+            at = group.end();
+            for found in group.records()? {
+                let bodies = match &found.prepared.record {
+                    RecordV1::Accepted(accepted) => &accepted.bodies,
+                    RecordV1::Bodies(bodies) => bodies,
+                    _ => continue,
+                };
+                keep_bodies(bodies, found.prepared.meta.len(), found.at, &mut applier.staged)?;
+            }
+        }
+        applier.staged.put(keys::moved(segment.header.number), vec![]);
+        Ok(())
+    }
+}
+
+/// Removes large bodies that nothing names: what a crash between body and commit left.
+pub fn collect_blobs(blobs: &BlobStore, view: &View) -> Result<(), StoreError> {
+    struct Failed(StoreError);
+    impl From<std::io::Error> for Failed {
+        fn from(e: std::io::Error) -> Self {
+            Self(io_error("collecting bodies that nothing names")(e))
+        }
+    }
+    let removed = blobs.collect(|sha256| Ok::<_, Failed>(view.get(&keys::body(&sha256.0)).map_err(Failed)?.is_some()));
+    let removed = removed.map_err(|Failed(e)| e)?;
+    if removed > 0 {
+        tracing::info!(removed, "removed large bodies that nothing names");
+    }
+    Ok(())
+}
+
+/// Copies the file that an error names to `DATA/damaged/`, and says what to do.
+pub fn set_aside(disk: &Arc<dyn Disk>, dir: &Path, error: StoreError) -> StoreError {
+    let StoreError::Damaged(what) = error else { return error };
+    let aside = dir.join("damaged");
+    let copied = copy_named(disk, dir, &aside, &what);
+    let copies = match copied {
+        Ok(Some(name)) => format!("a copy is at {}", aside.join(name).display()),
+        Ok(None) => "the file could not be told, so none was copied".to_owned(),
+        Err(e) => format!("it could not be copied to {}: {e}", aside.display()),
+    };
+    StoreError::Damaged(format!(
+        "{what}; {copies}. Nothing was changed. Check the disk, then restore the folder from a backup"
+    ))
+}
+
+fn copy_named(disk: &Arc<dyn Disk>, dir: &Path, aside: &Path, what: &str) -> std::io::Result<Option<String>> {
+    for (folder, area) in [("journal", Area::Journal), ("evidence", Area::Evidence)] {
+        for name in disk.list(&dir.join(folder))? {
+            let number = name.split('.').next().unwrap_or_default();
+            let named = what.contains(&name) || area == Area::Journal && what.contains(&format!("segment {number}"));
+            if !named {
+                continue;
+            }
+            disk.create_dir_all(aside)?;
+            let target = aside.join(&name);
+            if disk.exists(&target)? {
+                return Ok(Some(name));
+            }
+            let (from, to) = (disk.open(&dir.join(folder).join(&name))?, disk.create(&target)?);
+            let mut buffer = vec![0; 1 << 20];
+            let mut at = 0;
+            loop {
+                let read = from.read_at(at, &mut buffer)?;
+                if read == 0 {
+                    break;
+                }
+                to.write_at(at, &buffer[..read])?;
+                at += read as u64;
+            }
+            to.sync_data()?;
+            disk.sync_dir(aside)?;
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,7 @@
+//! The engine against the claims, and against crashes.
+
+mod claims;
+mod crash;
+mod damage;
+mod life;
+mod support;

@@ -1,0 +1,133 @@
+//! Torn ends and damage, told apart.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::super::layout::{GroupHeader, PAGE, padded};
+use super::super::*;
+use super::support::*;
+use crate::disk::sim::{Cut, SimDisk};
+use crate::store::claims::{letter, wait};
+
+fn journal_file(number: u64) -> PathBuf {
+    Path::new(DATA).join("journal").join(segments::file_name(number, "segment"))
+}
+
+/// Offsets and lengths (without padding) of the groups in a segment.
+fn groups(bytes: &[u8]) -> Vec<(usize, usize, u32)> {
+    let mut found = vec![];
+    let mut at = PAGE;
+    while let Some(header) = bytes.get(at..).and_then(GroupHeader::peek) {
+        let length = header.length as usize;
+        found.push((at, length, header.records));
+        at += padded(length);
+    }
+    found
+}
+
+/// Three letters in the first segment, then the process dies without a mark.
+fn three_letters() -> (SimDisk, Vec<(usize, usize, u32)>) {
+    let (disk, index) = (SimDisk::new(), Arc::default());
+    let config = EmbeddedConfig { idle: std::time::Duration::from_secs(3600), ..tiny(&index) };
+    let store = EmbeddedStore::open(Path::new(DATA), config, Arc::new(disk.clone())).unwrap();
+    for n in 0..3 {
+        wait(store.accept(letter(n, &["H37.DN.001"]))).unwrap();
+    }
+    drop(store);
+    let groups = groups(&disk.read(&journal_file(1)).unwrap());
+    assert_eq!(groups.len(), 3);
+    (disk, groups)
+}
+
+fn leaves(disk: &SimDisk) -> Result<u64, StoreError> {
+    Ok(open(disk, &Arc::default())?.counts().leaves)
+}
+
+#[test]
+fn a_last_group_torn_at_any_byte_is_cut_whole() {
+    let (disk, groups) = three_letters();
+    let (at, length, _) = groups[2];
+    for torn in 0..length {
+        let after = disk.after(Cut::Drop);
+        after.tamper(&journal_file(1), |bytes| bytes[at + torn..at + padded(length)].fill(0)).unwrap();
+        // A tail of zeros is what was written anyway where the group's own bytes are zero.
+        let same = after.read(&journal_file(1)).unwrap() == disk.read(&journal_file(1)).unwrap();
+        assert_eq!(leaves(&after).unwrap(), if same { 3 } else { 2 }, "torn after {torn} bytes of {length}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_before_the_last_group_is_damage_and_set_aside() {
+    let (disk, groups) = three_letters();
+    for (at, length, _) in &groups[..2] {
+        for byte in (0..*length).step_by(13).chain([length - 1]) {
+            let after = disk.after(Cut::Drop);
+            after.tamper(&journal_file(1), |bytes| bytes[at + byte] ^= 1 << (byte % 8)).unwrap();
+            let Err(StoreError::Damaged(what)) = leaves(&after) else { panic!("byte {} was not noticed", at + byte) };
+            assert!(what.contains(&format!("offset {at}")), "{what}");
+            let aside = Path::new(DATA).join("damaged").join(segments::file_name(1, "segment"));
+            assert_eq!(after.read(&aside).unwrap(), after.read(&journal_file(1)).unwrap(), "set aside");
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_the_last_group_is_damage_once_the_store_was_idle_or_closed() {
+    let (disk, index) = (SimDisk::new(), Arc::default());
+    let store = open(&disk, &index).unwrap();
+    wait(store.accept(letter(0, &["H37.DN.001"]))).unwrap();
+    wait(store.close()).unwrap();
+    drop(store);
+    let groups = groups(&disk.read(&journal_file(1)).unwrap());
+    let (at, length, records) = *groups.iter().rfind(|(_, _, records)| *records > 0).unwrap();
+    assert_eq!(records, 1);
+    for byte in (0..length).step_by(7) {
+        let after = disk.after(Cut::Drop);
+        after.tamper(&journal_file(1), |bytes| bytes[at + byte] ^= 0x10).unwrap();
+        assert!(matches!(leaves(&after), Err(StoreError::Damaged(_))), "byte {byte} was not noticed");
+    }
+}
+
+#[test]
+fn flipped_bits_in_headers_and_evidence_are_found() {
+    let (disk, index) = (SimDisk::new(), Arc::default());
+    let store = open(&disk, &index).unwrap();
+    Acknowledged::default().work(&store, 0, 30).unwrap();
+    wait(store.close()).unwrap();
+    drop(store);
+    let evidence = disk.list(&Path::new(DATA).join("evidence")).unwrap();
+    assert!(evidence.len() > 1, "several files of evidence: {evidence:?}");
+    let mut files: Vec<_> = evidence.iter().map(|name| Path::new(DATA).join("evidence").join(name)).collect();
+    let journal = disk.list(&Path::new(DATA).join("journal")).unwrap();
+    let newest = journal.iter().rfind(|name| name.ends_with("segment")).unwrap();
+    files.push(Path::new(DATA).join("journal").join(newest));
+    for file in files {
+        let (kind, length) = match file.extension().unwrap().to_str() {
+            Some("segment") => ("journal", 44),
+            _ => ("evidence", disk.read(&file).unwrap().len()),
+        };
+        for byte in (0..length).step_by(if kind == "journal" { 3 } else { 97 }) {
+            if kind == "evidence" && (12..16).contains(&byte) {
+                continue;
+            }
+            let after = disk.after(Cut::Drop);
+            after.tamper(&file, |bytes| bytes[byte] ^= 4).unwrap();
+            let result = leaves(&after);
+            assert!(matches!(result, Err(StoreError::Damaged(_))), "{} byte {byte}: {result:?}", file.display());
+        }
+    }
+}
+
+#[test]
+fn a_journal_without_its_segments_is_damage() {
+    let (disk, index) = (SimDisk::new(), Arc::default());
+    let store = open(&disk, &index).unwrap();
+    Acknowledged::default().work(&store, 0, 30).unwrap();
+    wait(store.close()).unwrap();
+    drop(store);
+    let journal = Path::new(DATA).join("journal");
+    for name in disk.list(&journal).unwrap().into_iter().filter(|name| name.ends_with("segment")) {
+        disk.remove(&journal.join(name)).unwrap();
+    }
+    assert!(matches!(leaves(&disk), Err(StoreError::Damaged(_))));
+}

@@ -1,0 +1,121 @@
+//! Reading a journal segment group by group, and telling a torn end from damage.
+//!
+//! Group N+1 is written only when N is durable. So what does not read at the very end was never acknowledged and is
+//! cut; what does not read and has a valid later group behind it was durable once, and is damage.
+
+use super::keys::{Area, Location, Position};
+use super::layout::{FRAME_HEADER_BYTES, FrameHeader, GROUP_HEADER_BYTES, GroupHeader, PAGE, padded};
+use super::record::Prepared;
+use super::segments::{Segment, io_error};
+use crate::store::StoreError;
+
+/// One record as read back, with its place.
+pub struct Found {
+    pub prepared: Prepared,
+    pub leaf: u64,
+    pub at: Location,
+}
+
+/// A group as it stands in the file, header included, without padding.
+pub struct Group {
+    pub at: Position,
+    pub header: GroupHeader,
+    pub bytes: Vec<u8>,
+}
+
+impl Group {
+    /// Where the next group begins.
+    pub fn end(&self) -> Position {
+        let length = padded(self.bytes.len()) as u64;
+        Position { segment: self.at.segment, offset: self.at.offset + length, sequence: self.at.sequence + 1 }
+    }
+
+    /// The group's records, in order, with their frames' own bytes.
+    pub fn frames(&self) -> Result<Vec<(FrameHeader, Location, &[u8])>, StoreError> {
+        let mut frames = Vec::new();
+        let mut at = GROUP_HEADER_BYTES;
+        while at < self.bytes.len() {
+            let offset = self.at.offset + at as u64;
+            let damaged = |what: &str| {
+                StoreError::Damaged(format!("journal segment {:x}, offset {offset}: {what}", self.at.segment))
+            };
+            let rest = &self.bytes[at..];
+            let frame = FrameHeader::decode(rest).ok_or_else(|| damaged("no record begins here"))?;
+            let whole = usize::try_from(frame.whole()).map_err(|_| damaged("the record is too long"))?;
+            let bytes = rest.get(..whole).ok_or_else(|| damaged("the record goes on beyond its group"))?;
+            frames.push((frame, Location { area: Area::Journal, segment: self.at.segment, offset }, bytes));
+            at += whole;
+        }
+        Ok(frames)
+    }
+
+    pub fn records(&self) -> Result<Vec<Found>, StoreError> {
+        let read = |(frame, at, bytes): (FrameHeader, Location, &[u8])| read_record(&frame, bytes, at);
+        self.frames()?.into_iter().map(read).collect()
+    }
+}
+
+/// Reads the record in a frame's bytes; the tail need not be there.
+pub fn read_record(frame: &FrameHeader, bytes: &[u8], at: Location) -> Result<Found, StoreError> {
+    let damaged = |what: String| {
+        StoreError::Damaged(format!("{:?} segment {:x}, offset {}: {what}", at.area, at.segment, at.offset))
+    };
+    let meta = bytes
+        .get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + frame.meta as usize)
+        .ok_or_else(|| damaged("the record is cut short".to_owned()))?;
+    if !frame.holds(bytes, meta) {
+        return Err(damaged("the record's CRC-32C does not match".to_owned()));
+    }
+    let prepared = Prepared::read(frame, meta).map_err(damaged)?;
+    Ok(Found { prepared, leaf: frame.leaf, at })
+}
+
+/// What stands where a group should.
+pub enum Next {
+    Group(Group),
+    /// Nothing valid, here and behind: the end.
+    End,
+    /// Nothing valid here, but a group of this segment behind it.
+    Damage {
+        found: u64,
+    },
+}
+
+/// The group at `at`.
+pub fn next(segment: &Segment, at: Position) -> Result<Next, StoreError> {
+    if let Some(group) = group_at(segment, at.offset, |header| header.sequence == at.sequence)? {
+        return Ok(Next::Group(group));
+    }
+    let mut offset = at.offset;
+    while offset < segment.bytes {
+        if let Some(later) = group_at(segment, offset, |header| header.sequence >= at.sequence)? {
+            return Ok(Next::Damage { found: later.at.offset });
+        }
+        offset += PAGE as u64;
+    }
+    Ok(Next::End)
+}
+
+fn group_at(
+    segment: &Segment,
+    offset: u64,
+    wanted: impl Fn(&GroupHeader) -> bool,
+) -> Result<Option<Group>, StoreError> {
+    let failed = io_error("reading the journal");
+    let mut head = [0; GROUP_HEADER_BYTES];
+    let read = segment.file.read_at(offset, &mut head).map_err(&failed)?;
+    let Some(header) = GroupHeader::peek(&head[..read]) else { return Ok(None) };
+    let length = u64::from(header.length);
+    let own = header.epoch == segment.header.number && header.salt == segment.header.salt;
+    let fits = length >= GROUP_HEADER_BYTES as u64 && offset.saturating_add(length) <= segment.bytes;
+    if !own || !fits || !wanted(&header) {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; header.length as usize];
+    let read = segment.file.read_at(offset, &mut bytes).map_err(&failed)?;
+    if read < bytes.len() || !GroupHeader::holds(&bytes) {
+        return Ok(None);
+    }
+    let at = Position { segment: segment.header.number, offset, sequence: header.sequence };
+    Ok(Some(Group { at, header, bytes }))
+}
