@@ -16,11 +16,11 @@ mod report;
 mod session;
 mod submit;
 
+pub use frames::FramesError;
+
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-
-pub use frames::FramesError;
 
 use docaxis_protocol::ReasonCode;
 use docaxis_protocol::frame::{ALPN_LINK, FrameError, Refusal};
@@ -32,7 +32,7 @@ use crate::agent::{Shared, told_to_stop};
 use crate::identity::{Identity, TrustError};
 use crate::mailbox::MailboxError;
 use crate::parts::PartsError;
-use crate::uplink::{Failure, LinkState, Uplink};
+use crate::uplink::{Failure, Uplink};
 
 /// A stream is reset with this when a stored body turned out damaged.
 const CODE_DAMAGED: VarInt = VarInt::from_u32(1);
@@ -236,11 +236,6 @@ fn client_config(shared: &Shared) -> Result<ClientConfig, LinkError> {
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(Arc::new(transport));
     Ok(config)
-}
-
-/// Where the link stands, for those who wait for it.
-pub(crate) fn is_up(state: &LinkState) -> bool {
-    matches!(state, LinkState::Up { .. })
 }
 
 #[cfg(test)]
