@@ -305,6 +305,31 @@ fn a_node_joins_with_its_token_once() {
 }
 
 #[test]
+fn a_node_that_asks_for_more_waits_for_approval() {
+    let exchange = Exchange::with(&["H37.DN.001", "H37.DN.002"]);
+    let token = exchange.invite("h37", "H37.DN.001");
+    let ask = || {
+        docaxis(&["agent", "join", &token, "--agency", "H37.DN.001,H37.DN.002"])
+            .with("--dir", &exchange.path("h37"))
+            .run()
+    };
+    let waiting = || exchange.ca(&["approve"]).done()["pending"].as_array().unwrap().clone();
+    let _broker = exchange.start_broker();
+    let _authority = exchange.start_authority();
+    while waiting().is_empty() {
+        assert_eq!(ask().refused(), (4, "busy".into()));
+    }
+    let [request] = waiting().try_into().unwrap();
+    let (invited, asked) = (json!(["H37.DN.001"]), json!(["H37.DN.001", "H37.DN.002"]));
+    assert_eq!((&request["node"], &request["invited"], &request["asked"]), (&json!("h37"), &invited, &asked));
+
+    assert_eq!(exchange.ca(&["approve", "unknown"]).refused(), (3, "not-found".into()));
+    exchange.ca(&["approve", request["invitation"].as_str().unwrap()]).done();
+    assert_eq!(ask().done()["agencies"], asked);
+    assert_eq!(waiting(), [] as [Value; 0]);
+}
+
+#[test]
 fn a_token_that_is_none_is_refused_before_anything_is_written() {
     let exchange = Exchange { folder: tempfile::tempdir().unwrap(), address: free_address() };
     assert_eq!(exchange.join("AAAA", "h37").refused(), (2, "malformed".into()));
