@@ -4,10 +4,14 @@
 //! This crate is pure. It has no socket, file, clock or source of randomness: time and random bytes come in as
 //! arguments. What was signed is kept as the bytes that were signed and is never serialised again.
 
+pub mod bundle;
+pub mod chain;
 pub mod codec;
 pub mod digest;
+pub mod directory;
 pub mod envelope;
 pub mod evidence;
+pub mod frame;
 pub mod id;
 pub mod json;
 pub mod key;
@@ -15,6 +19,7 @@ pub mod limits;
 pub mod reason;
 pub mod statement;
 pub mod time;
+pub mod tlog;
 
 pub use digest::Digest;
 pub use envelope::{Envelope, Kind, Part, PartRole, SealedEnvelope};

@@ -1,1 +1,6 @@
 //! System tests.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+mod audit_verify;
+mod layout;

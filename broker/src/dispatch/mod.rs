@@ -1,0 +1,205 @@
+//! The exchange itself: performs what the pure parts decide, in order.
+//!
+//! The one order that everything here keeps: check, make the bodies durable, sign, commit, and only then answer. An
+//! answer that means "accepted" or "recorded" is built from what the store returned after its commit.
+
+mod intake;
+mod outcome;
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use docaxis_protocol::directory::{DirectoryError, SignedEntry, VerifiedEntry};
+use docaxis_protocol::envelope::Chain;
+use docaxis_protocol::evidence::EvidenceError;
+use docaxis_protocol::frame::{EvidenceItem, Notices};
+use docaxis_protocol::{AgencyCode, NodeId, Origin, Reason, ReasonCode, Timestamp};
+
+use crate::bells::Bells;
+use crate::blobs::BlobStore;
+use crate::directory::Directory;
+use crate::env::Env;
+use crate::evidence::{Issuer, LogReader};
+use crate::link::Links;
+use crate::seals::Seals;
+use crate::store::{Store, StoreError};
+use crate::work::{GivenUp, Workers};
+
+pub use intake::{Admitted, Intake, inline_sizes};
+pub use outcome::Offering;
+
+/// Evidence sent in one frame of a `Follow`: bounded so that the frame stays small.
+const FOLLOW_BATCH: usize = 32;
+/// Directory entries sent in one frame, in bytes.
+const DIRECTORY_BATCH_BYTES: usize = 512 << 10;
+
+/// Something that went wrong on our side, not the peer's.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    GivenUp(#[from] GivenUp),
+    #[error("evidence could not be written: {0}")]
+    Evidence(#[from] EvidenceError),
+    #[error("a directory entry was not taken: {0}")]
+    Directory(#[from] DirectoryError),
+    #[error("a revocation list was not taken: {0}")]
+    Crl(String),
+}
+
+impl ExchangeError {
+    /// What the peer is told. The cause itself goes to the log.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Store(source) => source.reason().because(match source {
+                StoreError::DiskFull(_) => "the exchange's disk is full",
+                _ => "the exchange cannot store anything at the moment",
+            }),
+            Self::Directory(_) | Self::Crl(_) => ReasonCode::Malformed.because(self.to_string()),
+            Self::GivenUp(_) | Self::Evidence(_) => {
+                ReasonCode::Busy.because("the exchange cannot do this at the moment")
+            }
+        }
+    }
+}
+
+/// Takes a revocation list in PEM to whoever must heed it, or says why it was not taken.
+pub type CrlSink = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// Everything that sessions share.
+pub struct Exchange {
+    pub env: Arc<dyn Env>,
+    pub origin: Origin,
+    pub store: Arc<dyn Store>,
+    pub blobs: Arc<BlobStore>,
+    pub issuer: Issuer,
+    pub seals: Seals,
+    pub directory: RwLock<Directory>,
+    pub log: LogReader,
+    pub bells: Bells,
+    pub workers: Workers,
+    pub links: Arc<Links>,
+    pub max_part_bytes: u64,
+    /// Certificates that a node needs to check evidence and the log.
+    pub evidence_chain: Chain,
+    pub log_chain: Chain,
+    /// Takes revocation lists of the nodes' CA to the link's verifier.
+    pub nodes_crl: CrlSink,
+}
+
+impl Exchange {
+    pub fn now(&self) -> Timestamp {
+        self.env.now()
+    }
+
+    /// Reads the directory for a moment.
+    pub fn with_directory<T>(&self, read: impl FnOnce(&Directory) -> T) -> T {
+        read(&self.directory.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Evidence for one sender from `cursor` on, as it is sent to the sender's node.
+    pub fn news_for(&self, sender: &AgencyCode, cursor: u64) -> Result<Vec<EvidenceItem>, StoreError> {
+        let stored = self.store.evidence_for_sender(sender, cursor, FOLLOW_BATCH)?;
+        let item = |piece: crate::store::StoredEvidence| EvidenceItem {
+            sender: sender.clone(),
+            leaf: piece.leaf,
+            evidence: piece.evidence,
+            statement_chain: piece.statement_chain,
+        };
+        Ok(stored.into_iter().map(item).collect())
+    }
+
+    /// What changed in the directory after `version`; none if nothing did.
+    pub fn notices_since(&self, version: u64) -> Option<Notices> {
+        self.with_directory(|directory| {
+            let entries = directory.since(version, DIRECTORY_BATCH_BYTES);
+            let version = entries.last()?.version;
+            Some(Notices {
+                version,
+                entries: entries.iter().map(|entry| entry.signed().clone()).collect(),
+                crls: Vec::new(),
+            })
+        })
+    }
+
+    /// Takes up what the authority signed: verified, then durable, then in force.
+    pub async fn publish(&self, notices: Notices) -> Result<u64, ExchangeError> {
+        let news = self.with_directory(|directory| directory.verify(notices.entries))?;
+        let mut durable = Vec::with_capacity(news.len() + notices.crls.len());
+        for entry in &news {
+            durable.push((format!("agency/{}", entry.agency), encode_entry(entry)?));
+        }
+        for (name, pem) in &notices.crls {
+            durable.push((format!("crl/{name}"), pem.clone().into_bytes()));
+        }
+        if !durable.is_empty() {
+            self.store.put_notices(durable).await?;
+        }
+        for (name, pem) in &notices.crls {
+            self.take_crl(name, pem)?;
+        }
+        let version = {
+            let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
+            directory.take(news);
+            directory.version()
+        };
+        self.bells.directory();
+        Ok(version)
+    }
+
+    fn take_crl(&self, name: &str, pem: &str) -> Result<(), ExchangeError> {
+        match name {
+            "seals" => {
+                self.seals.replace_crls(&[pem.as_bytes().to_vec()]).map_err(|e| ExchangeError::Crl(e.to_string()))
+            }
+            "nodes" => (self.nodes_crl)(pem).map_err(ExchangeError::Crl),
+            other => Err(ExchangeError::Crl(format!("no authority is called {other:?}; expected nodes or seals"))),
+        }
+    }
+
+    /// Puts back in force what was published before the broker was last stopped.
+    pub fn restore_notices(&self) -> Result<(), ExchangeError> {
+        let mut entries = Vec::new();
+        for (key, bytes) in self.store.notices()? {
+            if let Some(name) = key.strip_prefix("crl/") {
+                self.take_crl(name, &String::from_utf8_lossy(&bytes))?;
+            } else if key.starts_with("agency/") {
+                let damaged =
+                    |e: docaxis_protocol::codec::CodecError| StoreError::Damaged(format!("notice {key}: {e}"));
+                let signed: SignedEntry = docaxis_protocol::codec::decode(&bytes, bytes.len()).map_err(damaged)?;
+                entries.push(signed);
+            }
+        }
+        let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
+        let verified = directory.verify(entries)?;
+        directory.take(verified);
+        Ok(())
+    }
+
+    /// Rings at the nodes that host these agencies.
+    fn ring_recipients<'a>(&self, recipients: impl Iterator<Item = &'a AgencyCode>) {
+        self.with_directory(|directory| {
+            for recipient in recipients {
+                if let Some(node) = directory.node_of(recipient) {
+                    self.bells.offer(node, recipient);
+                }
+            }
+        });
+    }
+
+    fn ring_sender(&self, sender: &AgencyCode) {
+        if let Some(node) = self.with_directory(|directory| directory.node_of(sender).cloned()) {
+            self.bells.evidence(&node);
+        }
+    }
+
+    /// Whether `node` acts for `agency`.
+    pub fn hosts(&self, node: &NodeId, agency: &AgencyCode) -> bool {
+        self.with_directory(|directory| directory.hosts(node, agency))
+    }
+}
+
+fn encode_entry(entry: &VerifiedEntry) -> Result<Vec<u8>, ExchangeError> {
+    let limit = docaxis_protocol::limits::MAX_CONTROL_FRAME_BYTES;
+    docaxis_protocol::codec::encode(entry.signed(), limit).map_err(|e| StoreError::Damaged(e.to_string()).into())
+}

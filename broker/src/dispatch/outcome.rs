@@ -1,0 +1,319 @@
+//! Outcomes: a recipient's statement, or time, becomes evidence about a delivery, exactly once.
+//!
+//! The decision is made from the delivery as it is durable; the store refuses the record if the chain has moved on
+//! meanwhile, and it is decided again. So of two outcomes that race, one wins and the evidence says which.
+
+use std::sync::Arc;
+
+use docaxis_protocol::evidence::StatementInEvidence;
+use docaxis_protocol::frame::{Offer, Outcome, Standing};
+use docaxis_protocol::limits::{MAX_CLOCK_SKEW, MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES};
+use docaxis_protocol::{
+    AgencyCode, Event, Evidence, NodeId, Reason, ReasonCode, SealedStatement, SignedEvidence, Statement,
+};
+
+use super::{Exchange, ExchangeError};
+use crate::delivery::{Decision, Stated, on_statement, on_time};
+use crate::evidence::issuer::DeliveryEvidence;
+use crate::store::{
+    BodySource, Delivery, DeliveryState, Dispatch, Record, Recorded, Seq, StoreError, StoredEvidence, Waiting,
+};
+
+/// How often a decision is made again because the chain moved on. Each time somebody else's outcome was recorded, and
+/// a delivery has only a handful of them in its life.
+const MAX_ROUNDS: usize = 16;
+/// Expiries recorded in one go.
+const EXPIRY_BATCH: usize = 256;
+
+/// A statement that was checked: it is about a known delivery, and sealed by the recipient.
+struct Checked {
+    stated: Stated,
+    recipient: AgencyCode,
+    dispatch: Dispatch,
+    sealed: SealedStatement,
+    in_evidence: StatementInEvidence,
+}
+
+/// What is offered to a node: the frame, and the bodies that go with it at once.
+pub struct Offering {
+    pub offer: Offer,
+    pub bodies: Vec<Vec<u8>>,
+    pub dispatch: Dispatch,
+}
+
+impl Exchange {
+    /// Takes a statement from `node`. The inner error is for the node: nothing was recorded.
+    pub async fn state(
+        self: &Arc<Self>,
+        node: &NodeId,
+        sealed: SealedStatement,
+    ) -> Result<Result<Outcome, Reason>, ExchangeError> {
+        let (exchange, node) = (self.clone(), node.clone());
+        let checked = match self.workers.run(move || exchange.check_statement(&node, sealed)).await?? {
+            Ok(checked) => checked,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        for _ in 0..MAX_ROUNDS {
+            if let Some(settled) = self.settle(&checked).await? {
+                return Ok(settled);
+            }
+        }
+        Ok(Err(ReasonCode::Busy.because("the delivery changed again and again meanwhile")))
+    }
+
+    fn check_statement(
+        &self,
+        node: &NodeId,
+        sealed: SealedStatement,
+    ) -> Result<Result<Checked, Reason>, ExchangeError> {
+        let refuse = |code: ReasonCode, text: String| Ok(Err(code.because(text)));
+        let statement = match Statement::parse(&sealed.bytes) {
+            Ok(statement) => statement,
+            Err(error) => return refuse(ReasonCode::Malformed, error.to_string()),
+        };
+        let recipient = statement.recipient;
+        if statement.exchange != self.origin {
+            let found = statement.exchange;
+            return refuse(ReasonCode::Malformed, format!("stated for exchange {found}; this is {}", self.origin));
+        }
+        if !self.hosts(node, &recipient) {
+            return refuse(ReasonCode::NotYours, format!("node {node} may not speak for {recipient}"));
+        }
+        // Whoever is not a recipient learns nothing about the dispatch, not even that it exists.
+        let Some(dispatch) = self.dispatch_of(&statement.dispatch, statement.envelope_sha256, &recipient)? else {
+            let text = format!("{recipient} is no recipient of dispatch {} with that envelope", statement.dispatch);
+            return refuse(ReasonCode::NotYours, text);
+        };
+        if statement.acting.is_some() {
+            return refuse(ReasonCode::NotYetSupported, "acting for another agency is not yet supported".into());
+        }
+        let now = self.now();
+        let (earliest, latest) = (dispatch.accepted.minus(MAX_CLOCK_SKEW), now.plus(MAX_CLOCK_SKEW));
+        if statement.time < earliest || statement.time > latest {
+            let text = format!("stated at {}; expected between {earliest} and {latest}", statement.time);
+            return refuse(ReasonCode::ClockSkew, text);
+        }
+        let key = match self.seals.check_statement(&recipient, &sealed, now) {
+            Ok(key) => key,
+            Err(error) => return refuse(ReasonCode::BadSeal, error.to_string()),
+        };
+        let stated = Stated { event: statement.event, reasons: statement.reasons };
+        let in_evidence = StatementInEvidence::new(&sealed, &key);
+        Ok(Ok(Checked { stated, recipient, dispatch, sealed, in_evidence }))
+    }
+
+    fn dispatch_of(
+        &self,
+        id: &docaxis_protocol::DispatchId,
+        envelope_sha256: docaxis_protocol::Digest,
+        recipient: &AgencyCode,
+    ) -> Result<Option<Dispatch>, StoreError> {
+        for seq in self.store.find(*id)? {
+            if self.store.delivery(seq, recipient)?.is_none() {
+                continue;
+            }
+            if let Some(dispatch) = self.store.dispatch(seq)?
+                && dispatch.envelope_sha256 == envelope_sha256
+            {
+                return Ok(Some(dispatch));
+            }
+        }
+        Ok(None)
+    }
+
+    /// One round: decides from the delivery as it is; `None` if it changed meanwhile.
+    async fn settle(&self, checked: &Checked) -> Result<Option<Result<Outcome, Reason>>, ExchangeError> {
+        let Checked { stated, recipient, dispatch, sealed, in_evidence } = checked;
+        let delivery = self.delivery(dispatch.seq, recipient)?;
+        let chain = self.chain_of(dispatch.seq, recipient)?;
+        if let Some((piece, _)) = chain.iter().find(|(_, evidence)| evidence.statement.as_ref() == Some(in_evidence)) {
+            // These very bytes were recorded before. A late handover is on record, but the outcome is what counts.
+            let of_outcome = outcome_event(delivery.state).filter(|_| stated.event == Event::ContentHandover);
+            let counts = of_outcome.and_then(|event| newest(&chain, event)).map(|(piece, _)| piece).unwrap_or(piece);
+            return Ok(Some(Ok(answer(counts, delivery.state))));
+        }
+        let decision = on_statement(delivery.state, stated, self.now(), dispatch.expires);
+        let mut about = DeliveryEvidence {
+            event: stated.event,
+            recipient: recipient.clone(),
+            previous: delivery.head,
+            not_before: delivery.head_time,
+            reasons: Vec::new(),
+            statement: Some(in_evidence.clone()),
+            late_after: None,
+        };
+        let (state, statement) = match decision {
+            Decision::Refuse(reason) => return Ok(Some(Err(reason))),
+            Decision::Nothing => {
+                return Ok(Some(Err(ReasonCode::Other.because("nothing is to be recorded"))));
+            }
+            Decision::Answer { event } => {
+                let Some((piece, _)) = newest(&chain, event) else {
+                    let text = format!("dispatch {} is {:?} without evidence of {event}", dispatch.id, delivery.state);
+                    return Err(StoreError::Damaged(text).into());
+                };
+                return Ok(Some(Ok(answer(piece, delivery.state))));
+            }
+            Decision::Record { event, state, reasons } => {
+                // An expiry is the broker's own word, even when a statement that came too late brought it up.
+                let own_word = state == DeliveryState::Expired;
+                about.event = event;
+                about.reasons = reasons;
+                about.statement = about.statement.filter(|_| !own_word);
+                (state, (!own_word).then(|| sealed.clone()))
+            }
+            Decision::RecordLate { state } => {
+                about.late_after = newest(&chain, Event::ContentHandoverFailure).map(|(_, evidence)| evidence.id);
+                (state, Some(sealed.clone()))
+            }
+        };
+        let (own_word, late) = (statement.is_none(), about.late_after.is_some());
+        let Some((leaf, evidence)) = self.record(dispatch, about, statement, state).await? else {
+            return Ok(None);
+        };
+        if own_word {
+            // The expiry is recorded; the statement itself is now judged in that state.
+            return Ok(None);
+        }
+        let standing = standing_of(state);
+        // A late handover is on record now, but what the node needs is the outcome that stands.
+        let outcome = newest(&chain, Event::ContentHandoverFailure).filter(|_| late);
+        Ok(Some(Ok(outcome.map_or(Outcome { standing, leaf, evidence }, |(piece, _)| answer(piece, state)))))
+    }
+
+    /// Signs and commits one piece of evidence; `None` if the chain moved on first.
+    async fn record(
+        &self,
+        dispatch: &Dispatch,
+        about: DeliveryEvidence,
+        statement: Option<SealedStatement>,
+        state: DeliveryState,
+    ) -> Result<Option<(u64, SignedEvidence)>, ExchangeError> {
+        let (recipient, event, previous) = (about.recipient.clone(), about.event, about.previous);
+        let (evidence, time) = self.issuer.delivery(dispatch, about)?;
+        let record = Record {
+            seq: dispatch.seq.0,
+            recipient,
+            event,
+            time,
+            previous,
+            evidence: evidence.clone(),
+            statement,
+            state,
+        };
+        match self.store.record(record).await? {
+            Recorded::New(leaf) => {
+                self.ring_sender(&dispatch.sender);
+                Ok(Some((leaf, evidence)))
+            }
+            Recorded::Stale(_) => Ok(None),
+        }
+    }
+
+    fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Delivery, StoreError> {
+        self.store
+            .delivery(seq, recipient)?
+            .ok_or_else(|| StoreError::Damaged(format!("the delivery of dispatch {} to {recipient} is gone", seq.0)))
+    }
+
+    /// The evidence in one recipient's chain, oldest first.
+    fn chain_of(&self, seq: Seq, recipient: &AgencyCode) -> Result<Vec<(StoredEvidence, Evidence)>, ExchangeError> {
+        let mut chain = Vec::new();
+        for piece in self.store.evidence(seq)? {
+            if piece.recipient.as_ref() == Some(recipient) {
+                let evidence = Evidence::parse(&piece.evidence.bytes)?;
+                chain.push((piece, evidence));
+            }
+        }
+        Ok(chain)
+    }
+
+    /// Records the expiry of everything that waited too long. Returns how many there were.
+    pub async fn expire_due(&self) -> Result<usize, ExchangeError> {
+        let due = self.store.expired(self.now(), EXPIRY_BATCH)?;
+        let mut done = 0;
+        for Waiting { recipient, seq, .. } in due {
+            let Some(dispatch) = self.store.dispatch(seq)? else {
+                return Err(StoreError::Damaged(format!("dispatch {} waits but is gone", seq.0)).into());
+            };
+            let delivery = self.delivery(seq, &recipient)?;
+            if let Decision::Record { event, state, reasons } = on_time(delivery.state, self.now(), dispatch.expires) {
+                let about = DeliveryEvidence {
+                    event,
+                    recipient,
+                    previous: delivery.head,
+                    not_before: delivery.head_time,
+                    reasons,
+                    statement: None,
+                    late_after: None,
+                };
+                done += usize::from(self.record(&dispatch, about, None, state).await?.is_some());
+            }
+        }
+        Ok(done)
+    }
+
+    /// What is offered for a waiting delivery; none if it no longer waits or has expired.
+    pub fn offering(&self, waiting: &Waiting) -> Result<Option<Offering>, ExchangeError> {
+        let (seq, recipient) = (waiting.seq, &waiting.recipient);
+        let still = self.store.delivery(seq, recipient)?.is_some_and(|delivery| delivery.state.is_waiting());
+        let Some(dispatch) = self.store.dispatch(seq)?.filter(|dispatch| still && dispatch.expires > self.now()) else {
+            return Ok(None);
+        };
+        let (mut inline, mut bodies, mut total) = (Vec::new(), Vec::new(), 0usize);
+        for (index, part) in (0u16..).zip(&dispatch.parts) {
+            let size = usize::try_from(part.size).unwrap_or(usize::MAX);
+            if size > MAX_INLINE_BODY_BYTES || total.saturating_add(size) > MAX_INLINE_TOTAL_BYTES {
+                continue;
+            }
+            if let Some(BodySource::Inline(bytes)) = self.store.body(part)? {
+                total += size;
+                inline.push(index);
+                bodies.push(bytes);
+            }
+        }
+        let offer = Offer {
+            recipient: recipient.clone(),
+            envelope: dispatch.envelope.clone(),
+            acceptance: dispatch.evidence.clone(),
+            acceptance_leaf: seq.0,
+            inline,
+        };
+        Ok(Some(Offering { offer, bodies, dispatch }))
+    }
+}
+
+fn newest(chain: &[(StoredEvidence, Evidence)], event: Event) -> Option<&(StoredEvidence, Evidence)> {
+    chain.iter().rev().find(|(piece, _)| piece.event == event)
+}
+
+fn answer(piece: &StoredEvidence, state: DeliveryState) -> Outcome {
+    let standing = match piece.event {
+        Event::Registered => Standing::Registered,
+        Event::Refused => Standing::Refused,
+        Event::ContentHandover if outcome_event(state).is_none() => Standing::HandedOver,
+        _ => standing_of(state),
+    };
+    Outcome { standing, leaf: piece.leaf, evidence: piece.evidence.clone() }
+}
+
+/// The event that ended a delivery without a handover.
+const fn outcome_event(state: DeliveryState) -> Option<Event> {
+    match state {
+        DeliveryState::Failed | DeliveryState::Expired | DeliveryState::Withdrawn => {
+            Some(Event::ContentHandoverFailure)
+        }
+        _ => None,
+    }
+}
+
+const fn standing_of(state: DeliveryState) -> Standing {
+    match state {
+        DeliveryState::Waiting | DeliveryState::HandedOver => Standing::HandedOver,
+        DeliveryState::Failed => Standing::Failed,
+        DeliveryState::Expired => Standing::Expired,
+        DeliveryState::Withdrawn => Standing::Withdrawn,
+        DeliveryState::Registered => Standing::Registered,
+        DeliveryState::Refused => Standing::Refused,
+    }
+}

@@ -1,0 +1,185 @@
+//! The evidence log: takes committed leaves from the store, keeps the tiles, signs checkpoints, gives proofs.
+//!
+//! A checkpoint covers only committed leaves, and its tiles are durable before it is. At start the tiles must lead to
+//! the last checkpoint's root; if they do not, they are made again from the store, and if even that gives another
+//! root, nothing is signed: the log never shows two histories.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use docaxis_protocol::key::SecretKey;
+use docaxis_protocol::tlog::checkpoint::{Checkpoint, CheckpointError};
+use docaxis_protocol::tlog::note::{KeyKind, NoteError, VerifierKey};
+use docaxis_protocol::tlog::proof::TlogProof;
+use docaxis_protocol::tlog::tile::TileReader;
+use docaxis_protocol::{Digest, Origin};
+
+use super::tiles::{Tiles, read_tile, write_durably};
+use crate::store::{Store, StoreError};
+
+/// Leaves taken from the store at once.
+const BATCH: usize = 4096;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("the log's files")]
+    Io(#[from] io::Error),
+    #[error("the store")]
+    Store(#[from] StoreError),
+    #[error("the log's key")]
+    Key(#[from] NoteError),
+    #[error("the log's own checkpoint is not good")]
+    Checkpoint(#[from] CheckpointError),
+    #[error(
+        "the checkpoint covers {signed} leaves and the store holds {stored}: evidence is missing. Nothing is signed; \
+         restore the newest backup of DATA"
+    )]
+    Missing { signed: u64, stored: u64 },
+    #[error(
+        "the store's first {size} leaves lead to root {found}, but the last checkpoint says {expected}. Nothing is signed; \
+         restore the newest backup of DATA"
+    )]
+    Fork { size: u64, expected: Digest, found: Digest },
+    #[error("no proof for leaf {leaf}: {why}")]
+    Proof { leaf: u64, why: String },
+}
+
+/// What readers see: the newest checkpoint that is on disk.
+#[derive(Default)]
+struct Published {
+    size: u64,
+    note: String,
+}
+
+/// Gives proofs and the checkpoint while the keeper goes on writing.
+#[derive(Clone)]
+pub struct LogReader {
+    folder: PathBuf,
+    published: Arc<RwLock<Published>>,
+}
+
+impl LogReader {
+    /// How many leaves the newest checkpoint covers, and its signed note.
+    pub fn checkpoint(&self) -> (u64, String) {
+        let published = self.published.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (published.size, published.note.clone())
+    }
+
+    /// The tlog-proof of a leaf under the newest checkpoint; none if no checkpoint covers it yet.
+    pub fn proof(&self, leaf: u64) -> Result<Option<String>, LogError> {
+        // Held while tiles are read: the keeper removes outgrown tiles only under the write lock.
+        let published = self.published.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if leaf >= published.size {
+            return Ok(None);
+        }
+        let mut tiles = TileReader::new(published.size, |tile| read_tile(&self.folder, tile));
+        let path = tiles.inclusion_path(leaf).map_err(|e| LogError::Proof { leaf, why: e.to_string() })?;
+        let proof = TlogProof { extra: None, index: leaf, path, checkpoint: published.note.clone() };
+        Ok(Some(proof.to_string()))
+    }
+}
+
+/// The one writer of the log.
+pub struct LogKeeper {
+    folder: PathBuf,
+    key: VerifierKey,
+    secret: SecretKey,
+    tiles: Tiles,
+    reader: LogReader,
+}
+
+impl LogKeeper {
+    /// Opens the log below `folder` and makes it agree with the store.
+    pub fn open(folder: &Path, origin: &Origin, secret: SecretKey, store: &dyn Store) -> Result<Self, LogError> {
+        let key = VerifierKey::new(origin.as_str(), KeyKind::Ed25519, secret.public())?;
+        let (tiles, note) = match std::fs::read_to_string(folder.join("checkpoint")) {
+            Ok(note) => {
+                let signed = Checkpoint::open(&note, &key, &[], 0)?.checkpoint;
+                (Self::agree(folder, &signed, store)?, note)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (Tiles::empty(folder), String::new()),
+            Err(error) => return Err(error.into()),
+        };
+        let published = Arc::new(RwLock::new(Published { size: tiles.size(), note }));
+        let reader = LogReader { folder: folder.to_owned(), published };
+        let mut keeper = Self { folder: folder.to_owned(), key, secret, tiles, reader };
+        keeper.publish(store)?;
+        Ok(keeper)
+    }
+
+    fn agree(folder: &Path, signed: &Checkpoint, store: &dyn Store) -> Result<Tiles, LogError> {
+        let stored = store.counts().leaves;
+        if stored < signed.size {
+            return Err(LogError::Missing { signed: signed.size, stored });
+        }
+        let from = signed.size - signed.size % 256;
+        let last = entries(store, from, signed.size)?;
+        let why = match Tiles::open(folder, signed.size, signed.root, last) {
+            Ok(tiles) => return Ok(tiles),
+            Err(why) => why,
+        };
+        tracing::warn!(%why, size = signed.size, "the log's tiles do not agree with the checkpoint; made again from the store");
+        let mut tiles = Tiles::empty(folder);
+        let mut next = 0;
+        while next < signed.size {
+            let batch = entries(store, next, signed.size.min(next + BATCH as u64))?;
+            next += batch.len() as u64;
+            tiles.grow(&batch)?;
+        }
+        if signed.size > 0 && tiles.root() != signed.root {
+            return Err(LogError::Fork { size: signed.size, expected: signed.root, found: tiles.root() });
+        }
+        Ok(tiles)
+    }
+
+    pub fn reader(&self) -> LogReader {
+        self.reader.clone()
+    }
+
+    pub fn verifier_key(&self) -> &VerifierKey {
+        &self.key
+    }
+
+    /// Takes up all committed leaves and publishes a checkpoint over them. Returns its size.
+    ///
+    /// Order: tiles durable, then the checkpoint durable, then readers see it, then outgrown tiles go.
+    pub fn publish(&mut self, store: &dyn Store) -> Result<u64, LogError> {
+        let earlier = self.tiles.partials();
+        let before = self.tiles.size();
+        loop {
+            let batch = store.log_entries(self.tiles.size(), BATCH)?;
+            if batch.is_empty() {
+                break;
+            }
+            self.tiles.grow(&batch)?;
+        }
+        let size = self.tiles.size();
+        if size == before && !self.reader.checkpoint().1.is_empty() {
+            return Ok(size);
+        }
+        let checkpoint = Checkpoint { origin: self.key.name().to_owned(), size, root: self.tiles.root() };
+        let note = checkpoint.sign(&self.key, &self.secret).to_string();
+        write_durably(&self.folder.join("checkpoint"), note.as_bytes())?;
+        let mut published = self.reader.published.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *published = Published { size, note };
+        self.tiles.remove_outgrown(&earlier)?;
+        Ok(size)
+    }
+}
+
+/// The store's log entries in `from..to`.
+fn entries(store: &dyn Store, from: u64, to: u64) -> Result<Vec<Digest>, LogError> {
+    let mut all = Vec::new();
+    let mut next = from;
+    while next < to {
+        let wanted = usize::try_from(to - next).unwrap_or(BATCH).min(BATCH);
+        let batch = store.log_entries(next, wanted)?;
+        if batch.is_empty() {
+            return Err(LogError::Missing { signed: to, stored: next });
+        }
+        next += batch.len() as u64;
+        all.extend(batch);
+    }
+    Ok(all)
+}

@@ -1,0 +1,118 @@
+//! Bodies on streams, in chunks: memory for one transfer is constant, whatever its size. File work happens on blocking
+//! threads; a bounded channel between makes a slow disk slow the sender down.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use docaxis_protocol::evidence::PartDigest;
+use docaxis_protocol::{AgencyCode, Reason, ReasonCode};
+use quinn::{RecvStream, SendStream};
+use tokio::sync::mpsc;
+
+use super::io::{IoError, in_time, write_all};
+use crate::blobs::{BlobError, BlobStore};
+use crate::store::BodySource;
+
+/// Bytes read or written at once.
+const CHUNK: usize = 256 << 10;
+/// Chunks that may wait between the network and the disk.
+const CHUNKS_AHEAD: usize = 8;
+
+/// How receiving a body ended.
+pub enum Received {
+    Durable,
+    /// The bytes are not what was sealed.
+    Refused(Reason),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error(transparent)]
+    Io(#[from] IoError),
+    #[error("the blob store: {0}")]
+    Blob(#[from] BlobError),
+    #[error("a body could not be read: {0}")]
+    File(#[from] std::io::Error),
+    #[error("the disk thread failed")]
+    Thread,
+}
+
+/// Receives exactly `part.size` bytes into the blob store; durable when this returns.
+pub async fn receive(
+    stream: &mut RecvStream,
+    blobs: &Arc<BlobStore>,
+    agency: AgencyCode,
+    part: PartDigest,
+) -> Result<Received, BodyError> {
+    let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+    let (blobs, expected) = (blobs.clone(), part.clone());
+    let writer = tokio::task::spawn_blocking(move || -> Result<(), BlobError> {
+        let mut writer = blobs.writer(&agency, expected)?;
+        while let Some(chunk) = chunks.blocking_recv() {
+            writer.write(&chunk)?;
+        }
+        writer.finish()
+    });
+    let mut left = part.size;
+    while left > 0 {
+        let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+        let chunk =
+            in_time(async { stream.read_chunk(wanted, true).await.map_err(|e| IoError::Lost(e.to_string())) }).await?;
+        let Some(chunk) = chunk else {
+            return Err(IoError::Ended { expected: "the rest of a body" }.into());
+        };
+        left -= chunk.bytes.len() as u64;
+        if sender.send(chunk.bytes).await.is_err() {
+            break; // The writer gave up; its error says why.
+        }
+    }
+    drop(sender);
+    match writer.await.map_err(|_| BodyError::Thread)? {
+        Ok(()) => Ok(Received::Durable),
+        Err(error @ (BlobError::DigestMismatch { .. } | BlobError::TooLarge { .. } | BlobError::TooShort { .. })) => {
+            Ok(Received::Refused(ReasonCode::DigestMismatch.because(error.to_string())))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Receives a small body into memory.
+pub async fn receive_small(stream: &mut RecvStream, size: usize) -> Result<Vec<u8>, IoError> {
+    let mut bytes = vec![0; size];
+    in_time(super::io::read_exact(stream, &mut bytes, "a body")).await?;
+    Ok(bytes)
+}
+
+/// Sends a body from byte `offset` on.
+pub async fn send(stream: &mut SendStream, source: BodySource, offset: u64) -> Result<(), BodyError> {
+    match source {
+        BodySource::Inline(bytes) => {
+            let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+            Ok(write_all(stream, &bytes[from..]).await?)
+        }
+        BodySource::File(path) => {
+            let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+            let reader = tokio::task::spawn_blocking(move || read_file(&path, offset, &sender));
+            while let Some(chunk) = chunks.recv().await {
+                write_all(stream, &chunk).await?;
+            }
+            reader.await.map_err(|_| BodyError::Thread)?.map_err(BodyError::File)
+        }
+    }
+}
+
+fn read_file(path: &std::path::Path, offset: u64, sender: &mpsc::Sender<Bytes>) -> std::io::Result<()> {
+    use std::io::{Seek as _, SeekFrom};
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    loop {
+        let mut chunk = vec![0; CHUNK];
+        let read = file.read(&mut chunk)?;
+        chunk.truncate(read);
+        if read == 0 || sender.blocking_send(chunk.into()).is_err() {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The broker's endpoint: one UDP socket, one thread with a current-thread runtime for it and all session handlers
+//! (half the CPU per request of a multi-thread one, measured).
+
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use docaxis_certs::refusal::RefusedBy;
+use docaxis_certs::tls::{self, TlsError};
+use docaxis_certs::verifier::{Identity, Peer as TlsPeer};
+use docaxis_certs::{BrokerIdentity, Refusal, Trust};
+use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
+use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::io::code;
+use super::join::AuthorityLink;
+use super::links::Links;
+use super::session::{self, Peer};
+use crate::dispatch::Exchange;
+
+/// Kernel buffers for the socket: with the default of 200 KiB a burst of handshakes loses packets and waits for timers.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Unread bytes that one peer may have under way, all streams together.
+const RECEIVE_WINDOW_BYTES: u32 = 8 << 20;
+/// How long `stop` waits for the peers to hear that the link closes.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    pub listen: SocketAddr,
+    /// Streams that one node may have open at once.
+    pub streams_per_node: u32,
+    /// Connections at most, all peers together.
+    pub max_connections: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("UDP {address} cannot be used: {source}")]
+    Bind { address: SocketAddr, source: io::Error },
+    #[error("the link's thread cannot be started: {0}")]
+    Thread(io::Error),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("the TLS configuration does not suit QUIC: {0}")]
+    Quic(String),
+}
+
+/// The running link.
+pub struct Link {
+    address: SocketAddr,
+    stop: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+    links: Arc<Links>,
+}
+
+impl Link {
+    /// Binds the socket, then serves on a thread of its own until [`Link::stop`].
+    pub fn start(
+        config: &LinkConfig,
+        identity: &BrokerIdentity,
+        trust: Arc<Trust>,
+        exchange: Arc<Exchange>,
+        links: Arc<Links>,
+    ) -> Result<Self, LinkError> {
+        let tls = tls::broker_server(identity, trust.clone(), tls::system_clock())?;
+        let quic = QuicServerConfig::try_from(tls).map_err(|e| LinkError::Quic(e.to_string()))?;
+        let mut server = ServerConfig::with_crypto(Arc::new(quic));
+        server.transport_config(Arc::new(transport(config)));
+        server.migration(true);
+        let socket = bind(config.listen).map_err(|source| LinkError::Bind { address: config.listen, source })?;
+        let address = socket.local_addr().map_err(LinkError::Thread)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(LinkError::Thread)?;
+        let (stop, stopped) = watch::channel(false);
+        let (served, max_connections) = (links.clone(), config.max_connections);
+        let serve = move || {
+            runtime.block_on(async move {
+                let endpoint =
+                    Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(quinn::TokioRuntime));
+                match endpoint {
+                    Ok(endpoint) => accept(endpoint, trust, exchange, served, max_connections, stopped).await,
+                    Err(error) => tracing::error!(%error, "the link's endpoint could not be made"),
+                }
+            });
+            // Disk threads that still serve a lost transfer must not hold up the end.
+            runtime.shutdown_timeout(CLOSE_TIMEOUT);
+        };
+        let thread = std::thread::Builder::new().name("link".into()).spawn(serve).map_err(LinkError::Thread)?;
+        Ok(Self { address, stop, thread: Some(thread), links })
+    }
+
+    /// Where it listens; the port is known even if 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn links(&self) -> &Links {
+        &self.links
+    }
+
+    /// Closes every connection and ends the thread. What was not answered is asked again by the peers.
+    pub fn stop(&mut self) {
+        let _already_ended = self.stop.send(true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the link's thread had panicked");
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn transport(config: &LinkConfig) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(VarInt::from_u32(config.streams_per_node))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES))
+        .stream_receive_window(VarInt::from_u32(RECEIVE_WINDOW_BYTES / 2))
+        .send_window(u64::from(RECEIVE_WINDOW_BYTES))
+        .keep_alive_interval(Some(Duration::from_secs(15)))
+        .max_idle_timeout(Some(VarInt::from_u32(45_000).into()));
+    transport
+}
+
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    for (what, set) in [
+        ("receive", socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES)),
+        ("send", socket.set_send_buffer_size(SOCKET_BUFFER_BYTES)),
+    ] {
+        if let Err(error) = set {
+            tracing::warn!(%error, what, "the socket's buffer stays small: raise net.core.rmem_max and net.core.wmem_max");
+        }
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+async fn accept(
+    endpoint: Endpoint,
+    trust: Arc<Trust>,
+    exchange: Arc<Exchange>,
+    links: Arc<Links>,
+    max_connections: usize,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let authority = Arc::new(AuthorityLink::default());
+    let mut sessions = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => break,
+            incoming = endpoint.accept() => {
+                let Some(incoming) = incoming else { break };
+                if !incoming.remote_address_validated() {
+                    // Without it the handshake's answers exceed three times what came in.
+                    if incoming.retry().is_err() {
+                        tracing::debug!("an address could not be asked to prove itself");
+                    }
+                    continue;
+                }
+                if sessions.len() >= max_connections {
+                    tracing::warn!(max_connections, "refused a connection: there are as many as may be");
+                    incoming.refuse();
+                    continue;
+                }
+                sessions.spawn(session(incoming, trust.clone(), exchange.clone(), links.clone(), authority.clone()));
+            }
+            Some(ended) = sessions.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%error, "a session failed unexpectedly");
+                }
+            }
+        }
+    }
+    endpoint.close(code::STOPPING.into(), b"the broker is stopping");
+    sessions.shutdown().await;
+    if tokio::time::timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await.is_err() {
+        tracing::info!("some peers did not hear that the link closed");
+    }
+}
+
+async fn session(
+    incoming: Incoming,
+    trust: Arc<Trust>,
+    exchange: Arc<Exchange>,
+    links: Arc<Links>,
+    authority: Arc<AuthorityLink>,
+) {
+    let remote = incoming.remote_address();
+    let connection = match incoming.await {
+        Ok(connection) => connection,
+        Err(error) => return log_refusal(remote, &error),
+    };
+    match admit(&trust, &connection) {
+        Ok(TlsPeer::Joining) => super::join::serve(exchange, connection, authority).await,
+        Ok(TlsPeer::Linked(peer)) => match peer.identity.clone() {
+            Identity::Node(node) => {
+                links.up(&node, peer, connection.clone());
+                session::serve(exchange, connection.clone(), Peer::Node(node.clone())).await;
+                links.down(&node, &connection);
+            }
+            Identity::Authority(origin) if origin == exchange.origin => {
+                authority.set(connection.clone());
+                session::serve(exchange, connection, Peer::Authority).await;
+            }
+            other => refuse(&connection, &format!("{other} has no business here")),
+        },
+        Err(refusal) => refuse(&connection, &refusal.to_string()),
+    }
+}
+
+fn admit(trust: &Trust, connection: &Connection) -> Result<TlsPeer, Refusal> {
+    let handshake = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    let certificates = connection.peer_identity().and_then(|data| data.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let alpn = handshake.as_ref().and_then(|data| data.protocol.as_deref());
+    trust.admit(alpn, certificates.as_ref().map(|certificates| certificates.as_slice()))
+}
+
+fn refuse(connection: &Connection, why: &str) {
+    tracing::warn!(remote = %connection.remote_address(), why, "a connection was refused");
+    connection.close(code::REFUSED.into(), why.as_bytes());
+}
+
+/// A handshake that came to nothing: whichever side refused, the reason is the TLS alert's.
+fn log_refusal(remote: SocketAddr, error: &ConnectionError) {
+    let (code, by, details) = match error {
+        ConnectionError::TransportError(error) => (u64::from(error.code), RefusedBy::Us, error.reason.clone()),
+        ConnectionError::ConnectionClosed(close) => {
+            let details = String::from_utf8_lossy(&close.reason).into_owned();
+            (u64::from(close.error_code), RefusedBy::Peer, details)
+        }
+        _ => return tracing::info!(%remote, %error, "a handshake was not finished"),
+    };
+    // QUIC carries a TLS alert as 0x100 plus the alert's code (RFC 9001, section 4.8).
+    match code.checked_sub(0x100).and_then(|alert| u8::try_from(alert).ok()) {
+        Some(alert) => {
+            let refusal = Refusal::from_alert_code(alert, by, &details);
+            tracing::warn!(%remote, reason = refusal.reason.label(), %refusal, "a handshake was refused");
+        }
+        None => tracing::info!(%remote, %error, "a handshake was not finished"),
+    }
+}

@@ -1,0 +1,14 @@
+//! The link to nodes and to the authority: QUIC streams become calls on the exchange, and the exchange's bells become
+//! offers. The only place in the broker that knows quinn.
+
+mod bodies;
+mod io;
+mod join;
+mod links;
+mod listener;
+mod push;
+mod session;
+mod submit;
+
+pub use links::Links;
+pub use listener::{Link, LinkConfig, LinkError};

@@ -1,0 +1,198 @@
+//! Offers what waits for the agencies of one connected node, a bounded number at a time, in the order that `schedule`
+//! gives. What does not end in a recorded outcome simply waits on and is offered again.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use docaxis_protocol::frame::{Class, Frame};
+use docaxis_protocol::{AgencyCode, NodeId, ReasonCode, Statement};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::task::JoinSet;
+
+use super::bodies;
+use super::io::{self, IoError};
+use super::submit::StreamError;
+use crate::bells::Bell;
+use crate::dispatch::{Exchange, Offering};
+use crate::schedule;
+use crate::store::{Seq, StoreError, Waiting};
+
+/// Offers under way at once on one link.
+const MAX_OFFERS: usize = 32;
+/// How long an offer that the node did not take rests before the next try.
+const REST: Duration = Duration::from_secs(5);
+/// How long the node may take from the last byte of the bodies to its statement: it hashes and syncs meanwhile.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(120);
+
+type Key = (Seq, AgencyCode);
+
+/// Runs until the connection is gone.
+pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, bell: Arc<Bell>) {
+    // Agencies that may have something waiting. At first all; afterwards those for whom the bell rang.
+    let mut active: BTreeSet<AgencyCode> = exchange.with_directory(|d| d.hosted_by(&node)).into_iter().collect();
+    let mut under_way: BTreeSet<Key> = BTreeSet::new();
+    let mut offers: JoinSet<Key> = JoinSet::new();
+    let mut last = None;
+    loop {
+        let room = MAX_OFFERS.saturating_sub(under_way.len());
+        if room > 0 {
+            let picked = match pick(&exchange, &mut active, &under_way, last.as_ref(), room) {
+                Ok(picked) => picked,
+                Err(error) => {
+                    tracing::error!(%node, %error, "nothing can be offered: the store does not answer");
+                    return;
+                }
+            };
+            for waiting in picked {
+                last = Some(waiting.recipient.clone());
+                under_way.insert((waiting.seq, waiting.recipient.clone()));
+                offers.spawn(offer(exchange.clone(), node.clone(), connection.clone(), waiting));
+            }
+        }
+        tokio::select! {
+            _ = connection.closed() => return,
+            rung = bell.recipients() => active.extend(rung),
+            Some(ended) = offers.join_next() => match ended {
+                Ok(key) => {
+                    under_way.remove(&key);
+                    active.insert(key.1);
+                }
+                Err(error) => {
+                    tracing::error!(%node, %error, "an offer failed unexpectedly; the link is closed to start afresh");
+                    connection.close(io::code::STOPPING.into(), b"internal error");
+                    return;
+                }
+            },
+        }
+    }
+}
+
+/// The next deliveries to offer. Agencies with nothing left to offer leave `active`.
+fn pick(
+    exchange: &Exchange,
+    active: &mut BTreeSet<AgencyCode>,
+    under_way: &BTreeSet<Key>,
+    last: Option<&AgencyCode>,
+    room: usize,
+) -> Result<Vec<Waiting>, StoreError> {
+    let mut queues = Vec::new();
+    let mut idle = BTreeSet::new();
+    for agency in active.iter() {
+        // Enough to look past everything of this agency that is under way already.
+        let queue = exchange.store.waiting(agency, None, room + under_way.len())?;
+        if queue.iter().all(|waiting| under_way.contains(&(waiting.seq, waiting.recipient.clone()))) {
+            idle.insert(agency.clone());
+        } else {
+            queues.push(queue);
+        }
+    }
+    active.retain(|agency| !idle.contains(agency));
+    Ok(schedule::next(queues, under_way, last, room))
+}
+
+async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, waiting: Waiting) -> Key {
+    let key = (waiting.seq, waiting.recipient.clone());
+    match hand_over(&exchange, &node, &connection, waiting).await {
+        Ok(()) => {}
+        Err(error) => {
+            let (seq, recipient) = (key.0.0, &key.1);
+            tracing::warn!(%node, seq, %recipient, %error, "an offer was not taken; it waits on");
+            tokio::select! {
+                () = tokio::time::sleep(REST) => {}
+                _ = connection.closed() => {}
+            }
+        }
+    }
+    key
+}
+
+async fn hand_over(
+    exchange: &Arc<Exchange>,
+    node: &NodeId,
+    connection: &Connection,
+    waiting: Waiting,
+) -> Result<(), StreamError> {
+    let reader = exchange.clone();
+    let prepared = exchange
+        .workers
+        .run(move || reader.offering(&waiting))
+        .await
+        .map_err(crate::dispatch::ExchangeError::from)??;
+    let Some(offering) = prepared else {
+        return Ok(());
+    };
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
+    // QUIC sends higher numbers first: an urgent letter passes in the middle of a large part.
+    let _gone = send.set_priority(i32::from(offering.dispatch.priority));
+    let told = converse(exchange, node, offering, &mut send, &mut recv).await;
+    if let Err(error) = &told
+        && let StreamError::Io(io) = error
+        && io.is_fault()
+    {
+        let _gone = (send.reset(io.code()), recv.stop(io.code()));
+    }
+    told
+}
+
+async fn converse(
+    exchange: &Arc<Exchange>,
+    node: &NodeId,
+    offering: Offering,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> Result<(), StreamError> {
+    let Offering { offer, bodies: inline, dispatch } = offering;
+    let recipient = offer.recipient.clone();
+    io::write(send, &Frame::Offer(offer)).await?;
+    for body in &inline {
+        // A node that has the dispatch already stops the bodies and answers with its statement of then.
+        if io::write_all(send, body).await.is_err() {
+            break;
+        }
+    }
+    let sealed = loop {
+        let answer = tokio::time::timeout(HANDOVER_TIMEOUT, io::read_unhurried(recv, Class::Large, "Handover"));
+        match answer.await.unwrap_or(Err(IoError::Stalled))? {
+            Frame::Need(need) => {
+                for (index, offset) in need.parts {
+                    let part = dispatch.parts.get(usize::from(index)).filter(|part| offset <= part.size);
+                    let source = match part {
+                        Some(part) => exchange.store.body(part).map_err(crate::dispatch::ExchangeError::from)?,
+                        None => {
+                            return Err(
+                                IoError::Unexpected { expected: "a part of this dispatch", found: "another" }.into()
+                            );
+                        }
+                    };
+                    let Some(source) = source else {
+                        let text = format!("the body of part {index} of dispatch {} is gone", dispatch.id);
+                        return Err(crate::dispatch::ExchangeError::from(StoreError::Damaged(text)).into());
+                    };
+                    bodies::send(send, source, offset).await?;
+                }
+            }
+            Frame::Handover(sealed) => break sealed,
+            Frame::Refused(refusal) => return Err(IoError::Refused(refusal.reason).into()),
+            other => return Err(IoError::Unexpected { expected: "Need or Handover", found: other.name() }.into()),
+        }
+    };
+    let about_this = Statement::parse(&sealed.bytes).is_ok_and(|s| {
+        s.dispatch == dispatch.id && s.recipient == recipient && s.envelope_sha256 == dispatch.envelope_sha256
+    });
+    if !about_this {
+        let reason = ReasonCode::Malformed.because("the statement is about something else than the offer");
+        return Ok(io::refuse(send, reason, exchange.now()).await?);
+    }
+    match exchange.state(node, sealed).await? {
+        Ok(outcome) => {
+            io::write(send, &Frame::Recorded(outcome)).await?;
+            io::finish(send);
+            Ok(())
+        }
+        Err(reason) => {
+            io::refuse(send, reason.clone(), exchange.now()).await?;
+            Err(IoError::Refused(reason).into())
+        }
+    }
+}

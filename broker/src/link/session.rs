@@ -1,0 +1,323 @@
+//! One authenticated connection: greets, then serves the streams that the peer opens. Who the peer is comes from its
+//! certificate alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use docaxis_protocol::frame::{Class, Follow, Frame, Hello, Notices, Report, Reported, VERSION, Welcome};
+use docaxis_protocol::limits::{MAX_BATCH, MAX_CLOCK_SKEW};
+use docaxis_protocol::{NodeId, Reason, ReasonCode};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::task::JoinSet;
+
+use super::io::{self, IoError};
+use super::push;
+use super::submit::{self, StreamError};
+use crate::bells::Bell;
+use crate::dispatch::{Exchange, ExchangeError};
+
+/// How long a new connection may take to say `Hello`.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who is at the other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    Node(NodeId),
+    Authority,
+}
+
+/// Serves a connection until it ends.
+pub async fn serve(exchange: Arc<Exchange>, connection: Connection, peer: Peer) {
+    let greeted = tokio::time::timeout(HELLO_TIMEOUT, greet(&exchange, &connection, &peer)).await;
+    match greeted.unwrap_or(Err(IoError::Stalled)) {
+        Ok(true) => {}
+        // The refusal must reach the peer before the connection goes; the peer closes when it has read it.
+        Ok(false) => {
+            let _closed = tokio::time::timeout(HELLO_TIMEOUT, connection.closed()).await;
+            connection.close(io::code::REFUSED.into(), b"refused");
+            return;
+        }
+        Err(error) => {
+            tracing::info!(?peer, %error, "a link ended before it began");
+            connection.close(error.code(), error.to_string().as_bytes());
+            return;
+        }
+    }
+    match peer {
+        Peer::Node(node) => serve_node(exchange, connection, node).await,
+        Peer::Authority => serve_authority(exchange, connection).await,
+    }
+}
+
+/// `Hello` and `Welcome`; false if the peer was refused in words.
+async fn greet(exchange: &Exchange, connection: &Connection, peer: &Peer) -> Result<bool, IoError> {
+    let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
+    let hello = match io::read(&mut recv, Class::Control, "Hello").await? {
+        Frame::Hello(hello) => hello,
+        other => return Err(IoError::Unexpected { expected: "Hello", found: other.name() }),
+    };
+    let now = exchange.now();
+    if let Some(reason) = objection(&hello, now) {
+        tracing::warn!(?peer, %reason, software = %hello.software, "a link was refused");
+        io::refuse(&mut send, reason, now).await?;
+        return Ok(false);
+    }
+    let agencies = match peer {
+        Peer::Node(node) => exchange.with_directory(|d| d.hosted_by(node)),
+        Peer::Authority => Vec::new(),
+    };
+    let welcome = Welcome {
+        version: VERSION,
+        software: concat!("docaxis ", env!("CARGO_PKG_VERSION")).into(),
+        time: now,
+        origin: exchange.origin.clone(),
+        // A hub with thousands of agencies learns them from the directory; the frame stays within its bound.
+        agencies: agencies.into_iter().take(MAX_BATCH).collect(),
+        max_part_bytes: exchange.max_part_bytes,
+        evidence_chain: exchange.evidence_chain.clone(),
+        log_chain: exchange.log_chain.clone(),
+        crl_number: 0,
+        directory_version: exchange.with_directory(|d| d.version()),
+    };
+    io::write(&mut send, &Frame::Welcome(welcome)).await?;
+    io::finish(&mut send);
+    Ok(true)
+}
+
+fn objection(hello: &Hello, now: docaxis_protocol::Timestamp) -> Option<Reason> {
+    if !hello.versions.contains(&VERSION) {
+        let text = format!("the node speaks versions {:?} of the link; this broker speaks {VERSION}", hello.versions);
+        return Some(ReasonCode::NotYetSupported.because(text));
+    }
+    let off = hello.time.since(now).max(now.since(hello.time));
+    (off > MAX_CLOCK_SKEW).then(|| {
+        let text = format!("the node's clock says {}, the exchange's {now}: {} s apart", hello.time, off.as_secs());
+        ReasonCode::ClockSkew.because(text)
+    })
+}
+
+async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeId) {
+    tracing::info!(%node, remote = %connection.remote_address(), "linked");
+    let bell = exchange.bells.hang(&node);
+    let mut streams = JoinSet::new();
+    streams.spawn(push::run(exchange.clone(), node.clone(), connection.clone(), bell.clone()));
+    loop {
+        tokio::select! {
+            stream = connection.accept_bi() => match stream {
+                Ok((send, recv)) => {
+                    streams.spawn(serve_stream(exchange.clone(), node.clone(), bell.clone(), send, recv));
+                }
+                Err(error) => {
+                    tracing::info!(%node, %error, "unlinked");
+                    break;
+                }
+            },
+            Some(ended) = streams.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%node, %error, "a stream's handler failed unexpectedly");
+                }
+            }
+        }
+    }
+    exchange.bells.take_down(&node, &bell);
+    streams.shutdown().await;
+}
+
+async fn serve_stream(
+    exchange: Arc<Exchange>,
+    node: NodeId,
+    bell: Arc<Bell>,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) {
+    let served = async {
+        match io::read(&mut recv, Class::Large, "a request").await? {
+            Frame::Submit(request) => submit::serve(&exchange, &node, request, &mut send, &mut recv).await,
+            Frame::Report(report) => take_report(&exchange, &node, report, &mut send).await,
+            Frame::Follow(follow) => feed_evidence(&exchange, &node, &bell, follow, &mut send).await,
+            Frame::FetchProofs(leaves) => give_proofs(&exchange, leaves, &mut send).await,
+            Frame::Directory(version) => feed_directory(&exchange, &bell, version, &mut send).await,
+            Frame::Ping => {
+                io::write(&mut send, &Frame::Pong).await?;
+                io::finish(&mut send);
+                Ok(())
+            }
+            other => Err(IoError::Unexpected { expected: "a request of a node", found: other.name() }.into()),
+        }
+    };
+    let Err(error) = served.await else { return };
+    match &error {
+        StreamError::Io(io) if io.is_fault() => {
+            tracing::warn!(%node, %error, "a stream was closed for what the node sent");
+            let reason = ReasonCode::Malformed.because(io.to_string());
+            // The peer may be beyond hearing it.
+            let _unheard = io::refuse(&mut send, reason, exchange.now()).await;
+            let _gone = recv.stop(io.code());
+        }
+        StreamError::Io(_) => tracing::debug!(%node, %error, "a stream ended early"),
+        StreamError::Body(_) | StreamError::Exchange(_) => {
+            tracing::error!(%node, %error, "a request could not be done");
+            let reason = match &error {
+                StreamError::Exchange(own) => own.reason(),
+                _ => ReasonCode::Busy.because("the exchange cannot take this at the moment"),
+            };
+            let _unheard = io::refuse(&mut send, reason, exchange.now()).await;
+        }
+    }
+}
+
+async fn take_report(
+    exchange: &Arc<Exchange>,
+    node: &NodeId,
+    report: Report,
+    send: &mut SendStream,
+) -> Result<(), StreamError> {
+    if report.statements.len() > MAX_BATCH {
+        let reason = ReasonCode::Malformed
+            .because(format!("{} statements in one report; the limit is {MAX_BATCH}", report.statements.len()));
+        return Ok(io::refuse(send, reason, exchange.now()).await?);
+    }
+    let mut answers = Vec::with_capacity(report.statements.len());
+    for statement in report.statements {
+        answers.push(exchange.state(node, statement).await?);
+    }
+    io::write(send, &Frame::Reported(Reported { answers })).await?;
+    io::finish(send);
+    Ok(())
+}
+
+/// Streams evidence to the node of its senders, from each cursor on, without end.
+async fn feed_evidence(
+    exchange: &Arc<Exchange>,
+    node: &NodeId,
+    bell: &Bell,
+    follow: Follow,
+    send: &mut SendStream,
+) -> Result<(), StreamError> {
+    let mut cursors = follow.cursors;
+    if let Some((foreign, _)) = cursors.iter().find(|(agency, _)| !exchange.hosts(node, agency)) {
+        let reason = ReasonCode::NotHosted.because(format!("node {node} may not follow what {foreign} sent"));
+        return Ok(io::refuse(send, reason, exchange.now()).await?);
+    }
+    let mut rung = bell.evidence();
+    loop {
+        rung.mark_unchanged();
+        let mut found = false;
+        for (agency, cursor) in &mut cursors {
+            let news = exchange.news_for(agency, *cursor).map_err(ExchangeError::from)?;
+            if let Some(newest) = news.last() {
+                *cursor = newest.leaf + 1;
+                found = true;
+                for batch in split(news) {
+                    io::write(send, &Frame::Evidence(batch)).await?;
+                }
+            }
+        }
+        if !found {
+            tokio::select! {
+                _ = rung.changed() => {}
+                _ = send.stopped() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Batches that fit into a frame: evidence about thousands of recipients can be large.
+fn split(news: Vec<docaxis_protocol::frame::EvidenceItem>) -> Vec<Vec<docaxis_protocol::frame::EvidenceItem>> {
+    const ROOM: usize = docaxis_protocol::limits::MAX_ENVELOPE_BYTES / 2;
+    let mut batches = vec![Vec::new()];
+    let mut bytes = 0;
+    for item in news {
+        let size = item.evidence.bytes.len() + 16 * 1024;
+        if bytes + size > ROOM && bytes > 0 {
+            batches.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(batch) = batches.last_mut() {
+            batch.push(item);
+        }
+    }
+    batches
+}
+
+async fn give_proofs(exchange: &Arc<Exchange>, leaves: Vec<u64>, send: &mut SendStream) -> Result<(), StreamError> {
+    if leaves.len() > MAX_BATCH {
+        let text = format!("{} proofs in one request; the limit is {MAX_BATCH}", leaves.len());
+        return Ok(io::refuse(send, ReasonCode::Malformed.because(text), exchange.now()).await?);
+    }
+    let log = exchange.log.clone();
+    let proofs = exchange.workers.run(move || {
+        leaves.into_iter().map(|leaf| log.proof(leaf).map(|proof| (leaf, proof))).collect::<Result<Vec<_>, _>>()
+    });
+    match proofs.await.map_err(ExchangeError::from)? {
+        Ok(proofs) => {
+            io::write(send, &Frame::Proofs(proofs)).await?;
+            io::finish(send);
+        }
+        Err(error) => {
+            tracing::error!(%error, "the log gives no proof");
+            let reason = ReasonCode::Busy.because("the log cannot give proofs at the moment");
+            io::refuse(send, reason, exchange.now()).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Streams the directory's changes, without end.
+async fn feed_directory(
+    exchange: &Arc<Exchange>,
+    bell: &Bell,
+    mut version: u64,
+    send: &mut SendStream,
+) -> Result<(), StreamError> {
+    let mut rung = bell.directory();
+    loop {
+        rung.mark_unchanged();
+        while let Some(notices) = exchange.notices_since(version) {
+            version = notices.version;
+            io::write(send, &Frame::Notices(notices)).await?;
+        }
+        tokio::select! {
+            _ = rung.changed() => {}
+            _ = send.stopped() => return Ok(()),
+        }
+    }
+}
+
+async fn serve_authority(exchange: Arc<Exchange>, connection: Connection) {
+    tracing::info!(remote = %connection.remote_address(), "the authority is linked");
+    loop {
+        let (mut send, mut recv) = match connection.accept_bi().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::info!(%error, "the authority is unlinked");
+                return;
+            }
+        };
+        // One at a time: notices take effect in the order in which the authority sent them.
+        let published = async {
+            match io::read(&mut recv, Class::Large, "Notices").await? {
+                Frame::Notices(notices) => take_notices(&exchange, notices, &mut send).await,
+                other => Err(IoError::Unexpected { expected: "Notices", found: other.name() }.into()),
+            }
+        };
+        if let Err(error) = published.await {
+            tracing::warn!(%error, "the authority's notices were not taken");
+        }
+    }
+}
+
+async fn take_notices(exchange: &Arc<Exchange>, notices: Notices, send: &mut SendStream) -> Result<(), StreamError> {
+    match exchange.publish(notices).await {
+        Ok(version) => {
+            io::write(send, &Frame::Published(version)).await?;
+            io::finish(send);
+            Ok(())
+        }
+        Err(error) => {
+            io::refuse(send, error.reason(), exchange.now()).await?;
+            Err(error.into())
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! One submission on one stream: `Submit` and its inline bodies, perhaps `Need` and the rest, then `Done`.
+
+use std::sync::Arc;
+
+use docaxis_protocol::frame::{Done, Frame, Need, Submit};
+use docaxis_protocol::limits::MAX_INLINE_BODY_BYTES;
+use docaxis_protocol::{NodeId, Reason};
+use quinn::{RecvStream, SendStream};
+
+use super::bodies::{self, BodyError, Received};
+use super::io::{self, IoError};
+use crate::dispatch::{Admitted, Exchange, ExchangeError, Intake, inline_sizes};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    #[error(transparent)]
+    Io(#[from] IoError),
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+}
+
+pub async fn serve(
+    exchange: &Arc<Exchange>,
+    node: &NodeId,
+    submit: Submit,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> Result<(), StreamError> {
+    let sizes = match inline_sizes(&submit.envelope.bytes, &submit.inline) {
+        Ok(sizes) => sizes,
+        Err(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
+    };
+    let mut inline = Vec::with_capacity(sizes.len());
+    for (index, size) in sizes {
+        inline.push((index, bodies::receive_small(recv, size).await?));
+    }
+    let done = match exchange.look(node, submit, inline).await? {
+        Intake::Answered(done) => done,
+        Intake::Refused(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
+        Intake::Admitted(admitted) => match collect(exchange, admitted, send, recv).await? {
+            Ok(admitted) => exchange.accept(admitted).await?,
+            Err((admitted, reason)) => exchange.reject_admitted(admitted, reason).await?,
+        },
+    };
+    answer(send, done).await
+}
+
+type Collected = Result<Box<Admitted>, (Box<Admitted>, Reason)>;
+
+/// Asks for the bodies that are missing and takes them in.
+async fn collect(
+    exchange: &Arc<Exchange>,
+    mut admitted: Box<Admitted>,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> Result<Collected, StreamError> {
+    if admitted.missing.is_empty() {
+        return Ok(Ok(admitted));
+    }
+    let missing = admitted.missing.clone();
+    let need = Need { parts: missing.iter().map(|(index, _)| (*index, 0)).collect() };
+    io::write(send, &Frame::Need(need)).await?;
+    for (index, part) in missing {
+        match usize::try_from(part.size) {
+            Ok(size) if size <= MAX_INLINE_BODY_BYTES => {
+                let bytes = bodies::receive_small(recv, size).await?;
+                if let Err(reason) = Exchange::take_body(&mut admitted, index, bytes) {
+                    return Ok(Err((admitted, reason)));
+                }
+            }
+            _ => {
+                let sha256 = part.sha256;
+                let agency = admitted.envelope.sender.agency.clone();
+                match bodies::receive(recv, &exchange.blobs, agency, part).await? {
+                    Received::Durable => Exchange::took_blob(&mut admitted, sha256),
+                    Received::Refused(reason) => return Ok(Err((admitted, reason))),
+                }
+            }
+        }
+    }
+    Ok(Ok(admitted))
+}
+
+async fn answer(send: &mut SendStream, done: Done) -> Result<(), StreamError> {
+    io::write(send, &Frame::Done(done)).await?;
+    io::finish(send);
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! Starting and stopping: rooms are opened in the order in which they depend on each other, and closed in reverse.
+
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use docaxis_certs::crl::CrlError;
+use docaxis_certs::encoding::{crl_from_pem, pem};
+use docaxis_certs::identity::{IdentityError, public_key};
+use docaxis_certs::seal::SealError;
+use docaxis_certs::verifier::TrustError;
+use docaxis_certs::{BrokerIdentity, Trust};
+use docaxis_protocol::chain::ChainError;
+use docaxis_protocol::envelope::Chain;
+use tokio::sync::watch;
+
+use crate::blobs::BlobStore;
+use crate::config::BrokerConfig;
+use crate::control::{Control, ControlError};
+use crate::directory::Directory;
+use crate::disk::RealDisk;
+use crate::dispatch::{Exchange, ExchangeError};
+use crate::env::SystemEnv;
+use crate::evidence::log::LogError;
+use crate::evidence::{Issuer, LogKeeper};
+use crate::link::{Link, LinkConfig, LinkError, Links};
+use crate::seals::Seals;
+use crate::store::embedded::{EmbeddedConfig, EmbeddedStore};
+use crate::store::{Store, StoreError};
+use crate::work::Workers;
+
+/// How often due expiries are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+/// Least time between two checkpoints; the newest leaf is never older than a second when one is signed.
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(250);
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the broker's identity: {0}")]
+    Identity(#[from] IdentityError),
+    #[error("the broker's identity: {0}")]
+    Trust(#[from] TrustError),
+    #[error("the broker's identity: {0}")]
+    Seal(#[from] SealError),
+    #[error("the broker's identity: {0}")]
+    Chain(#[from] ChainError),
+    #[error("the store: {0}")]
+    Store(#[from] StoreError),
+    #[error("the evidence log: {0}")]
+    Log(#[from] LogError),
+    #[error("what was published: {0}")]
+    Exchange(#[from] ExchangeError),
+    #[error("the link: {0}")]
+    Link(#[from] LinkError),
+    #[error("the control socket: {0}")]
+    Control(#[from] ControlError),
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// A running broker.
+pub struct Broker {
+    embedded: Arc<EmbeddedStore>,
+    link: Link,
+    control: Control,
+    exchange: Arc<Exchange>,
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Broker {
+    /// Opens everything and starts to serve. When this returns, the recovery is done and the socket is bound.
+    pub fn start(config: &BrokerConfig) -> Result<Self, StartError> {
+        let section = &config.broker;
+        let identity = BrokerIdentity::load(&section.identity)?;
+        let trust = Trust::new(identity.origin.clone(), &identity.common)?;
+        let links = Arc::new(Links::default());
+        let embedded = open_store(config)?;
+        let blobs = embedded.blobs();
+        let store: Arc<dyn Store> = embedded.clone();
+        let keeper = LogKeeper::open(&section.data.join("log"), &identity.origin, identity.log_key.clone(), &*store)?;
+        let exchange = Arc::new(exchange(config, &identity, store, blobs, &keeper, trust.clone(), links.clone())?);
+        exchange.restore_notices()?;
+        let (stop, stopped) = watch::channel(false);
+        let threads = vec![
+            thread("log", keep_log(keeper, exchange.clone(), stopped.clone()))?,
+            thread("sweeper", sweep(exchange.clone(), stopped))?,
+        ];
+        let link_config = LinkConfig {
+            listen: section.listen,
+            streams_per_node: section.streams_per_node,
+            max_connections: section.max_connections,
+        };
+        let link = Link::start(&link_config, &identity, trust, exchange.clone(), links)?;
+        let control = Control::start(&section.data.join("control.sock"), &identity, exchange.clone(), link.address())?;
+        tracing::info!(origin = %identity.origin, address = %link.address(), "the broker serves");
+        Ok(Self { embedded, link, control, exchange, stop, threads })
+    }
+
+    /// The address of the link; the port is known even if 0 was asked for.
+    pub fn address(&self) -> std::net::SocketAddr {
+        self.link.address()
+    }
+
+    /// Why nothing more is acknowledged, if a write failed: the process must stop and be started again.
+    pub fn poisoned(&self) -> Option<StoreError> {
+        self.embedded.poisoned()
+    }
+
+    /// The exchange, for tests that look inside.
+    pub fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+
+    /// Stops: no new work, links closed, a last checkpoint, the store closed. What was accepted is durable already.
+    pub fn stop(mut self) -> Result<(), StoreError> {
+        self.control.stop();
+        self.link.stop();
+        let _threads_gone = self.stop.send(true);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread had panicked");
+            }
+        }
+        self.exchange.workers.stop();
+        let store = self.exchange.store.clone();
+        let closed = small_runtime().map_err(|e| StoreError::Io { operation: "close", found: e.to_string() })?;
+        closed.block_on(store.close())
+    }
+}
+
+fn open_store(config: &BrokerConfig) -> Result<Arc<EmbeddedStore>, StoreError> {
+    let embedded = EmbeddedConfig {
+        segment_bytes: config.store.segment_mib << 20,
+        index_cache_bytes: config.store.index_cache_mib << 20,
+        keep_bodies: config.store.keep_bodies,
+        ..EmbeddedConfig::default()
+    };
+    EmbeddedStore::open(&config.broker.data, embedded, Arc::new(RealDisk))
+}
+
+fn exchange(
+    config: &BrokerConfig,
+    identity: &BrokerIdentity,
+    store: Arc<dyn Store>,
+    blobs: Arc<BlobStore>,
+    keeper: &LogKeeper,
+    trust: Arc<Trust>,
+    links: Arc<Links>,
+) -> Result<Exchange, StartError> {
+    let linked = links.clone();
+    let env = Arc::new(SystemEnv);
+    let origin = identity.origin.clone();
+    let common = &identity.common;
+    let issuers = pem("CERTIFICATE", &common.seals_ca).into_bytes();
+    let directory_key = public_key(&common.directory)?;
+    let nodes_crl = move |text: &str| {
+        let der = crl_from_pem(text.as_bytes()).map_err(|e| e.to_string())?;
+        match trust.reload_crl(&der) {
+            // The list in the identity folder may be newer than the one that was published last.
+            Ok(_) | Err(CrlError::Older { .. }) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        links.close_revoked(&trust);
+        Ok(())
+    };
+    let signed_by_seals_ca = |leaf: &Vec<u8>| Chain::from_ders([leaf.clone(), common.seals_ca.clone()]);
+    Ok(Exchange {
+        issuer: Issuer::new(origin.clone(), identity.evidence_key.clone(), env.clone()),
+        seals: Seals::new(
+            pem("CERTIFICATE", &common.root).as_bytes(),
+            issuers,
+            std::slice::from_ref(&common.seals_crl),
+        )?,
+        directory: RwLock::new(Directory::new(origin.clone(), directory_key)),
+        log: keeper.reader(),
+        bells: Default::default(),
+        workers: Workers::start(config.broker.workers)?,
+        max_part_bytes: config.broker.max_part_bytes,
+        evidence_chain: signed_by_seals_ca(&identity.evidence),
+        log_chain: signed_by_seals_ca(&identity.log),
+        nodes_crl: Box::new(nodes_crl),
+        links: linked,
+        env,
+        origin,
+        store,
+        blobs,
+    })
+}
+
+fn small_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_time().build()
+}
+
+fn thread(name: &str, work: impl Future<Output = ()> + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    let runtime = small_runtime()?;
+    std::thread::Builder::new().name(name.into()).spawn(move || runtime.block_on(work))
+}
+
+/// Publishes a checkpoint soon after leaves were committed, and a last one at the end.
+async fn keep_log(mut keeper: LogKeeper, exchange: Arc<Exchange>, mut stopped: watch::Receiver<bool>) {
+    let mut committed = exchange.store.committed();
+    loop {
+        committed.mark_unchanged();
+        if let Err(error) = keeper.publish(&*exchange.store) {
+            // After a failed write the tiles on disk and in memory may differ: a restart makes them agree again.
+            tracing::error!(%error, "the evidence log stands still: no checkpoint and no proof until a restart");
+            return;
+        }
+        if *stopped.borrow() {
+            return;
+        }
+        tokio::select! {
+            changed = committed.changed() => if changed.is_err() { return },
+            _ = stopped.wait_for(|stop| *stop) => continue,
+        }
+        tokio::select! {
+            () = tokio::time::sleep(CHECKPOINT_PAUSE) => {}
+            _ = stopped.wait_for(|stop| *stop) => {}
+        }
+    }
+}
+
+/// Records expiries as they fall due.
+async fn sweep(exchange: Arc<Exchange>, mut stopped: watch::Receiver<bool>) {
+    loop {
+        match exchange.expire_due().await {
+            Ok(0) => {}
+            // There may be more that are due: look again at once.
+            Ok(_) if !*stopped.borrow() => continue,
+            Ok(_) => return,
+            Err(error) => tracing::error!(%error, "expiries cannot be recorded"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => {}
+            _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// Checks that the identity folder is whole and belongs together; returns the exchange's name. Opens no data.
+pub fn check(config: &BrokerConfig) -> Result<docaxis_protocol::Origin, StartError> {
+    let identity = BrokerIdentity::load(&config.broker.identity)?;
+    Trust::new(identity.origin.clone(), &identity.common)?;
+    let issuers = pem("CERTIFICATE", &identity.common.seals_ca).into_bytes();
+    let root = pem("CERTIFICATE", &identity.common.root);
+    Seals::new(root.as_bytes(), issuers, std::slice::from_ref(&identity.common.seals_crl))?;
+    public_key(&identity.common.directory)?;
+    Ok(identity.origin)
+}
+
+/// Where a broker with this configuration has its control socket.
+pub fn control_socket(config: &BrokerConfig) -> PathBuf {
+    config.broker.data.join("control.sock")
+}

@@ -1,0 +1,223 @@
+//! The running agent: what its threads share, how it starts and how it stops.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use docaxis_protocol::Timestamp;
+use serde::Serialize;
+use tokio::sync::{Notify, watch};
+
+use crate::config::{AgentConfig, ConfigError};
+use crate::env::Env;
+use crate::identity::{EvidenceKeys, Identity};
+use crate::mailbox::{Mailbox, MailboxError};
+use crate::parts::{Parts, PartsError};
+use crate::uplink::LinkState;
+use crate::{desk, link};
+
+/// How long a stop may take before running transfers are cut.
+pub const SHUTDOWN_WITHIN: Duration = Duration::from_secs(8);
+/// Alarms that are kept for `status`.
+const MAX_ALARMS: usize = 100;
+
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot {operation} {}", path.display())]
+    Io {
+        operation: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("another agent has {} open", .0.display())]
+    Locked(PathBuf),
+    #[error("the identity in {} cannot be used: {why}", path.display())]
+    Identity { path: PathBuf, why: String },
+    #[error("the mailbox")]
+    Mailbox(#[from] MailboxError),
+    #[error("the parts")]
+    Parts(#[from] PartsError),
+    #[error("the link")]
+    Link(#[from] link::LinkError),
+    #[error("a thread of the agent had panicked")]
+    Panicked,
+}
+
+/// Something that a person should look at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Alarm {
+    pub time: Timestamp,
+    pub text: String,
+}
+
+/// What all parts of the running agent share.
+pub(crate) struct Shared {
+    pub config: AgentConfig,
+    pub env: Env,
+    pub identity: ArcSwap<Identity>,
+    pub mailbox: Mailbox,
+    pub parts: Arc<Parts>,
+    pub keys: EvidenceKeys,
+    pub link: watch::Sender<LinkState>,
+    /// Counts changes that someone may wait for.
+    pub changes: watch::Sender<u64>,
+    /// Something new may be sent.
+    pub outbox: Notify,
+    /// A new statement may be reported.
+    pub reports: Notify,
+    alarms: Mutex<VecDeque<Alarm>>,
+}
+
+impl Shared {
+    pub fn changed(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    pub fn alarm(&self, text: String) {
+        tracing::error!("{text}");
+        let mut alarms = self.alarms.lock().unwrap_or_else(PoisonError::into_inner);
+        if alarms.back().is_some_and(|last| last.text == text) {
+            return;
+        }
+        if alarms.len() == MAX_ALARMS {
+            alarms.pop_front();
+        }
+        alarms.push_back(Alarm { time: self.env.now(), text });
+    }
+
+    pub fn alarms(&self) -> Vec<Alarm> {
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Runs file work off the asynchronous threads.
+    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(Arc<Parts>) -> T + Send + 'static) -> T {
+        let parts = self.parts.clone();
+        match tokio::task::spawn_blocking(move || work(parts)).await {
+            Ok(done) => done,
+            Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+        }
+    }
+}
+
+pub struct Agent;
+
+impl Agent {
+    /// Opens the data folder and starts the link and the control socket. Returns at once; the link connects and
+    /// reconnects by itself.
+    pub fn start(config: AgentConfig, identity: Identity, env: Env) -> Result<AgentHandle, AgentError> {
+        config.check()?;
+        let data = config.agent.data.clone();
+        let io = |operation, path: PathBuf| move |source| AgentError::Io { operation, path, source };
+        make_private_folder(&data).map_err(io("create folder", data.clone()))?;
+        let lock = lock(&data)?;
+        let mailbox = Mailbox::open(&data.join("mailbox.db"))?;
+        let parts = Arc::new(Parts::open(data.join("parts"))?);
+        let now = env.now();
+        let shared = Arc::new(Shared {
+            config,
+            env,
+            identity: ArcSwap::from_pointee(identity),
+            mailbox,
+            parts,
+            keys: EvidenceKeys::default(),
+            link: watch::Sender::new(LinkState::Connecting { since: now }),
+            changes: watch::Sender::new(0),
+            outbox: Notify::new(),
+            reports: Notify::new(),
+            alarms: Mutex::default(),
+        });
+        let (stop, stopping) = watch::channel(false);
+        let mut threads = Vec::new();
+        let started = link::start(shared.clone(), stopping.clone())
+            .map(|thread| threads.push(thread))
+            .map_err(AgentError::from)
+            .and_then(|()| {
+                let thread = desk::start(shared.clone(), data.join("control.sock"), stopping)?;
+                threads.push(thread);
+                Ok(())
+            });
+        let mut handle = AgentHandle { shared, stop, threads, lock: Some(lock) };
+        match started {
+            Ok(()) => Ok(handle),
+            Err(error) => {
+                handle.stop_and_join()?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A running agent, and the calls that the control socket makes as well.
+pub struct AgentHandle {
+    pub(crate) shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+    lock: Option<File>,
+}
+
+impl AgentHandle {
+    /// Takes no new work, lets running streams reach a safe point, closes the mailbox. Everything is joined.
+    pub async fn shutdown(mut self) -> Result<(), AgentError> {
+        match tokio::task::spawn_blocking(move || self.stop_and_join()).await {
+            Ok(done) => done,
+            Err(_) => Err(AgentError::Panicked),
+        }
+    }
+
+    /// The same for a caller without a runtime. Not to be called on an asynchronous thread.
+    pub fn shutdown_blocking(mut self) -> Result<(), AgentError> {
+        self.stop_and_join()
+    }
+
+    fn stop_and_join(&mut self) -> Result<(), AgentError> {
+        self.stop.send_replace(true);
+        let mut panicked = false;
+        for thread in self.threads.drain(..) {
+            panicked |= thread.join().is_err();
+        }
+        self.shared.mailbox.close();
+        self.lock = None;
+        if panicked { Err(AgentError::Panicked) } else { Ok(()) }
+    }
+}
+
+impl Drop for AgentHandle {
+    fn drop(&mut self) {
+        // Whoever drops the handle without `shutdown` still gets the threads to end, but does not wait for them.
+        self.stop.send_replace(true);
+    }
+}
+
+fn make_private_folder(path: &std::path::Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// One process at a time: two writers of one mailbox would each believe that they alone state things.
+fn lock(data: &std::path::Path) -> Result<File, AgentError> {
+    let path = data.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|source| AgentError::Io { operation: "open", path: path.clone(), source })?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(AgentError::Locked(data.to_owned())),
+        Err(error) => Err(AgentError::Io { operation: "lock", path, source: error.into() }),
+    }
+}
+
+/// Waits until the flag is raised, or nobody is left to raise it.
+pub(crate) async fn told_to_stop(flag: &mut watch::Receiver<bool>) {
+    // An error means that the other side is gone: that is a stop as well.
+    let _gone = flag.wait_for(|stop| *stop).await.is_err();
+}

@@ -1,0 +1,299 @@
+//! Makes a dispatch out of a draft: stores its parts, gives it its id once and for all, seals it, and answers when it
+//! is durable. A draft that breaks a rule is refused before anything is kept.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use docaxis_protocol::digest::Hasher;
+use docaxis_protocol::envelope::{self, Envelope, Kind, Part, PartRole, Relation, Sender, StatusReport};
+use docaxis_protocol::{AgencyCode, Digest, DispatchId, Reason, ReasonCode, SealedEnvelope, Timestamp, limits};
+use serde_json::{Map, Value};
+use unicode_normalization::UnicodeNormalization as _;
+
+use crate::agent::{AgentHandle, Shared};
+use crate::env::EntropyError;
+use crate::mailbox::{IdempotencyConflict, MailboxError, Queued, QueuedPart, Resolved};
+use crate::parts::{CHUNK_BYTES, PartsError, Stored};
+
+/// Longest key that a caller may give its request.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
+
+/// What a sender asks for.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    pub from: AgencyCode,
+    pub to: Vec<AgencyCode>,
+    pub kind: Kind,
+    /// 0 normal to 4.
+    pub priority: u8,
+    pub not_before: Option<Timestamp>,
+    /// The edXML header under its own field names, plus `secret`.
+    pub document: Map<String, Value>,
+    pub parts: Vec<DraftPart>,
+    /// When the exchange stops trying; the configured time from now if absent.
+    pub expires: Option<Timestamp>,
+    pub relates: Vec<Relation>,
+    pub status: Option<StatusReport>,
+    /// The caller's own name for this request: the same again gets the same dispatch.
+    pub idempotency_key: Option<String>,
+}
+
+impl Draft {
+    /// A new document with nothing but sender and recipients.
+    pub fn new(from: AgencyCode, to: Vec<AgencyCode>) -> Self {
+        Self {
+            from,
+            to,
+            kind: Kind::New,
+            priority: 0,
+            not_before: None,
+            document: Map::new(),
+            parts: vec![],
+            expires: None,
+            relates: vec![],
+            status: None,
+            idempotency_key: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct DraftPart {
+    pub name: String,
+    pub media_type: String,
+    pub role: PartRole,
+    pub source: Source,
+}
+
+#[derive(Debug, Clone)]
+pub enum Source {
+    Bytes(Vec<u8>),
+    File(PathBuf),
+}
+
+/// Why something that a caller asked for was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// A rule, with its code.
+    #[error("{0}")]
+    Rule(Reason),
+    #[error("cannot read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Mailbox(#[from] MailboxError),
+    #[error(transparent)]
+    Parts(#[from] PartsError),
+    #[error(transparent)]
+    Entropy(#[from] EntropyError),
+}
+
+impl Refused {
+    /// The code that a program sees.
+    pub fn code(&self) -> ReasonCode {
+        match self {
+            Self::Rule(reason) => reason.known(),
+            Self::Read { .. } => ReasonCode::NotFound,
+            Self::Parts(error) if error.is_disk_full() => ReasonCode::DiskFull,
+            Self::Parts(PartsError::Missing(_)) => ReasonCode::NotFound,
+            Self::Mailbox(_) | Self::Parts(_) | Self::Entropy(_) => ReasonCode::Other,
+        }
+    }
+}
+
+fn rule<T>(code: ReasonCode, text: impl Into<String>) -> Result<T, Refused> {
+    Err(Refused::Rule(code.because(text)))
+}
+
+impl AgentHandle {
+    /// Queues a dispatch; when this answers, it is durable and will be sent.
+    pub async fn compose(&self, draft: Draft) -> Result<DispatchId, Refused> {
+        compose(&self.shared, draft).await
+    }
+}
+
+pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId, Refused> {
+    let identity = shared.identity.load_full();
+    let Some(seal) = identity.seals.get(&draft.from) else {
+        return rule(ReasonCode::NotHosted, format!("this node does not act for {}", draft.from));
+    };
+    if draft.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > MAX_IDEMPOTENCY_KEY_BYTES) {
+        return rule(ReasonCode::Malformed, "an idempotency key has 1 to 255 bytes");
+    }
+    let recipients = resolve(shared, &draft.to).await?;
+    let now = shared.env.now();
+    let max_part_bytes = shared.config.inbox.max_part_bytes;
+    let mut envelope = Envelope {
+        kind_of_bytes: envelope::TYPE.into(),
+        exchange: identity.origin.clone(),
+        id: shared.env.dispatch_id()?,
+        created: now,
+        expires: draft.expires.unwrap_or_else(|| now.plus(shared.config.outbox.expires_after)),
+        sender: Sender { agency: draft.from.clone(), node: identity.node.clone() },
+        recipients,
+        kind: draft.kind,
+        priority: draft.priority,
+        not_before: draft.not_before,
+        document: draft.document,
+        relates: draft.relates,
+        status: draft.status,
+        parts: vec![],
+        encryption: None,
+        salt: STANDARD.encode(shared.env.random::<16>()?),
+    };
+    // Before any byte is stored: a secret document must not touch the disk, nor a hundred files for nothing.
+    check(&envelope, max_part_bytes)?;
+    if draft.parts.len() > limits::MAX_PARTS {
+        return rule(
+            ReasonCode::TooManyParts,
+            format!("{} parts; the limit is {}", draft.parts.len(), limits::MAX_PARTS),
+        );
+    }
+    let drafts = draft.parts;
+    let stored = shared.blocking(move |parts| store_all(&parts, drafts, max_part_bytes)).await?;
+    envelope.parts = stored.iter().map(|(part, _)| part.clone()).collect();
+    let queued = queue(shared, &envelope, &draft.from, seal, draft.idempotency_key, now).await;
+    let bodies: Vec<Digest> = envelope.parts.iter().map(|part| part.sha256).collect();
+    drop(stored);
+    match queued {
+        Ok(id) => {
+            shared.outbox.notify_one();
+            shared.changed();
+            Ok(id)
+        }
+        Err(refused) => {
+            let unreferenced = shared.mailbox.unreferenced(bodies).await?;
+            shared.blocking(move |parts| unreferenced.into_iter().try_for_each(|sha256| parts.remove(sha256))).await?;
+            Err(refused)
+        }
+    }
+}
+
+async fn queue(
+    shared: &Shared,
+    envelope: &Envelope,
+    from: &AgencyCode,
+    seal: &crate::identity::Seal,
+    key: Option<String>,
+    now: Timestamp,
+) -> Result<DispatchId, Refused> {
+    check(envelope, shared.config.inbox.max_part_bytes)?;
+    let idempotency = key.map(|key| (key, request_digest(envelope)));
+    let sealed =
+        SealedEnvelope::seal(envelope, &seal.key, seal.chain.clone()).map_err(|e| Refused::Rule(e.reason()))?;
+    let parts: BTreeSet<QueuedPart> =
+        envelope.parts.iter().map(|part| QueuedPart { sha256: part.sha256, size: part.size }).collect();
+    let queued = Queued {
+        id: envelope.id,
+        sender: from.clone(),
+        recipients: envelope.recipients.clone(),
+        sealed,
+        priority: envelope.priority,
+        queued: now,
+        parts: parts.into_iter().collect(),
+        idempotency,
+    };
+    match shared.mailbox.queue(queued).await? {
+        Ok(id) => Ok(id),
+        Err(IdempotencyConflict { id }) => {
+            rule(ReasonCode::IdConflict, format!("this idempotency key was used for dispatch {id}, which is another"))
+        }
+    }
+}
+
+fn check(envelope: &Envelope, max_part_bytes: u64) -> Result<(), Refused> {
+    envelope.check(max_part_bytes).map_err(|e| Refused::Rule(e.reason()))
+}
+
+/// What was asked for, apart from what each attempt makes anew: id, times and salt.
+fn request_digest(envelope: &Envelope) -> Digest {
+    let mut hasher = Hasher::new();
+    let mut asked = envelope.clone();
+    asked.created = Timestamp::from_unix_ms(0);
+    asked.expires = Timestamp::from_unix_ms(0);
+    asked.salt.clear();
+    let mut text = serde_json::to_value(&asked).unwrap_or_default();
+    if let Some(object) = text.as_object_mut() {
+        object.remove("id");
+    }
+    hasher.update(text.to_string().as_bytes());
+    hasher.finish()
+}
+
+/// Canonical codes in place of aliases. As long as there is no directory here, the exchange is left to judge.
+async fn resolve(shared: &Shared, to: &[AgencyCode]) -> Result<Vec<AgencyCode>, Refused> {
+    let mut canonical = Vec::with_capacity(to.len());
+    let mut seen = BTreeSet::new();
+    if to.len() > limits::MAX_RECIPIENTS {
+        return rule(ReasonCode::TooLarge, format!("{} recipients; the limit is {}", to.len(), limits::MAX_RECIPIENTS));
+    }
+    for code in to {
+        let found = match shared.mailbox.resolve(code.clone()).await? {
+            Resolved::Agency(agency) if agency.locked => {
+                return rule(ReasonCode::RecipientLocked, format!("{code} ({}) is locked", agency.name));
+            }
+            Resolved::Agency(agency) => agency.code,
+            Resolved::Ambiguous(several) => {
+                return rule(ReasonCode::UnknownRecipient, format!("{code} may be any of {several:?}"));
+            }
+            Resolved::Unknown => return rule(ReasonCode::UnknownRecipient, format!("the directory has no {code}")),
+            Resolved::NoDirectory => code.clone(),
+        };
+        if !seen.insert(found.clone()) {
+            return rule(ReasonCode::DuplicateRecipient, format!("{code} stands for {found}, which is named already"));
+        }
+        canonical.push(found);
+    }
+    Ok(canonical)
+}
+
+fn store_all(
+    parts: &std::sync::Arc<crate::parts::Parts>,
+    drafts: Vec<DraftPart>,
+    max_part_bytes: u64,
+) -> Result<Vec<(Part, Stored)>, Refused> {
+    let mut all = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        let name: String = draft.name.nfc().collect();
+        let stored = match &draft.source {
+            Source::Bytes(bytes) => parts.store(bytes)?,
+            Source::File(path) => store_file(parts, path, max_part_bytes)?,
+        };
+        let part =
+            Part { name, media_type: draft.media_type, size: stored.size, sha256: stored.sha256, role: draft.role };
+        all.push((part, stored));
+    }
+    Ok(all)
+}
+
+fn store_file(
+    parts: &std::sync::Arc<crate::parts::Parts>,
+    path: &std::path::Path,
+    max_part_bytes: u64,
+) -> Result<Stored, Refused> {
+    let failed = |source| Refused::Read { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let mut writer = parts.begin()?;
+    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+    loop {
+        chunk.clear();
+        (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(failed)?;
+        if chunk.is_empty() {
+            return Ok(writer.finish()?.keep()?);
+        }
+        writer.write(&chunk)?;
+        if writer.size() > max_part_bytes {
+            return rule(
+                ReasonCode::TooLarge,
+                format!("{} is over the limit of {max_part_bytes} bytes", path.display()),
+            );
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What comes in and goes out as JSON.
+
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use docaxis_protocol::envelope::{Chain, Kind, PartRole, Relation, StatusReport};
+use docaxis_protocol::{AgencyCode, DispatchId, Event, NodeId, Origin, SealedEnvelope, Timestamp};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::problem::Problem;
+use crate::compose::{Draft, DraftPart, Source};
+use crate::mailbox::{AgencyRow, EvidenceRow};
+use crate::query::BundleMaterial;
+
+fn new() -> Kind {
+    Kind::New
+}
+
+fn document() -> PartRole {
+    PartRole::Document
+}
+
+fn octets() -> String {
+    "application/octet-stream".into()
+}
+
+/// `POST /v1/dispatches`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DraftJson {
+    from: AgencyCode,
+    to: Vec<AgencyCode>,
+    #[serde(default = "new")]
+    kind: Kind,
+    #[serde(default)]
+    priority: u8,
+    #[serde(default)]
+    not_before: Option<Timestamp>,
+    #[serde(default)]
+    document: Map<String, Value>,
+    #[serde(default)]
+    parts: Vec<PartJson>,
+    #[serde(default)]
+    expires: Option<Timestamp>,
+    #[serde(default)]
+    relates: Vec<Relation>,
+    #[serde(default)]
+    status: Option<StatusReport>,
+}
+
+/// A part by its absolute path, or its bytes. A path is taken only because the peer is the same user on the same
+/// machine: it could read the file itself.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartJson {
+    name: String,
+    #[serde(default = "octets")]
+    media_type: String,
+    #[serde(default = "document")]
+    role: PartRole,
+    #[serde(default)]
+    path: Option<PathBuf>,
+    #[serde(default)]
+    base64: Option<String>,
+}
+
+impl DraftJson {
+    pub fn into_draft(self, idempotency_key: Option<String>) -> Result<Draft, Problem> {
+        Ok(Draft {
+            from: self.from,
+            to: self.to,
+            kind: self.kind,
+            priority: self.priority,
+            not_before: self.not_before,
+            document: self.document,
+            parts: self.parts.into_iter().map(PartJson::into_part).collect::<Result<_, _>>()?,
+            expires: self.expires,
+            relates: self.relates,
+            status: self.status,
+            idempotency_key,
+        })
+    }
+}
+
+impl PartJson {
+    fn into_part(self) -> Result<DraftPart, Problem> {
+        let wrong = |text: String| Err(Problem::malformed(format!("part {:?}: {text}", self.name)));
+        let source = match (self.path, self.base64) {
+            (Some(path), None) if path.is_absolute() => Source::File(path),
+            (Some(path), None) => return wrong(format!("path {path:?} is not absolute")),
+            (None, Some(text)) => match STANDARD.decode(text) {
+                Ok(bytes) => Source::Bytes(bytes),
+                Err(error) => return wrong(format!("its base64: {error}")),
+            },
+            _ => return wrong("it needs either path or base64".into()),
+        };
+        Ok(DraftPart { name: self.name, media_type: self.media_type, role: self.role, source })
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Made {
+    pub id: DispatchId,
+}
+
+/// `POST /v1/dispatches/{id}/status`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StatusJson {
+    /// `02` or `03`.
+    pub code: String,
+    pub recipient: AgencyCode,
+    /// Why, in words; needed for 02.
+    #[serde(default)]
+    pub description: String,
+    /// The reason code of a 02; `other` if absent.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct EvidenceJson {
+    leaf: u64,
+    event: Event,
+    time: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recipient: Option<AgencyCode>,
+    /// The signed bytes, in base64.
+    bytes: String,
+    signature: String,
+    /// Certificates of the recipient's seal in DER, the leaf first, where there is a statement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    statement_chain: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proof: Option<String>,
+}
+
+impl From<EvidenceRow> for EvidenceJson {
+    fn from(row: EvidenceRow) -> Self {
+        Self {
+            leaf: row.leaf,
+            event: row.event,
+            time: row.time,
+            recipient: row.recipient,
+            bytes: STANDARD.encode(&row.signed.bytes),
+            signature: STANDARD.encode(row.signed.signature.0),
+            statement_chain: row.statement_chain.as_ref().map(ders),
+            proof: row.proof,
+        }
+    }
+}
+
+fn ders(chain: &Chain) -> Vec<String> {
+    chain.0.iter().map(|certificate| STANDARD.encode(&certificate.0)).collect()
+}
+
+/// `GET /v1/dispatches/{id}/bundle`: everything that a bundle is made of; bytes in base64, certificates in DER.
+#[derive(Debug, Serialize)]
+pub(super) struct BundleJson {
+    origin: Origin,
+    envelope: EnvelopeJson,
+    evidence: Vec<EvidenceJson>,
+    authority: String,
+    seals_ca: String,
+    seals_crl: String,
+    directory: String,
+    evidence_chains: Vec<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log_chain: Option<Vec<String>>,
+}
+
+#[derive(Debug, Serialize)]
+struct EnvelopeJson {
+    bytes: String,
+    signature: String,
+    chain: Vec<String>,
+}
+
+impl From<&SealedEnvelope> for EnvelopeJson {
+    fn from(sealed: &SealedEnvelope) -> Self {
+        Self {
+            bytes: STANDARD.encode(&sealed.bytes),
+            signature: STANDARD.encode(sealed.signature.0),
+            chain: ders(&sealed.chain),
+        }
+    }
+}
+
+impl From<BundleMaterial> for BundleJson {
+    fn from(material: BundleMaterial) -> Self {
+        Self {
+            envelope: (&material.envelope).into(),
+            evidence: material.evidence.into_iter().map(EvidenceJson::from).collect(),
+            authority: STANDARD.encode(&material.common.root),
+            seals_ca: STANDARD.encode(&material.common.seals_ca),
+            seals_crl: STANDARD.encode(&material.common.seals_crl),
+            directory: STANDARD.encode(&material.common.directory),
+            evidence_chains: material.evidence_chains.iter().map(ders).collect(),
+            log_chain: material.log_chain.as_ref().map(ders),
+            origin: material.origin,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct AgencyJson {
+    code: AgencyCode,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    node: Option<NodeId>,
+    locked: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    successor: Option<AgencyCode>,
+    version: u64,
+}
+
+impl From<AgencyRow> for AgencyJson {
+    fn from(row: AgencyRow) -> Self {
+        Self {
+            code: row.code,
+            name: row.name,
+            node: row.node,
+            locked: row.locked,
+            successor: row.successor,
+            version: row.version,
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Who this node is, for whom it may seal, and whom it believes.
+//!
+//! Evidence is believed under a key that chains to the authority for `docaxis://evidence/<origin>` at the evidence's
+//! time, and a seal under one for `docaxis://agency/<code>`. What is returned as verified was verified here.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use docaxis_certs::identity::{Common, IdentityError};
+use docaxis_certs::{NodeIdentity, Trust, tls};
+use docaxis_protocol::chain::{CertifiedKey, ChainError, SealChains, TrustRoot};
+use docaxis_protocol::envelope::Chain;
+use docaxis_protocol::evidence::EvidenceError;
+use docaxis_protocol::key::{PublicKey, SecretKey};
+use docaxis_protocol::statement::StatementError;
+use docaxis_protocol::{
+    AgencyCode, Digest, Evidence, NodeId, Origin, SealedStatement, SignedEvidence, Statement, Timestamp,
+};
+
+/// An agency's seal: the key and its certificates, the leaf first.
+#[derive(Clone)]
+pub struct Seal {
+    pub key: SecretKey,
+    pub chain: Chain,
+}
+
+/// Everything that `agent join` wrote, read and checked.
+#[derive(Clone)]
+pub struct Identity {
+    pub node: NodeId,
+    pub origin: Origin,
+    /// `HOST:PORT` of the broker.
+    pub broker: String,
+    /// The DNS name in the broker's certificate.
+    pub server_name: String,
+    /// Presents the node's certificate and believes the nodes' authority.
+    pub tls: rustls::ClientConfig,
+    pub seals: BTreeMap<AgencyCode, Seal>,
+    pub chains: SealChains,
+    /// Under which directory entries are believed.
+    pub directory_key: PublicKey,
+    /// The authorities' certificates and revocation lists.
+    pub common: Common,
+    /// What `tls` asks about the broker's certificate.
+    pub trust: Arc<Trust>,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity(node {} of {})", self.node, self.origin)
+    }
+}
+
+impl Identity {
+    /// Reads the folder that `agent join` wrote.
+    pub fn load(folder: &Path) -> Result<Self, LoadError> {
+        Self::of(&NodeIdentity::load(folder)?)
+    }
+
+    /// The directory's key is believed only with a certificate that names it, under the authority.
+    pub fn of(node: &NodeIdentity) -> Result<Self, LoadError> {
+        let common = node.common.clone();
+        let chains = seal_chains(&common)?;
+        let origin = node.link.origin.clone();
+        let directory = docaxis_certs::identity::public_key(&common.directory).map_err(IdentityError::Seal)?;
+        let trust = Trust::new(origin.clone(), &common).map_err(tls::TlsError::Trust)?;
+        let seals = node.seals.values().map(|seal| {
+            let chain = Chain::from_ders([seal.certificate.clone(), common.seals_ca.clone()]);
+            (seal.agency.clone(), Seal { key: seal.key.clone(), chain })
+        });
+        Ok(Self {
+            node: node.link.node.clone(),
+            broker: node.link.broker_address.clone(),
+            server_name: node.link.broker_dns_name.clone(),
+            tls: tls::node_client(node, trust.clone(), tls::system_clock())?,
+            seals: seals.collect(),
+            chains,
+            directory_key: directory,
+            common,
+            trust,
+            origin,
+        })
+    }
+
+    /// The same identity with a newer revocation list of seals.
+    pub fn with_common(&self, common: Common) -> Result<Self, ChainError> {
+        Ok(Self { chains: seal_chains(&common)?, common, ..self.clone() })
+    }
+
+    pub fn agencies(&self) -> Vec<AgencyCode> {
+        self.seals.keys().cloned().collect()
+    }
+
+    /// The key of a seal that held at each of these instants.
+    pub fn seal_key(&self, chain: &Chain, who: &AgencyCode, at: &[Timestamp]) -> Result<CertifiedKey, TrustError> {
+        let leaf = chain.leaf().filter(|_| chain.within_bounds()).ok_or(TrustError::NoCertificate)?;
+        Ok(self.chains.certified(leaf, &format!("docaxis://agency/{who}"), at)?)
+    }
+
+    /// The key of the exchange's evidence in this chain, good at `at`.
+    pub fn evidence_key(&self, chain: &Chain, at: Timestamp) -> Result<CertifiedKey, TrustError> {
+        let leaf = chain.leaf().filter(|_| chain.within_bounds()).ok_or(TrustError::NoCertificate)?;
+        Ok(self.chains.certified(leaf, &format!("docaxis://evidence/{}", self.origin), &[at])?)
+    }
+
+    /// The key of the exchange's log in this chain, good at `at`.
+    pub fn log_key(&self, chain: &Chain, at: Timestamp) -> Result<CertifiedKey, TrustError> {
+        let leaf = chain.leaf().filter(|_| chain.within_bounds()).ok_or(TrustError::NoCertificate)?;
+        Ok(self.chains.certified(leaf, &format!("docaxis://log/{}", self.origin), &[at])?)
+    }
+
+    /// Checks a recipient's statement inside evidence: sealed by that recipient, about the same event.
+    pub fn check_statement(&self, evidence: &Evidence, chain: Option<&Chain>) -> Result<(), TrustError> {
+        use base64::Engine as _;
+        use base64::engine::general_purpose::STANDARD;
+        let Some(inside) = &evidence.statement else {
+            return if evidence.event.is_countersigned() { Err(TrustError::NoStatement) } else { Ok(()) };
+        };
+        let (Some(recipient), Some(chain)) = (&evidence.recipient, chain) else {
+            return Err(TrustError::NoCertificate);
+        };
+        let decode = |text: &str| STANDARD.decode(text).map_err(|_| TrustError::OtherStatement);
+        let bytes = decode(&inside.bytes)?;
+        let signature = docaxis_protocol::key::RawSignature::from_slice(&decode(&inside.signature)?)
+            .map_err(|_| TrustError::OtherStatement)?;
+        let key = self.seal_key(chain, recipient, &[evidence.time])?;
+        let sealed = SealedStatement { bytes, signature, chain: Chain::default() };
+        sealed.verify(key.key()).map_err(EvidenceError::Signature)?;
+        let said = Statement::parse(&sealed.bytes)?;
+        let same = said.event == evidence.event
+            && said.dispatch == evidence.dispatch
+            && said.envelope_sha256 == evidence.envelope_sha256
+            && said.recipient == *recipient
+            && said.exchange == self.origin;
+        if same { Ok(()) } else { Err(TrustError::OtherStatement) }
+    }
+}
+
+fn seal_chains(common: &Common) -> Result<SealChains, ChainError> {
+    SealChains::new(TrustRoot::new(&common.root)?, &common.seals_ca, [&common.seals_crl])?.with_crl_required()
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(transparent)]
+    Folder(#[from] IdentityError),
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    #[error(transparent)]
+    Tls(#[from] tls::TlsError),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    #[error("there is no certificate, or too many")]
+    NoCertificate,
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
+    #[error("the evidence was issued by {found}; expected {expected}")]
+    Issuer { found: Origin, expected: Origin },
+    #[error("the evidence is signed under key {0}, of which there is no certificate here")]
+    UnknownKey(Digest),
+    #[error("the evidence has no statement of the recipient, which its event needs")]
+    NoStatement,
+    #[error("the statement inside the evidence says something else")]
+    OtherStatement,
+    #[error(transparent)]
+    Statement(#[from] StatementError),
+}
+
+/// The keys of the exchange's evidence that were certified, by their ids.
+#[derive(Default)]
+pub struct EvidenceKeys(Mutex<BTreeMap<Digest, CertifiedKey>>);
+
+impl EvidenceKeys {
+    pub fn add(&self, key: CertifiedKey) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.key().id(), key);
+    }
+
+    pub fn has(&self, id: Digest) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
+    }
+
+    /// Checks signature, issuer, and that the key was good when the evidence says that it was signed.
+    pub fn verify(&self, identity: &Identity, signed: &SignedEvidence) -> Result<Evidence, TrustError> {
+        let claimed = Evidence::parse(&signed.bytes)?.key;
+        let key = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&claimed).cloned();
+        let key = key.ok_or(TrustError::UnknownKey(claimed))?;
+        let evidence = signed.verify(key.key())?;
+        identity.chains.still_good(&key, evidence.time)?;
+        if evidence.issuer != identity.origin {
+            return Err(TrustError::Issuer { found: evidence.issuer, expected: identity.origin.clone() });
+        }
+        Ok(evidence)
+    }
+}
+
+/// The id under which evidence names its key, as the bytes claim.
+pub fn claimed_key(signed: &SignedEvidence) -> Result<Digest, TrustError> {
+    Ok(Evidence::parse(&signed.bytes)?.key)
+}

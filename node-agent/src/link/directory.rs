@@ -1,0 +1,111 @@
+//! Follows the directory and the revocation lists. The broker only relays them: every entry is checked under the
+//! directory's key, every list under its authority.
+
+use std::sync::Arc;
+
+use docaxis_certs::encoding::crl_from_pem;
+use docaxis_protocol::directory::SignedEntry;
+use docaxis_protocol::frame::{Class, Frame, Notices};
+use tokio::sync::watch;
+
+use super::LinkError;
+use super::session::Session;
+use crate::agent::told_to_stop;
+use crate::mailbox::AgencyRow;
+
+pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
+    let following = async {
+        let since = session.shared.mailbox.directory_version().await?;
+        let mut stream = session.open().await?;
+        stream.write(&Frame::Directory(since)).await?;
+        loop {
+            match stream.read_unhurried(Class::Large).await? {
+                Frame::Notices(notices) => take(&session, notices).await?,
+                other => return Err(LinkError::Unexpected { found: other.name(), expected: "Notices" }),
+            }
+        }
+    };
+    tokio::select! {
+        () = told_to_stop(&mut quit) => Ok(()),
+        ended = following => ended,
+    }
+}
+
+async fn take(session: &Session, notices: Notices) -> Result<(), LinkError> {
+    let shared = &session.shared;
+    let identity = &session.identity;
+    let mut entries = Vec::with_capacity(notices.entries.len());
+    for signed in notices.entries {
+        let entry = SignedEntry { bytes: signed.bytes.clone(), signature: signed.signature };
+        let verified = match entry.verify(&identity.directory_key, &identity.origin) {
+            Ok(verified) => verified,
+            Err(error) => {
+                shared.alarm(format!("an entry of the directory was not taken: {error}"));
+                return Err(LinkError::Protocol(error.to_string()));
+            }
+        };
+        entries.push(AgencyRow {
+            code: verified.agency.clone(),
+            version: verified.version,
+            name: verified.name.clone(),
+            node: verified.node.clone(),
+            locked: verified.locked,
+            successor: verified.successor.clone(),
+            aliases: verified.aliases.clone(),
+            signed,
+        });
+    }
+    let ours = entries.iter().any(|entry| entry.node.as_ref() == Some(&identity.node));
+    shared.mailbox.store_agencies(notices.version, entries).await?;
+    for (issuer, pem) in notices.crls {
+        take_crl(session, &issuer, &pem);
+    }
+    if ours {
+        session.hosting.notify_one();
+    }
+    shared.changed();
+    Ok(())
+}
+
+/// Puts a newer revocation list in force and keeps it; one that does not verify is only reported.
+fn take_crl(session: &Session, issuer: &str, pem: &str) {
+    let shared = &session.shared;
+    let problem = |why: String| shared.alarm(format!("the revocation list of {issuer:?} was not taken: {why}"));
+    let der = match crl_from_pem(pem.as_bytes()) {
+        Ok(der) => der,
+        Err(error) => return problem(error.to_string()),
+    };
+    let identity = shared.identity.load_full();
+    let mut common = identity.common.clone();
+    match issuer {
+        "nodes" => match identity.trust.reload_crl(&der) {
+            Ok(true) => common.nodes_crl = der,
+            Ok(false) => return,
+            Err(error) => return problem(error.to_string()),
+        },
+        "seals" => match newer_seals_crl(&der, &common.seals_crl, &common.seals_ca) {
+            Ok(true) => common.seals_crl = der,
+            Ok(false) => return,
+            Err(why) => return problem(why),
+        },
+        _ => return problem("expected \"nodes\" or \"seals\"".into()),
+    }
+    if let Err(error) = common.save_crls(&shared.config.agent.identity) {
+        problem(format!("in force until the next start only: {error}"));
+    }
+    match identity.with_common(common) {
+        Ok(next) => shared.identity.store(Arc::new(next)),
+        Err(error) => problem(error.to_string()),
+    }
+}
+
+/// Whether `new` verifies and is newer than the list in force.
+fn newer_seals_crl(new: &[u8], held: &[u8], issuer: &[u8]) -> Result<bool, String> {
+    use docaxis_certs::crl::RevocationList;
+    let new = RevocationList::verify(new, issuer).map_err(|e| e.to_string())?;
+    let held = RevocationList::verify(held, issuer).map_err(|e| e.to_string())?;
+    if new.number < held.number {
+        return Err(format!("it is number {}; number {} is in force", new.number, held.number));
+    }
+    Ok(new.number > held.number)
+}

@@ -1,0 +1,177 @@
+//! Follows the evidence about what our agencies sent, and fetches the inclusion proofs. Everything is verified before
+//! it is stored; what does not verify ends the session with an alarm, and the cursor stays.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use docaxis_protocol::frame::{Class, EvidenceItem, Follow, Frame};
+use docaxis_protocol::limits::MAX_BATCH;
+use docaxis_protocol::tlog::TlogProof;
+use docaxis_protocol::{AgencyCode, ReasonCode};
+use tokio::sync::watch;
+
+use super::LinkError;
+use super::io::Stream;
+use super::offer::row_of;
+use super::session::Session;
+use crate::agent::told_to_stop;
+use crate::identity::claimed_key;
+use crate::mailbox::Follows;
+
+/// How long to wait before evidence is asked for again that builds on something still on its way.
+const AFTER_GAP: Duration = Duration::from_millis(200);
+const AFTER_REFUSAL: Duration = Duration::from_secs(5);
+/// Evidence that has no inclusion proof for so long is an alarm.
+const ALARM_AFTER: Duration = Duration::from_secs(60);
+
+pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
+    loop {
+        let agencies = followed(&session).await?;
+        if agencies.is_empty() {
+            tokio::select! {
+                () = told_to_stop(&mut quit) => return Ok(()),
+                () = session.hosting.notified() => continue,
+            }
+        }
+        let ended = tokio::select! {
+            () = told_to_stop(&mut quit) => return Ok(()),
+            () = session.hosting.notified() => continue,
+            ended = follow_once(&session, agencies) => ended,
+        };
+        let pause = match ended {
+            Ok(()) => AFTER_GAP,
+            Err(LinkError::Refused(refusal)) => {
+                tracing::warn!(reason = %refusal.reason, "the broker does not give evidence; it is asked again");
+                AFTER_REFUSAL
+            }
+            Err(error) => return Err(error),
+        };
+        tokio::select! {
+            () = told_to_stop(&mut quit) => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Our agencies, as far as the exchange says so as well: it refuses to tell about others.
+async fn followed(session: &Session) -> Result<Vec<AgencyCode>, LinkError> {
+    let hosted = session.shared.mailbox.hosted_by(session.identity.node.clone()).await?;
+    let mut ours = session.shared.identity.load().agencies();
+    ours.retain(|agency| session.welcome.agencies.contains(agency) || hosted.contains(agency));
+    Ok(ours)
+}
+
+/// Reads evidence until the stream ends or a piece builds on one that is not here yet.
+async fn follow_once(session: &Session, agencies: Vec<AgencyCode>) -> Result<(), LinkError> {
+    let cursors = session.shared.mailbox.cursors(agencies).await?;
+    let mut stream: Stream = session.open().await?;
+    stream.write(&Frame::Follow(Follow { cursors })).await?;
+    loop {
+        let items = match stream.read_unhurried(Class::Large).await? {
+            Frame::Evidence(items) => items,
+            other => return Err(LinkError::Unexpected { found: other.name(), expected: "Evidence" }),
+        };
+        let mut batch = Vec::with_capacity(items.len());
+        for item in items {
+            batch.push(verify(session, item).await?);
+        }
+        let done = session.shared.mailbox.follow(batch).await?;
+        done.alarms.into_iter().for_each(|alarm| session.shared.alarm(alarm));
+        if done.stored > 0 {
+            session.shared.changed();
+        }
+        if done.gap {
+            return Ok(());
+        }
+    }
+}
+
+async fn verify(session: &Session, item: EvidenceItem) -> Result<Follows, LinkError> {
+    let shared = &session.shared;
+    let key = claimed_key(&item.evidence)?;
+    if !shared.keys.has(key)
+        && let Some(chain) = shared.mailbox.certificates(key).await?
+    {
+        // An earlier key of the exchange: its certificate came while it was in use, and need not be good today.
+        let parsed =
+            docaxis_protocol::Evidence::parse(&item.evidence.bytes).map_err(crate::identity::TrustError::from)?;
+        shared.keys.add(session.identity.evidence_key(&chain, parsed.time)?);
+    }
+    let identity = shared.identity.load_full();
+    let checked = shared.keys.verify(&identity, &item.evidence).and_then(|evidence| {
+        identity.check_statement(&evidence, item.statement_chain.as_ref())?;
+        Ok(evidence)
+    });
+    let evidence = match checked {
+        Ok(evidence) => evidence,
+        Err(error) => {
+            shared.alarm(format!("evidence at leaf {} does not verify: {error}", item.leaf));
+            return Err(error.into());
+        }
+    };
+    if evidence.sender != item.sender {
+        return Err(LinkError::Protocol(format!("evidence about {} came for {}", evidence.sender, item.sender)));
+    }
+    let reason = evidence.reasons.first().cloned();
+    let mut row = row_of(&evidence, item.evidence, item.leaf, shared.env.now());
+    row.statement_chain = item.statement_chain;
+    Ok(Follows {
+        row,
+        sender: item.sender,
+        envelope_sha256: evidence.envelope_sha256,
+        previous: evidence.previous,
+        late: evidence.late,
+        reason,
+    })
+}
+
+pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
+    let every = session.shared.config.link.proofs_every;
+    loop {
+        match fetch_once(&session).await {
+            Ok(()) => {}
+            Err(LinkError::Refused(refusal)) if refusal.reason.known() == ReasonCode::Busy => {}
+            Err(error) => return Err(error),
+        }
+        tokio::select! {
+            () = told_to_stop(&mut quit) => return Ok(()),
+            () = tokio::time::sleep(every) => {}
+        }
+    }
+}
+
+async fn fetch_once(session: &Session) -> Result<(), LinkError> {
+    let shared = &session.shared;
+    let missing = shared.mailbox.unproven(u32::try_from(MAX_BATCH).unwrap_or(u32::MAX)).await?;
+    let Some(oldest) = missing.first() else { return Ok(()) };
+    let now = shared.env.now();
+    let leaves: Vec<u64> = missing.iter().map(|missing| missing.leaf).collect();
+    let mut stream = session.open().await?;
+    stream.write(&Frame::FetchProofs(leaves.clone())).await?;
+    stream.finish();
+    let proofs = match stream.read(Class::Large).await? {
+        Frame::Proofs(proofs) => proofs,
+        other => return Err(LinkError::Unexpected { found: other.name(), expected: "Proofs" }),
+    };
+    let mut good = Vec::new();
+    for (leaf, proof) in proofs.into_iter().filter(|(leaf, _)| leaves.contains(leaf)) {
+        let Some(text) = proof else { continue };
+        let Some(row) = shared.mailbox.evidence_at(leaf).await? else { continue };
+        let verified = TlogProof::parse(&text)
+            .and_then(|proof| proof.verify(row.signed.log_entry().as_bytes(), &session.log, &[], 0))
+            .map_err(|e| e.to_string());
+        match verified {
+            Ok(proof) if proof.index == leaf => good.push((leaf, text)),
+            Ok(proof) => shared.alarm(format!("the proof of leaf {leaf} is one of leaf {}", proof.index)),
+            Err(error) => shared.alarm(format!("the proof of leaf {leaf} does not verify: {error}")),
+        }
+    }
+    if !good.iter().any(|(leaf, _)| *leaf == oldest.leaf) && now.since(oldest.stored) > ALARM_AFTER {
+        shared.alarm(format!("the exchange has given no inclusion proof for the evidence at leaf {}", oldest.leaf));
+    }
+    if !good.is_empty() {
+        shared.mailbox.store_proofs(good).await?;
+        shared.changed();
+    }
+    Ok(())
+}

@@ -1,0 +1,199 @@
+//! Frames and bodies on one stream, each within its bound and its time.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use docaxis_protocol::frame::{Class, Frame, Refusal};
+use quinn::{RecvStream, SendStream};
+use tokio::sync::mpsc;
+
+use super::LinkError;
+use crate::agent::Shared;
+use crate::parts::{CHUNK_BYTES, PartsError, Stored};
+use docaxis_protocol::{Digest, Reason};
+
+/// Chunks between a stream and the disk.
+const CHUNKS_IN_FLIGHT: usize = 8;
+
+/// One exchange of frames.
+pub struct Stream {
+    pub send: SendStream,
+    pub recv: RecvStream,
+    /// How long either side may stand still.
+    pub patience: Duration,
+}
+
+impl Stream {
+    pub fn new((send, recv): (SendStream, RecvStream), patience: Duration) -> Self {
+        Self { send, recv, patience }
+    }
+
+    pub async fn write(&mut self, frame: &Frame) -> Result<(), LinkError> {
+        let bytes = frame.encode()?;
+        self.write_raw(Bytes::from(bytes)).await
+    }
+
+    pub async fn write_raw(&mut self, bytes: Bytes) -> Result<(), LinkError> {
+        timed(self.patience, "write to the broker", self.send.write_chunk(bytes)).await
+    }
+
+    /// Says that nothing more comes from this side.
+    pub fn finish(&mut self) {
+        // It fails only on a stream that is closed already, which whoever reads next is told.
+        let _closed = self.send.finish();
+    }
+
+    /// Reads a frame; a refusal becomes an error.
+    pub async fn read(&mut self, class: Class) -> Result<Frame, LinkError> {
+        let patience = self.patience;
+        match tokio::time::timeout(patience, self.read_unhurried(class)).await {
+            Ok(read) => read,
+            Err(_) => Err(LinkError::TimedOut { what: "a frame", after: patience }),
+        }
+    }
+
+    /// Reads a frame that may be a long time coming.
+    pub async fn read_unhurried(&mut self, class: Class) -> Result<Frame, LinkError> {
+        let mut header = [0; 4];
+        self.recv.read_exact(&mut header).await.map_err(LinkError::stream)?;
+        let mut body = vec![0; Frame::length(header, class)?];
+        self.recv.read_exact(&mut body).await.map_err(LinkError::stream)?;
+        match Frame::decode(&body)? {
+            Frame::Refused(refusal) => Err(LinkError::Refused(Box::new(refusal))),
+            frame => Ok(frame),
+        }
+    }
+
+    /// Reads a body of at most a few KiB.
+    pub async fn read_small(&mut self, size: usize) -> Result<Vec<u8>, LinkError> {
+        let mut body = vec![0; size];
+        timed(self.patience, "read a body", self.recv.read_exact(&mut body)).await?;
+        Ok(body)
+    }
+
+    /// Reads exactly `size` bytes into the parts. Kept only if their digest is the one expected; otherwise the digest
+    /// found is returned, and nothing stays.
+    pub async fn read_body(
+        &mut self,
+        shared: &Shared,
+        expected: Digest,
+        size: u64,
+    ) -> Result<Result<Stored, Digest>, LinkError> {
+        let (chunks, mut incoming) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
+        let parts = shared.parts.clone();
+        let writing = tokio::task::spawn_blocking(move || -> Result<Option<Result<Stored, Digest>>, PartsError> {
+            let mut writer = parts.begin()?;
+            while let Some(chunk) = incoming.blocking_recv() {
+                writer.write(&chunk)?;
+            }
+            if writer.size() != size {
+                return Ok(None);
+            }
+            let whole = writer.finish()?;
+            if whole.sha256 != expected {
+                return Ok(Some(Err(whole.sha256)));
+            }
+            Ok(Some(Ok(whole.keep()?)))
+        });
+        let read = self.pump(size, chunks).await;
+        let written = writing.await.map_err(|_| LinkError::Panicked)?;
+        match (read, written?) {
+            (Err(error), _) => Err(error),
+            (Ok(()), Some(done)) => Ok(done),
+            (Ok(()), None) => Err(LinkError::Stream("the body's writer stopped early".into())),
+        }
+    }
+
+    async fn pump(&mut self, size: u64, chunks: mpsc::Sender<Bytes>) -> Result<(), LinkError> {
+        let mut left = size;
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+            let chunk = timed(self.patience, "read a body", self.recv.read_chunk(most, true)).await?;
+            let Some(chunk) = chunk else {
+                return Err(LinkError::Stream(format!("the stream ended {left} bytes before the body's end")));
+            };
+            left = left.saturating_sub(chunk.bytes.len() as u64);
+            if chunks.send(chunk.bytes).await.is_err() {
+                // The writer has failed; its own error is the one to report.
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads bytes only to get to what follows them.
+    pub async fn skip(&mut self, mut left: u64) -> Result<(), LinkError> {
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+            match timed(self.patience, "read a body", self.recv.read_chunk(most, true)).await? {
+                Some(chunk) => left = left.saturating_sub(chunk.bytes.len() as u64),
+                None => return Err(LinkError::Stream("the stream ended within a body".into())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a body from `offset` on. It is hashed as it goes; if it turns out damaged, the stream is reset before its
+    /// last chunk, so that the other side never has all of it.
+    pub async fn write_body(&mut self, shared: &Shared, sha256: Digest, offset: u64) -> Result<(), LinkError> {
+        let (chunks, mut outgoing) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
+        let parts = shared.parts.clone();
+        let reading = tokio::task::spawn_blocking(move || -> Result<(), PartsError> {
+            let mut reader = parts.read(sha256)?;
+            let (mut skip, mut held) = (offset, None::<Bytes>);
+            while let Some(chunk) = reader.next_chunk()? {
+                let mut chunk = Bytes::from(chunk);
+                let cut = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+                skip -= cut as u64;
+                let chunk = chunk.split_off(cut);
+                if chunk.is_empty() {
+                    continue;
+                }
+                if let Some(ready) = held.replace(chunk)
+                    && chunks.blocking_send(ready).is_err()
+                {
+                    return Ok(());
+                }
+            }
+            if let Some(last) = held {
+                // The stream has failed if nobody listens, and says so itself.
+                let _gone = chunks.blocking_send(last);
+            }
+            Ok(())
+        });
+        let mut sent = Ok(());
+        while let Some(chunk) = outgoing.recv().await {
+            sent = self.write_raw(chunk).await;
+            if sent.is_err() {
+                break;
+            }
+        }
+        drop(outgoing);
+        let read = reading.await.map_err(|_| LinkError::Panicked)?;
+        if let Err(error) = read {
+            // Reset rather than finish: a body that is not whole must not look whole.
+            let _closed = self.send.reset(super::CODE_DAMAGED);
+            return Err(error.into());
+        }
+        sent
+    }
+
+    /// Answers with a link error and closes the exchange.
+    pub async fn refuse(&mut self, shared: &Shared, reason: Reason) -> Result<(), LinkError> {
+        self.write(&Frame::Refused(Refusal { reason, time: shared.env.now() })).await?;
+        self.finish();
+        Ok(())
+    }
+}
+
+async fn timed<T, E: std::error::Error>(
+    patience: Duration,
+    what: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, LinkError> {
+    match tokio::time::timeout(patience, work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(LinkError::stream(error)),
+        Err(_) => Err(LinkError::TimedOut { what, after: patience }),
+    }
+}

@@ -1,0 +1,257 @@
+//! The link to the broker over QUIC: the only place of this crate that knows quinn.
+//!
+//! One endpoint and one connection at a time, driven on a current-thread runtime on a thread of its own. When to
+//! connect is decided in `uplink`, what to say in `outbox` and `inbox`; here it is done.
+
+pub mod authority;
+mod directory;
+pub mod endpoint;
+mod evidence;
+mod frames;
+mod io;
+pub mod join;
+mod offer;
+pub mod registrar;
+mod report;
+mod session;
+mod submit;
+
+pub use frames::FramesError;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use docaxis_protocol::ReasonCode;
+use docaxis_protocol::frame::{ALPN_LINK, FrameError, Refusal};
+use quinn::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use tokio::sync::watch;
+
+use crate::agent::{Shared, told_to_stop};
+use crate::identity::{Identity, TrustError};
+use crate::mailbox::MailboxError;
+use crate::parts::PartsError;
+use crate::uplink::{Failure, Uplink};
+
+/// A stream is reset with this when a stored body turned out damaged.
+const CODE_DAMAGED: VarInt = VarInt::from_u32(1);
+/// The connection is closed with this in good order.
+const CODE_DONE: VarInt = VarInt::from_u32(0);
+
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    #[error("the thread or socket of the link cannot be made")]
+    Start(#[source] std::io::Error),
+    #[error("the TLS configuration cannot be used for QUIC: {0}")]
+    Tls(String),
+    #[error("the connection: {0}")]
+    Connection(String),
+    #[error("a stream: {0}")]
+    Stream(String),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the broker sent {found}; expected {expected}")]
+    Unexpected { found: &'static str, expected: &'static str },
+    #[error("waited {after:?} for {what}")]
+    TimedOut { what: &'static str, after: Duration },
+    #[error("the broker refused: {}", .0.reason)]
+    Refused(Box<Refusal>),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error("the broker does not keep to the protocol: {0}")]
+    Protocol(String),
+    #[error(transparent)]
+    Mailbox(#[from] MailboxError),
+    #[error(transparent)]
+    Parts(#[from] PartsError),
+    #[error("a task of the link had panicked")]
+    Panicked,
+}
+
+impl LinkError {
+    fn stream(error: impl std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(inner) = source {
+            text = format!("{text}: {inner}");
+            source = inner.source();
+        }
+        Self::Stream(text)
+    }
+
+    /// The reason that the broker is given when we cannot go on.
+    fn code(&self) -> ReasonCode {
+        match self {
+            Self::Parts(error) if error.is_disk_full() => ReasonCode::DiskFull,
+            Self::Frame(_) | Self::Unexpected { .. } | Self::Protocol(_) => ReasonCode::Malformed,
+            _ => ReasonCode::Busy,
+        }
+    }
+}
+
+/// Starts the link's thread.
+pub(crate) fn start(
+    shared: Arc<Shared>,
+    stop: watch::Receiver<bool>,
+) -> Result<std::thread::JoinHandle<()>, LinkError> {
+    // What cannot work is told to whoever starts the agent, rather than retried.
+    client_config(&shared)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(LinkError::Start)?;
+    std::thread::Builder::new()
+        .name("link".into())
+        .spawn(move || runtime.block_on(run(shared, stop)))
+        .map_err(LinkError::Start)
+}
+
+async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let link = &shared.config.link;
+    let mut uplink = Uplink::new(link.retry_min, link.retry_max, shared.env.now());
+    while !*stop.borrow() {
+        uplink.connecting(shared.env.now());
+        publish(&shared, &uplink);
+        let failure = match connect_and_run(&shared, &mut uplink, &mut stop).await {
+            Ok(()) => break,
+            Err(failure) => failure,
+        };
+        if *stop.borrow() {
+            break;
+        }
+        let now = shared.env.now();
+        let next = uplink.failed(now, &failure, shared.env.jitter());
+        tracing::warn!(?failure, %next, "no link to the broker");
+        publish(&shared, &uplink);
+        tokio::select! {
+            () = tokio::time::sleep(next.since(now)) => {}
+            () = told_to_stop(&mut stop) => {}
+        }
+    }
+    uplink.stopped();
+    publish(&shared, &uplink);
+}
+
+fn publish(shared: &Shared, uplink: &Uplink) {
+    shared.link.send_replace(uplink.state().clone());
+    shared.changed();
+}
+
+async fn connect_and_run(
+    shared: &Arc<Shared>,
+    uplink: &mut Uplink,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let identity = shared.identity.load_full();
+    let patience = shared.config.link.connect_timeout;
+    let connecting = async {
+        let address = resolve(shared, &identity).await?;
+        let endpoint = endpoint(shared, address)?;
+        let attempt = endpoint
+            .connect(address, &identity.server_name)
+            .map_err(|e| Failure::Unreachable(format!("{address}: {e}")))?;
+        match tokio::time::timeout(patience, attempt).await {
+            Ok(Ok(connection)) => Ok((endpoint, connection)),
+            Ok(Err(error)) => Err(why_not_connected(&error, address)),
+            Err(_) => Err(Failure::Unreachable(format!("{address} did not answer within {patience:?}"))),
+        }
+    };
+    let (endpoint, connection) = tokio::select! {
+        connected = connecting => connected?,
+        () = told_to_stop(stop) => return Ok(()),
+    };
+    let up = |broker: &str, time| {
+        uplink.connected(shared.env.now(), broker.to_owned(), time);
+        publish(shared, uplink);
+    };
+    let ended = session::run(shared, &identity, &connection, up, stop.clone()).await;
+    connection.close(CODE_DONE, b"");
+    endpoint.wait_idle().await;
+    match ended {
+        Ok(()) => Ok(()),
+        // A handshake that the broker refuses shows as a connection that ends with its first use.
+        Err(error) => Err(match connection.close_reason().as_ref().and_then(tls_refusal) {
+            Some(why) => Failure::Identity(why),
+            None => match error {
+                LinkError::Refused(refusal) => {
+                    Failure::Refused(format!("{} (the broker's time is {})", refusal.reason, refusal.time))
+                }
+                LinkError::Trust(error) => Failure::Identity(error.to_string()),
+                other => Failure::Lost(other.to_string()),
+            },
+        }),
+    }
+}
+
+/// What a refused handshake means. QUIC carries TLS alerts as errors 0x100 to 0x1ff (RFC 9001, section 4.8).
+fn tls_refusal(error: &quinn::ConnectionError) -> Option<String> {
+    let alert = |code: u64| u8::try_from(code.checked_sub(0x100)?).ok();
+    match error {
+        // Our own verifier's words are in the error.
+        quinn::ConnectionError::TransportError(error) => alert(u64::from(error.code)).map(|_| error.to_string()),
+        quinn::ConnectionError::ConnectionClosed(closed) => {
+            alert(u64::from(closed.error_code)).map(|code| refused_by_peer(code, closed))
+        }
+        _ => None,
+    }
+}
+
+fn refused_by_peer(alert: u8, closed: &quinn::ConnectionClose) -> String {
+    use docaxis_certs::refusal::{Refusal, RefusedBy};
+    Refusal::from_alert_code(alert, RefusedBy::Peer, &String::from_utf8_lossy(&closed.reason)).sentence
+}
+
+fn why_not_connected(error: &quinn::ConnectionError, address: SocketAddr) -> Failure {
+    match tls_refusal(error) {
+        Some(why) => Failure::Identity(format!("{address}: {why}")),
+        None => Failure::Unreachable(format!("{address}: {error}")),
+    }
+}
+
+async fn resolve(shared: &Shared, identity: &Identity) -> Result<SocketAddr, Failure> {
+    let name = shared.config.agent.broker.as_deref().unwrap_or(&identity.broker);
+    let mut found = tokio::net::lookup_host(name).await.map_err(|e| Failure::Unreachable(format!("{name}: {e}")))?;
+    found.next().ok_or_else(|| Failure::Unreachable(format!("{name} has no address")))
+}
+
+fn endpoint(shared: &Shared, broker: SocketAddr) -> Result<Endpoint, Failure> {
+    let unreachable = |e: std::io::Error| Failure::Unreachable(format!("cannot open a UDP socket: {e}"));
+    let any: SocketAddr =
+        if broker.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    let socket = socket2::Socket::new(socket2::Domain::for_address(any), socket2::Type::DGRAM, None)
+        .and_then(|socket| {
+            let wanted = shared.config.link.socket_buffer_bytes.get();
+            socket.set_recv_buffer_size(wanted)?;
+            socket.set_send_buffer_size(wanted)?;
+            socket.bind(&any.into())?;
+            Ok(socket)
+        })
+        .map_err(unreachable)?;
+    let runtime =
+        quinn::default_runtime().ok_or_else(|| Failure::Unreachable("no asynchronous runtime for QUIC".into()))?;
+    let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket.into(), runtime).map_err(unreachable)?;
+    endpoint.set_default_client_config(client_config(shared).map_err(|e| Failure::Identity(e.to_string()))?);
+    Ok(endpoint)
+}
+
+fn client_config(shared: &Shared) -> Result<ClientConfig, LinkError> {
+    let link = &shared.config.link;
+    let mut tls = shared.identity.load().tls.clone();
+    tls.alpn_protocols = vec![ALPN_LINK.to_vec()];
+    tls.enable_early_data = false;
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(|e| LinkError::Tls(e.to_string()))?;
+    let mut transport = TransportConfig::default();
+    let idle = IdleTimeout::try_from(link.idle_timeout).map_err(|e| LinkError::Tls(e.to_string()))?;
+    let window = VarInt::from_u32(link.receive_window_bytes.get());
+    transport
+        .keep_alive_interval(Some(link.keep_alive))
+        .max_idle_timeout(Some(idle))
+        .receive_window(window)
+        .stream_receive_window(window)
+        .max_concurrent_bidi_streams(VarInt::from_u32(link.streams.get()))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None);
+    let mut config = ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests;

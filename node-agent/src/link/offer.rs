@@ -1,0 +1,333 @@
+//! Takes what the broker offers. The order is the promise: verify everything, make dispatch and statement durable, only
+//! then send the statement; show the dispatch only when the exchange has recorded it.
+
+use docaxis_protocol::envelope::Envelope;
+use docaxis_protocol::frame::{Class, Frame, Need, Offer, Outcome, Standing};
+use docaxis_protocol::{
+    Digest, Event, Evidence, Reason, ReasonCode, SealedStatement, Statement, Timestamp, limits, statement,
+};
+
+use super::LinkError;
+use super::io::Stream;
+use super::session::Session;
+use crate::inbox::{self, NotTaken};
+use crate::mailbox::{EvidenceRow, QueuedPart, StatementRow, Take, TakeBody, Taken};
+use crate::parts::Pin;
+
+pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<(), LinkError> {
+    let shared = &session.shared;
+    match handle(session, &mut stream, offer).await {
+        Ok(()) => Ok(()),
+        Err(Problem::Unsigned(reason)) => {
+            shared.alarm(format!("an offer of the broker was not taken: {reason}"));
+            stream.refuse(shared, reason).await
+        }
+        Err(Problem::Link(error)) => {
+            // The broker may be gone; it offers again either way.
+            let _unheard = stream.refuse(shared, error.code().because(error.to_string())).await;
+            Err(error)
+        }
+    }
+}
+
+enum Problem {
+    Unsigned(Reason),
+    Link(LinkError),
+}
+
+impl<E: Into<LinkError>> From<E> for Problem {
+    fn from(error: E) -> Self {
+        Self::Link(error.into())
+    }
+}
+
+async fn handle(session: &Session, stream: &mut Stream, offer: Offer) -> Result<(), Problem> {
+    let shared = &session.shared;
+    let envelope = Envelope::parse(&offer.envelope.bytes).map_err(|e| Problem::Unsigned(e.reason()))?;
+    let sha256 = offer.envelope.digest();
+    let inline = read_inline(stream, &envelope, &offer.inline).await?;
+    let known = shared.mailbox.handover_statement(envelope.id, offer.recipient.clone(), sha256).await?;
+    let sealed = match known {
+        // Stated once, stated for ever: the same bytes, whatever the clock or the certificates say now.
+        Some(sealed) => sealed,
+        None => take(session, stream, &offer, &envelope, sha256, inline).await?,
+    };
+    stream.write(&Frame::Handover(sealed.clone())).await?;
+    let outcome = match stream.read(Class::Large).await? {
+        Frame::Recorded(outcome) => outcome,
+        other => return Err(LinkError::Unexpected { found: other.name(), expected: "Recorded" }.into()),
+    };
+    stream.finish();
+    record(session, sealed, outcome).await?;
+    Ok(())
+}
+
+/// The inline bodies, by index. They are read even where the offer turns out bad: something follows them.
+async fn read_inline(stream: &mut Stream, envelope: &Envelope, inline: &[u16]) -> Result<Vec<(u16, Vec<u8>)>, Problem> {
+    let malformed = |text: String| Problem::Unsigned(ReasonCode::Malformed.because(text));
+    let mut total = 0;
+    let mut sizes = Vec::new();
+    for index in inline {
+        let part = envelope.parts.get(usize::from(*index));
+        let size = part.and_then(|part| usize::try_from(part.size).ok()).unwrap_or(usize::MAX);
+        total += size.min(limits::MAX_INLINE_TOTAL_BYTES + 1);
+        if size > limits::MAX_INLINE_BODY_BYTES || total > limits::MAX_INLINE_TOTAL_BYTES {
+            return Err(malformed(format!("part {index} cannot come inline")));
+        }
+        sizes.push((*index, size));
+    }
+    let mut bodies = Vec::new();
+    for (index, size) in sizes {
+        bodies.push((index, stream.read_small(size).await?));
+    }
+    Ok(bodies)
+}
+
+/// Judges a new offer, fetches its bodies, and makes the answer durable.
+async fn take(
+    session: &Session,
+    stream: &mut Stream,
+    offer: &Offer,
+    envelope: &Envelope,
+    sha256: Digest,
+    inline: Vec<(u16, Vec<u8>)>,
+) -> Result<SealedStatement, Problem> {
+    let shared = &session.shared;
+    let identity = shared.identity.load_full();
+    let acceptance = shared.keys.verify(&identity, &offer.acceptance).map_err(|error| {
+        Problem::Unsigned(ReasonCode::Malformed.because(format!("the acceptance does not verify: {error}")))
+    })?;
+    let who = &offer.recipient;
+    let seal_holds = || {
+        let at = [envelope.created, acceptance.time];
+        let key = identity.seal_key(&offer.envelope.chain, &envelope.sender.agency, &at).map_err(|e| e.to_string())?;
+        offer.envelope.verify(key.key()).map_err(|e| e.to_string())
+    };
+    let hosted = identity.seals.contains_key(who);
+    let max = shared.config.inbox.max_part_bytes;
+    let judged = inbox::judge(who, hosted, &identity.origin, (envelope, sha256), &acceptance, seal_holds, max);
+    let mut fault = match judged {
+        Ok(()) => None,
+        Err(NotTaken::Signed(reason)) => Some(reason),
+        Err(NotTaken::Unsigned(reason)) => return Err(Problem::Unsigned(reason)),
+    };
+    if fault.is_none() && shared.mailbox.incoming_envelope(envelope.id, who.clone()).await?.is_some() {
+        fault = Some(conflict(envelope));
+    }
+    let mut body = None;
+    if fault.is_none() {
+        match inbox::bodies(envelope) {
+            Err(reason) => fault = Some(reason),
+            Ok(bodies) => match fetch(session, stream, offer, envelope, &bodies, inline).await? {
+                Err(reason) => fault = Some(reason),
+                Ok(fetched) => body = Some((bodies, fetched)),
+            },
+        }
+    }
+    let mut pins = Vec::new();
+    let body = body.map(|(parts, fetched)| {
+        pins = fetched.pins;
+        TakeBody {
+            sender: envelope.sender.agency.clone(),
+            sealed: offer.envelope.clone(),
+            acceptance: row_of(&acceptance, offer.acceptance.clone(), offer.acceptance_leaf, shared.env.now()),
+            parts,
+            held: fetched.held,
+        }
+    });
+    let answered = state(session, offer, envelope, sha256, &acceptance, fault, body).await?;
+    // Until here, what was stored for this offer must not be cleared away by another's withdrawal.
+    drop(pins);
+    Ok(answered)
+}
+
+fn conflict(envelope: &Envelope) -> Reason {
+    ReasonCode::IdConflict.because(format!("another dispatch came here under the id {}", envelope.id))
+}
+
+/// Seals the statement and makes it durable together with the dispatch, before anyone is told.
+async fn state(
+    session: &Session,
+    offer: &Offer,
+    envelope: &Envelope,
+    sha256: Digest,
+    acceptance: &Evidence,
+    mut fault: Option<Reason>,
+    mut body: Option<TakeBody>,
+) -> Result<SealedStatement, Problem> {
+    let shared = &session.shared;
+    loop {
+        let event = if fault.is_some() { Event::ContentHandoverFailure } else { Event::ContentHandover };
+        let time = inbox::statement_time(shared.env.now(), acceptance.time);
+        let statement = seal_statement(session, offer, envelope, sha256, event, time, fault.clone())?;
+        let take = Take {
+            id: envelope.id,
+            recipient: offer.recipient.clone(),
+            envelope_sha256: sha256,
+            event,
+            statement: statement.clone(),
+            time,
+            body: body.take(),
+        };
+        match shared.mailbox.take(take).await? {
+            Taken::New => {
+                if let Some(reason) = &fault {
+                    tracing::warn!(dispatch = %envelope.id, recipient = %offer.recipient, %reason, "a dispatch was refused");
+                }
+                return Ok(statement);
+            }
+            Taken::Already(earlier) => return Ok(earlier),
+            Taken::Conflict => fault = Some(conflict(envelope)),
+            Taken::HeldPartGone => {
+                let text = "a part was destroyed while it was offered again; offer it once more";
+                return Err(Problem::Unsigned(ReasonCode::Busy.because(text)));
+            }
+        }
+    }
+}
+
+fn seal_statement(
+    session: &Session,
+    offer: &Offer,
+    envelope: &Envelope,
+    sha256: Digest,
+    event: Event,
+    time: Timestamp,
+    fault: Option<Reason>,
+) -> Result<SealedStatement, Problem> {
+    let identity = session.shared.identity.load();
+    let Some(seal) = identity.seals.get(&offer.recipient) else {
+        let text = format!("this node has no seal of {}", offer.recipient);
+        return Err(Problem::Unsigned(ReasonCode::NotHosted.because(text)));
+    };
+    let statement = Statement {
+        kind_of_bytes: statement::TYPE.into(),
+        exchange: identity.origin.clone(),
+        event,
+        dispatch: envelope.id,
+        envelope_sha256: sha256,
+        recipient: offer.recipient.clone(),
+        time,
+        reasons: fault.into_iter().collect(),
+        acting: None,
+    };
+    SealedStatement::seal(&statement, &seal.key, seal.chain.clone())
+        .map_err(|e| Problem::Unsigned(ReasonCode::Other.because(e.to_string())))
+}
+
+struct Fetched {
+    held: Vec<Digest>,
+    pins: Vec<Pin>,
+}
+
+/// Gets every body that this agency does not have, checks each, and stores it.
+async fn fetch(
+    session: &Session,
+    stream: &mut Stream,
+    offer: &Offer,
+    envelope: &Envelope,
+    bodies: &[QueuedPart],
+    inline: Vec<(u16, Vec<u8>)>,
+) -> Result<Result<Fetched, Reason>, Problem> {
+    let shared = &session.shared;
+    let mut held = shared.mailbox.held(offer.recipient.clone(), bodies.to_vec()).await?;
+    let mut fetched = Fetched { held: vec![], pins: held.iter().map(|sha256| shared.parts.pin(*sha256)).collect() };
+    let mut there: Vec<Digest> = held.clone();
+    for (index, bytes) in inline {
+        let Some(part) = envelope.parts.get(usize::from(index)) else { continue };
+        let found = Digest::of(&bytes);
+        if found != part.sha256 {
+            return Ok(Err(mismatch(&part.name, part.sha256, found)));
+        }
+        if !there.contains(&found) {
+            let stored = shared.blocking(move |parts| parts.store(&bytes)).await?;
+            fetched.pins.push(stored.pin);
+            there.push(found);
+        }
+    }
+    let missing: Vec<(u16, &docaxis_protocol::Part)> = bodies
+        .iter()
+        .filter(|body| !there.contains(&body.sha256))
+        .filter_map(|body| (0..).zip(&envelope.parts).find(|(_, part)| part.sha256 == body.sha256))
+        .collect();
+    if !missing.is_empty() {
+        stream.write(&Frame::Need(Need { parts: missing.iter().map(|(index, _)| (*index, 0)).collect() })).await?;
+    }
+    let mut fault = None;
+    for (_, part) in missing {
+        if fault.is_some() {
+            stream.skip(part.size).await?;
+            continue;
+        }
+        match stream.read_body(shared, part.sha256, part.size).await? {
+            Ok(stored) => fetched.pins.push(stored.pin),
+            Err(found) => fault = Some(mismatch(&part.name, part.sha256, found)),
+        }
+    }
+    fetched.held.append(&mut held);
+    Ok(match fault {
+        Some(reason) => Err(reason),
+        None => Ok(fetched),
+    })
+}
+
+fn mismatch(name: &str, expected: Digest, found: Digest) -> Reason {
+    ReasonCode::DigestMismatch.because(format!("part {name:?} has digest {found}; {expected} was sealed"))
+}
+
+pub fn row_of(
+    evidence: &Evidence,
+    signed: docaxis_protocol::SignedEvidence,
+    leaf: u64,
+    stored: Timestamp,
+) -> EvidenceRow {
+    EvidenceRow {
+        leaf,
+        dispatch: evidence.dispatch,
+        recipient: evidence.recipient.clone(),
+        event: evidence.event,
+        time: evidence.time,
+        signed,
+        statement_chain: None,
+        proof: None,
+        stored,
+    }
+}
+
+/// Takes in the exchange's answer to a statement: its evidence, and what it does to the dispatch here.
+pub async fn record(session: &Session, sealed: SealedStatement, outcome: Outcome) -> Result<(), LinkError> {
+    let shared = &session.shared;
+    let said = Statement::parse(&sealed.bytes).map_err(crate::identity::TrustError::Statement)?;
+    let evidence = shared.keys.verify(&shared.identity.load(), &outcome.evidence)?;
+    if !inbox::answers(&evidence, said.dispatch, said.envelope_sha256, &said.recipient) {
+        let text = format!("its {} does not answer the statement about dispatch {}", evidence.event, said.dispatch);
+        shared.alarm(format!("the broker does not keep to the protocol: {text}"));
+        return Err(LinkError::Protocol(text));
+    }
+    let moved = inbox::after_recorded(said.event, outcome.standing);
+    if let (Event::ContentHandover, Standing::Withdrawn | Standing::Expired | Standing::Failed) =
+        (said.event, outcome.standing)
+    {
+        tracing::warn!(dispatch = %said.dispatch, recipient = %said.recipient, standing = ?outcome.standing,
+            "a dispatch was taken back before it was recorded; its bodies are destroyed");
+    }
+    let about = StatementRow {
+        dispatch: said.dispatch,
+        recipient: said.recipient,
+        envelope_sha256: said.envelope_sha256,
+        event: said.event,
+        time: said.time,
+        sealed: sealed.clone(),
+        answered: false,
+        refusal: None,
+    };
+    let reason = evidence.reasons.first().cloned();
+    let mut row = row_of(&evidence, outcome.evidence, outcome.leaf, shared.env.now());
+    row.statement_chain = evidence.statement.is_some().then_some(sealed.chain);
+    let destroyed = shared.mailbox.recorded(&about, moved, row, reason).await?;
+    shared
+        .blocking(move |parts| destroyed.unreferenced.into_iter().try_for_each(|sha256| parts.remove(sha256)))
+        .await?;
+    shared.changed();
+    Ok(())
+}

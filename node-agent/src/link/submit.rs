@@ -1,0 +1,240 @@
+//! Sends what the outbox holds, several dispatches at a time. Each try sends the very bytes that were stored when the
+//! dispatch was made; only signed evidence ends it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use docaxis_protocol::envelope::Envelope;
+use docaxis_protocol::frame::{Class, Done, Frame, Intake, Need, Submit};
+use docaxis_protocol::{DispatchId, Event, Evidence, Reason, ReasonCode, limits};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::LinkError;
+use super::session::Session;
+use crate::agent::told_to_stop;
+use crate::mailbox::{EvidenceRow, OutState, OutgoingRow};
+use crate::outbox::{self, Answer, Verdict};
+
+/// Exchanges of `Need` and bodies in one submission: one is usual, a second follows if a body was destroyed meanwhile.
+const MAX_ROUNDS: usize = 4;
+/// How long to wait for something due when nothing says when.
+const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
+
+pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
+    let shared = session.shared.clone();
+    let concurrent = shared.config.outbox.concurrent.get();
+    let mut under_way = BTreeSet::new();
+    let mut tasks: JoinSet<(DispatchId, Result<(), LinkError>)> = JoinSet::new();
+    let ended = loop {
+        let room = concurrent.saturating_sub(under_way.len());
+        if room > 0 {
+            let limit = u32::try_from(concurrent.saturating_add(under_way.len())).unwrap_or(u32::MAX);
+            let due = match shared.mailbox.due(shared.env.now(), limit).await {
+                Ok(due) => due,
+                Err(error) => break Err(error.into()),
+            };
+            let new: Vec<OutgoingRow> = due.into_iter().filter(|row| !under_way.contains(&row.id)).take(room).collect();
+            for row in new {
+                under_way.insert(row.id);
+                let session = session.clone();
+                tasks.spawn(async move { (row.id, send_one(&session, row).await) });
+            }
+        }
+        let pause = match shared.mailbox.next_due().await {
+            Ok(Some(at)) if under_way.is_empty() => at.since(shared.env.now()).max(std::time::Duration::from_millis(1)),
+            Ok(_) => LOOK_AGAIN,
+            Err(error) => break Err(error.into()),
+        };
+        tokio::select! {
+            () = told_to_stop(&mut quit) => break Ok(()),
+            () = shared.outbox.notified() => {}
+            () = tokio::time::sleep(pause.min(LOOK_AGAIN)) => {}
+            Some(done) = tasks.join_next() => match done {
+                Ok((id, result)) => {
+                    under_way.remove(&id);
+                    if let Err(error) = result {
+                        break Err(error);
+                    }
+                }
+                Err(_) => break Err(LinkError::Panicked),
+            },
+        }
+    };
+    while tasks.join_next().await.is_some() {}
+    ended
+}
+
+/// One try. An error here is one of the mailbox: the try's own end is written there.
+async fn send_one(session: &Session, row: OutgoingRow) -> Result<(), LinkError> {
+    let shared = &session.shared;
+    let (answer, evidence) = match try_once(session, &row).await {
+        Ok((done, evidence)) => {
+            let reason = evidence.reasons.first().cloned();
+            let stored = EvidenceRow {
+                leaf: done.leaf,
+                dispatch: evidence.dispatch,
+                recipient: None,
+                event: evidence.event,
+                time: evidence.time,
+                signed: done.evidence,
+                statement_chain: None,
+                proof: None,
+                stored: shared.env.now(),
+            };
+            let answer = match evidence.event {
+                Event::SubmissionAcceptance => Answer::Accepted,
+                _ => Answer::Rejected(reason.unwrap_or_else(|| ReasonCode::Other.because("no reason was given"))),
+            };
+            (answer, Some(stored))
+        }
+        Err(LinkError::Refused(refusal)) => (Answer::Refused(refusal.reason), None),
+        Err(LinkError::Mailbox(error)) => return Err(error.into()),
+        Err(error) => (Answer::Lost(error.to_string()), None),
+    };
+    let bounds = (shared.config.outbox.retry_min, shared.config.outbox.retry_max);
+    let now = shared.env.now();
+    match outbox::verdict(answer, row.attempts, now, bounds, shared.env.jitter()) {
+        Verdict::Accepted => {
+            let at = evidence.as_ref().map_or(now, |evidence| evidence.time);
+            shared.mailbox.settle(row.id, OutState::Accepted, at, None, evidence).await?;
+        }
+        Verdict::Rejected(why) => {
+            let at = evidence.as_ref().map_or(now, |evidence| evidence.time);
+            tracing::warn!(dispatch = %row.id, %why, "a dispatch was rejected");
+            shared.mailbox.settle(row.id, OutState::Rejected, at, Some(why), evidence).await?;
+        }
+        Verdict::RetryAt { at, why } => {
+            tracing::info!(dispatch = %row.id, %why, %at, "a dispatch is tried again later");
+            shared.mailbox.postpone(row.id, at, why).await?;
+        }
+    }
+    shared.changed();
+    Ok(())
+}
+
+async fn try_once(session: &Session, row: &OutgoingRow) -> Result<(Done, Evidence), LinkError> {
+    let shared = &session.shared;
+    let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| refused_here(session, e.reason()))?;
+    let inline = choose_inline(&envelope);
+    let bodies = read_inline(session, &envelope, &inline).await?;
+    let mut stream = session.open().await?;
+    // Lower numbers would be sent later; urgent dispatches go before normal ones on a busy link.
+    let _closed = stream.send.set_priority(i32::from(envelope.priority));
+    stream.write(&Frame::Submit(Submit { envelope: row.sealed.clone(), inline })).await?;
+    stream.write_raw(Bytes::from(bodies)).await?;
+    // A broker that has seen enough answers before all bodies are sent: then its answer counts, not our failed write.
+    let mut early = None;
+    for _ in 0..MAX_ROUNDS {
+        let frame = match (stream.read(Class::Large).await, early.take()) {
+            (Ok(Frame::Need(_)) | Err(_), Some(error)) => return Err(error),
+            (read, _) => read?,
+        };
+        match frame {
+            Frame::Need(Need { parts }) => {
+                for (index, offset) in parts {
+                    let part = envelope.parts.get(usize::from(index)).filter(|part| offset <= part.size);
+                    let Some(part) = part else {
+                        return Err(LinkError::Protocol(format!("it asks for byte {offset} of part {index}")));
+                    };
+                    if let Err(error) = stream.write_body(shared, part.sha256, offset).await {
+                        early = Some(error);
+                        break;
+                    }
+                }
+            }
+            Frame::Done(done) => {
+                stream.finish();
+                let evidence = verify(session, row, &done)?;
+                return Ok((done, evidence));
+            }
+            other => return Err(LinkError::Unexpected { found: other.name(), expected: "Need or Done" }),
+        }
+    }
+    Err(LinkError::Protocol(format!("it asked for bodies {MAX_ROUNDS} times")))
+}
+
+fn refused_here(session: &Session, reason: Reason) -> LinkError {
+    LinkError::Refused(Box::new(docaxis_protocol::frame::Refusal { reason, time: session.shared.env.now() }))
+}
+
+/// The small bodies that go with the envelope, each digest once.
+fn choose_inline(envelope: &Envelope) -> Vec<u16> {
+    let mut total = 0;
+    let mut seen = BTreeSet::new();
+    let mut chosen = Vec::new();
+    for (index, part) in (0..).zip(&envelope.parts) {
+        let size = usize::try_from(part.size).unwrap_or(usize::MAX);
+        let fits = size <= limits::MAX_INLINE_BODY_BYTES && total + size <= limits::MAX_INLINE_TOTAL_BYTES;
+        if fits && seen.insert(part.sha256) {
+            total += size;
+            chosen.push(index);
+        }
+    }
+    chosen
+}
+
+async fn read_inline(session: &Session, envelope: &Envelope, inline: &[u16]) -> Result<Vec<u8>, LinkError> {
+    let wanted: Vec<_> =
+        inline.iter().filter_map(|index| envelope.parts.get(usize::from(*index))).map(|part| part.sha256).collect();
+    let read = session.shared.blocking(move |parts| {
+        let mut all = Vec::new();
+        for sha256 in wanted {
+            all.extend(parts.read_small(sha256)?);
+        }
+        Ok::<_, crate::parts::PartsError>(all)
+    });
+    Ok(read.await?)
+}
+
+/// Only evidence about these very bytes ends the dispatch.
+fn verify(session: &Session, row: &OutgoingRow, done: &Done) -> Result<Evidence, LinkError> {
+    let evidence = session.shared.keys.verify(&session.identity, &done.evidence)?;
+    let expected = match done.intake {
+        Intake::Accepted | Intake::Already => Event::SubmissionAcceptance,
+        Intake::Rejected => Event::SubmissionRejection,
+    };
+    let ours = evidence.event == expected
+        && evidence.dispatch == row.id
+        && evidence.envelope_sha256 == row.sealed.digest()
+        && evidence.sender == row.sender;
+    if ours {
+        Ok(evidence)
+    } else {
+        let text = format!("its {} is not about dispatch {}", evidence.event, row.id);
+        session.shared.alarm(format!("the broker does not keep to the protocol: {text}"));
+        Err(LinkError::Protocol(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use docaxis_protocol::{Digest, Part, PartRole};
+
+    #[test]
+    fn small_bodies_go_inline_once_each_until_the_bound() {
+        let part = |name: u8, size: u64| Part {
+            name: "x".into(),
+            media_type: "a/b".into(),
+            size,
+            sha256: Digest::of(&[name]),
+            role: PartRole::Document,
+        };
+        let kib = |n: u64| n << 10;
+        let parts = vec![
+            part(0, kib(64)),
+            part(0, kib(64)),
+            part(1, kib(64) + 1),
+            part(2, kib(64)),
+            part(3, kib(64)),
+            part(4, kib(60)),
+            part(5, kib(5)),
+            part(6, kib(4)),
+        ];
+        let mut envelope = crate::testing::envelope("000.00.00.G22", &["H37.DN.001"]);
+        envelope.parts = parts;
+        assert_eq!(choose_inline(&envelope), [0, 3, 4, 5, 7]);
+    }
+}

@@ -1,0 +1,208 @@
+//! The mailbox: what this node sent, took, stated and can prove, in one SQLite database.
+//!
+//! A write is answered after the COMMIT that it is part of; many waiting writes share one transaction and one fsync
+//! (WAL, synchronous=FULL), so an answered write survives kill -9 and a power cut. After a failed commit nothing more
+//! is taken. Reads have a connection of their own and see the last commit. The only place of this crate that knows
+//! SQL.
+
+mod agencies;
+mod incoming;
+mod outgoing;
+mod proofs;
+mod rows;
+mod schema;
+mod statements;
+
+pub use agencies::{AgencyRow, Resolved};
+pub use incoming::{Destroyed, IncomingRow, Take, TakeBody, Taken};
+pub use outgoing::{DeliveryRow, IdempotencyConflict, OutgoingRow, Queued, QueuedPart};
+pub use proofs::{EvidenceRow, Followed, Follows, MissingProof};
+pub use rows::{DeliveryState, InState, OutState};
+pub use statements::{Stated, StatementRow};
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+/// Writes that may wait for the writer. Beyond that, callers wait.
+const MAX_WAITING_WRITES: usize = 1024;
+/// Writes in one transaction: bounds how long the first of them waits for the last.
+const MAX_BATCH: usize = 256;
+const MAX_WAITING_READS: usize = 256;
+
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MailboxError {
+    #[error("the mailbox is closed")]
+    Closed,
+    #[error("the mailbox takes nothing more after a failed commit: {0}")]
+    Poisoned(String),
+    #[error("the mailbox's database refused an operation")]
+    Sql(#[source] Arc<rusqlite::Error>),
+    #[error("the mailbox's schema has version {found}; this program knows up to {known}")]
+    Newer { found: i64, known: i64 },
+    #[error("the mailbox holds a damaged {what}: {found}")]
+    Damaged { what: &'static str, found: String },
+    #[error("the mailbox's thread could not be started: {0}")]
+    Thread(Arc<std::io::Error>),
+}
+
+impl From<rusqlite::Error> for MailboxError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(Arc::new(error))
+    }
+}
+
+type Tell = Box<dyn FnOnce(Result<(), MailboxError>) + Send>;
+/// Runs inside the transaction; says whether its own changes are kept, and whom to tell once they are durable.
+type Write = Box<dyn FnOnce(&Connection) -> (bool, Tell) + Send>;
+type Read = Box<dyn FnOnce(&Connection) + Send>;
+
+enum Job<T> {
+    Run(T),
+    Close,
+}
+
+pub struct Mailbox {
+    writer: mpsc::Sender<Job<Write>>,
+    reader: mpsc::Sender<Job<Read>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Mailbox {
+    /// Opens or makes the database in this file.
+    pub fn open(path: &Path) -> Result<Self, MailboxError> {
+        let mut connection = Connection::open(path)?;
+        schema::prepare(&mut connection)?;
+        let reading = Connection::open(path)?;
+        reading.execute_batch("PRAGMA query_only=ON; PRAGMA busy_timeout=5000;")?;
+        let (writer, writes) = mpsc::channel(MAX_WAITING_WRITES);
+        let (reader, reads) = mpsc::channel(MAX_WAITING_READS);
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| MailboxError::Thread(Arc::new(e)))
+        };
+        let threads = vec![
+            spawn("mailbox-write", Box::new(move || write_loop(connection, writes)))?,
+            spawn("mailbox-read", Box::new(move || read_loop(&reading, reads)))?,
+        ];
+        Ok(Self { writer, reader, threads: Mutex::new(threads) })
+    }
+
+    /// Runs `work` in the next transaction; answers after its commit. If `work` fails, its changes alone are undone.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, MailboxError> + Send + 'static,
+    ) -> Result<T, MailboxError> {
+        let (tell, told) = oneshot::channel();
+        let job: Write = Box::new(move |connection| {
+            let result = work(connection);
+            let keep = result.is_ok();
+            let answer = move |committed: Result<(), MailboxError>| {
+                // Nobody may be waiting any more; the change stays either way.
+                let _gone = tell.send(committed.and(result));
+            };
+            (keep, Box::new(answer))
+        });
+        self.writer.send(Job::Run(job)).await.map_err(|_| MailboxError::Closed)?;
+        told.await.unwrap_or(Err(MailboxError::Closed))
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, MailboxError> + Send + 'static,
+    ) -> Result<T, MailboxError> {
+        let (tell, told) = oneshot::channel();
+        let job: Read = Box::new(move |connection| {
+            let _gone = tell.send(work(connection));
+        });
+        self.reader.send(Job::Run(job)).await.map_err(|_| MailboxError::Closed)?;
+        told.await.unwrap_or(Err(MailboxError::Closed))
+    }
+
+    /// Lets what waits be committed, then closes. Blocks: not to be called on an asynchronous thread.
+    pub fn close(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // Either thread may have ended already; then there is nothing to tell it.
+        let _ended = self.writer.blocking_send(Job::Close);
+        let _ended = self.reader.blocking_send(Job::Close);
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the mailbox had panicked");
+            }
+        }
+    }
+}
+
+fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>) {
+    let mut poisoned: Option<String> = None;
+    let mut closing = false;
+    while !closing {
+        let mut batch = Vec::new();
+        match jobs.blocking_recv() {
+            Some(Job::Run(job)) => batch.push(job),
+            Some(Job::Close) | None => break,
+        }
+        while batch.len() < MAX_BATCH {
+            match jobs.try_recv() {
+                Ok(Job::Run(job)) => batch.push(job),
+                Ok(Job::Close) => {
+                    closing = true;
+                    break;
+                }
+                Err(_) => break,
+            }
+        }
+        if let Err(error) = commit(&connection, batch, poisoned.as_deref()) {
+            tracing::error!(%error, "the mailbox could not commit; it takes nothing more until a restart");
+            poisoned = Some(error);
+        }
+    }
+    if let Err((_, error)) = connection.close() {
+        tracing::warn!(%error, "the mailbox was not closed cleanly");
+    }
+}
+
+/// Answers come after the COMMIT, never before: whoever is told "done" may rely on it after a power cut.
+fn commit(connection: &Connection, batch: Vec<Write>, poisoned: Option<&str>) -> Result<(), String> {
+    let mut tells = Vec::with_capacity(batch.len());
+    let result = match poisoned {
+        Some(why) => {
+            // The jobs are dropped unrun: their callers see a closed mailbox.
+            tracing::warn!(why, waiting = batch.len(), "writes are refused");
+            return Ok(());
+        }
+        None => run_all(connection, batch, &mut tells),
+    };
+    let told = result.clone().map_err(MailboxError::Poisoned);
+    for tell in tells {
+        tell(told.clone());
+    }
+    if result.is_err() && !connection.is_autocommit() {
+        // What was not committed is undone by closing, at the latest.
+        let _undone = connection.execute_batch("ROLLBACK");
+    }
+    result
+}
+
+fn run_all(connection: &Connection, batch: Vec<Write>, tells: &mut Vec<Tell>) -> Result<(), String> {
+    let run = |sql: &str| connection.execute_batch(sql).map_err(|e| e.to_string());
+    run("BEGIN IMMEDIATE")?;
+    for job in batch {
+        run("SAVEPOINT one")?;
+        let (keep, tell) = job(connection);
+        tells.push(tell);
+        run(if keep { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" })?;
+    }
+    run("COMMIT")
+}
+
+fn read_loop(connection: &Connection, mut jobs: mpsc::Receiver<Job<Read>>) {
+    while let Some(Job::Run(job)) = jobs.blocking_recv() {
+        job(connection);
+    }
+}
+
+#[cfg(test)]
+mod tests;

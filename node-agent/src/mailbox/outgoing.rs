@@ -1,0 +1,305 @@
+//! What agencies of this node send: durable from the moment an id is given out.
+
+use docaxis_protocol::{AgencyCode, Digest, DispatchId, Reason, SealedEnvelope, Timestamp};
+use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
+
+use super::proofs::insert_evidence;
+use super::rows::{self, DeliveryState, OutState};
+use super::{EvidenceRow, Mailbox, MailboxError};
+
+/// A new dispatch, sealed.
+#[derive(Debug, Clone)]
+pub struct Queued {
+    pub id: DispatchId,
+    pub sender: AgencyCode,
+    pub recipients: Vec<AgencyCode>,
+    pub sealed: SealedEnvelope,
+    pub priority: u8,
+    pub queued: Timestamp,
+    pub parts: Vec<QueuedPart>,
+    /// The caller's own key for this request and the digest of what was asked.
+    pub idempotency: Option<(String, Digest)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct QueuedPart {
+    pub sha256: Digest,
+    pub size: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutgoingRow {
+    pub seq: u64,
+    pub id: DispatchId,
+    pub sender: AgencyCode,
+    pub sealed: SealedEnvelope,
+    pub priority: u8,
+    pub queued: Timestamp,
+    pub state: OutState,
+    pub since: Timestamp,
+    pub attempts: u32,
+    pub next_attempt: Timestamp,
+    /// Why the last try did not end, or why it was rejected.
+    pub trouble: Option<Reason>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeliveryRow {
+    pub recipient: AgencyCode,
+    pub state: DeliveryState,
+    pub since: Timestamp,
+    pub reason: Option<Reason>,
+}
+
+const COLUMNS: &str =
+    "seq, id, sender, envelope, seal, chain, priority, queued, state, since, attempts, next_attempt, trouble";
+
+/// A query's answer that still has to be read as domain values.
+type RowOf<T> = Result<T, MailboxError>;
+
+fn outgoing(row: &Row<'_>) -> rusqlite::Result<RowOf<OutgoingRow>> {
+    let (seal, chain): (Vec<u8>, Vec<u8>) = (row.get("seal")?, row.get("chain")?);
+    let (sender, state): (String, String) = (row.get("sender")?, row.get("state")?);
+    let (id, envelope): (Vec<u8>, Vec<u8>) = (row.get("id")?, row.get("envelope")?);
+    let (seq, queued, since, next): (i64, i64, i64, i64) =
+        (row.get("seq")?, row.get("queued")?, row.get("since")?, row.get("next_attempt")?);
+    let (priority, attempts, trouble) = (row.get("priority")?, row.get("attempts")?, row.get("trouble")?);
+    Ok((|| {
+        Ok(OutgoingRow {
+            seq: rows::uint(seq),
+            id: rows::dispatch(id)?,
+            sender: rows::name("agency code", &sender)?,
+            sealed: rows::sealed(envelope, &seal, &chain)?,
+            priority,
+            queued: rows::time(queued),
+            state: OutState::read(&state)?,
+            since: rows::time(since),
+            attempts,
+            next_attempt: rows::time(next),
+            trouble: rows::reason(trouble),
+        })
+    })())
+}
+
+impl Mailbox {
+    /// Makes a dispatch durable. A request that was made before under the same key gets its id again.
+    pub async fn queue(&self, new: Queued) -> Result<Result<DispatchId, IdempotencyConflict>, MailboxError> {
+        self.write(move |connection| {
+            if let Some((key, request)) = &new.idempotency {
+                let earlier: Option<(Vec<u8>, Vec<u8>)> = connection
+                    .prepare_cached("SELECT id, request_sha256 FROM outgoing WHERE sender = ?1 AND idempotency = ?2")?
+                    .query_row(params![new.sender.as_str(), key], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .optional()?;
+                if let Some((id, earlier)) = earlier {
+                    let id = rows::dispatch(id)?;
+                    return Ok(if earlier == request.as_bytes() { Ok(id) } else { Err(IdempotencyConflict { id }) });
+                }
+            }
+            insert(connection, &new)?;
+            Ok(Ok(new.id))
+        })
+        .await
+    }
+
+    /// Dispatches that may be tried at `now`: urgent before normal, then oldest first.
+    pub async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<OutgoingRow>, MailboxError> {
+        self.read(move |connection| {
+            let sql = format!(
+                "SELECT {COLUMNS} FROM outgoing WHERE state = 'queued' AND next_attempt <= ?1 \
+                 ORDER BY priority DESC, seq LIMIT ?2"
+            );
+            let mut query = connection.prepare_cached(&sql)?;
+            query.query_map(params![now.unix_ms(), limit], outgoing)?.map(|row| row?).collect()
+        })
+        .await
+    }
+
+    /// When the next queued dispatch may be tried.
+    pub async fn next_due(&self) -> Result<Option<Timestamp>, MailboxError> {
+        self.read(|connection| {
+            let at: Option<i64> = connection
+                .prepare_cached("SELECT min(next_attempt) FROM outgoing WHERE state = 'queued'")?
+                .query_row([], |row| row.get(0))?;
+            Ok(at.map(rows::time))
+        })
+        .await
+    }
+
+    pub async fn postpone(&self, id: DispatchId, until: Timestamp, why: Reason) -> Result<(), MailboxError> {
+        self.write(move |connection| {
+            connection
+                .prepare_cached(
+                    "UPDATE outgoing SET attempts = attempts + 1, next_attempt = ?2, trouble = ?3 \
+                     WHERE id = ?1 AND state = 'queued'",
+                )?
+                .execute(params![id.as_bytes(), until.unix_ms(), rows::reason_to_text(&why)])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// After a new connection everything is worth a try at once.
+    pub async fn all_due_now(&self, now: Timestamp) -> Result<(), MailboxError> {
+        self.write(move |connection| {
+            connection
+                .prepare_cached("UPDATE outgoing SET next_attempt = ?1 WHERE state = 'queued' AND next_attempt > ?1")?
+                .execute([now.unix_ms()])?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The exchange took it or refused it, and this is its evidence.
+    pub async fn settle(
+        &self,
+        id: DispatchId,
+        state: OutState,
+        since: Timestamp,
+        why: Option<Reason>,
+        evidence: Option<EvidenceRow>,
+    ) -> Result<(), MailboxError> {
+        self.write(move |connection| {
+            if let Some(evidence) = &evidence {
+                insert_evidence(connection, evidence)?;
+            }
+            settle(connection, id, state, since, why.as_ref())
+        })
+        .await
+    }
+
+    pub async fn outgoing(&self, id: DispatchId) -> Result<Option<OutgoingRow>, MailboxError> {
+        self.read(move |connection| {
+            let sql = format!("SELECT {COLUMNS} FROM outgoing WHERE id = ?1");
+            connection.prepare_cached(&sql)?.query_row([id.as_bytes()], outgoing).optional()?.transpose()
+        })
+        .await
+    }
+
+    /// A page of what was sent, newest first, from before `before` (a `seq`) on.
+    pub async fn outgoing_page(
+        &self,
+        state: Option<OutState>,
+        delivery: Option<DeliveryState>,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<OutgoingRow>, MailboxError> {
+        self.read(move |connection| {
+            let sql = format!(
+                "SELECT {COLUMNS} FROM outgoing WHERE seq < :before AND (:state IS NULL OR state = :state) AND \
+                 (:delivery IS NULL OR EXISTS (SELECT 1 FROM deliveries d WHERE d.dispatch = outgoing.id \
+                 AND d.state = :delivery)) ORDER BY seq DESC LIMIT :limit"
+            );
+            connection
+                .prepare_cached(&sql)?
+                .query_map(
+                    named_params! {
+                        ":before": before.map_or(i64::MAX, rows::int),
+                        ":state": state.map(OutState::as_str),
+                        ":delivery": delivery.map(DeliveryState::as_str),
+                        ":limit": limit,
+                    },
+                    outgoing,
+                )?
+                .map(|row| row?)
+                .collect()
+        })
+        .await
+    }
+
+    pub async fn deliveries(&self, id: DispatchId) -> Result<Vec<DeliveryRow>, MailboxError> {
+        self.read(move |connection| {
+            let mut query = connection
+                .prepare_cached("SELECT recipient, state, since, reason FROM deliveries WHERE dispatch = ?1")?;
+            let found = query.query_map([id.as_bytes()], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?, row.get(3)?))
+            })?;
+            found
+                .map(|row| {
+                    let (recipient, state, since, reason) = row?;
+                    Ok(DeliveryRow {
+                        recipient: rows::name("agency code", &recipient)?,
+                        state: DeliveryState::read(&state)?,
+                        since: rows::time(since),
+                        reason: rows::reason(reason),
+                    })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// How many dispatches of ours stand in each state.
+    pub async fn outbox_counts(&self) -> Result<Vec<(OutState, u64)>, MailboxError> {
+        self.read(|connection| {
+            let mut query = connection.prepare_cached("SELECT state, count(*) FROM outgoing GROUP BY state")?;
+            let found = query.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+            found
+                .map(|row| {
+                    let (state, count) = row?;
+                    Ok((OutState::read(&state)?, rows::uint(count)))
+                })
+                .collect()
+        })
+        .await
+    }
+}
+
+/// The caller's key was used before, for another request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdempotencyConflict {
+    pub id: DispatchId,
+}
+
+fn insert(connection: &Connection, new: &Queued) -> Result<(), MailboxError> {
+    let (key, request) = match &new.idempotency {
+        Some((key, request)) => (Some(key.as_str()), Some(*request.as_bytes())),
+        None => (None, None),
+    };
+    connection
+        .prepare_cached(
+            "INSERT INTO outgoing (id, sender, envelope, envelope_sha256, seal, chain, priority, queued, state, since, \
+             next_attempt, idempotency, request_sha256) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 'queued', ?8, ?8, ?9, ?10)",
+        )?
+        .execute(params![
+            new.id.as_bytes(),
+            new.sender.as_str(),
+            new.sealed.bytes,
+            new.sealed.digest().as_bytes(),
+            new.sealed.signature.0,
+            rows::chain_to_bytes(&new.sealed.chain)?,
+            new.priority,
+            new.queued.unix_ms(),
+            key,
+            request
+        ])?;
+    for recipient in &new.recipients {
+        connection
+            .prepare_cached(
+                "INSERT INTO deliveries (dispatch, recipient, state, since) VALUES (?1, ?2, 'waiting', ?3)",
+            )?
+            .execute(params![new.id.as_bytes(), recipient.as_str(), new.queued.unix_ms()])?;
+    }
+    for part in &new.parts {
+        connection.prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 0, ?3, ?4)")?.execute(params![
+            part.sha256.as_bytes(),
+            new.sender.as_str(),
+            new.id.as_bytes(),
+            rows::int(part.size)
+        ])?;
+    }
+    Ok(())
+}
+
+pub(super) fn settle(
+    connection: &Connection,
+    id: DispatchId,
+    state: OutState,
+    since: Timestamp,
+    why: Option<&Reason>,
+) -> Result<(), MailboxError> {
+    connection
+        .prepare_cached("UPDATE outgoing SET state = ?2, since = ?3, trouble = ?4 WHERE id = ?1 AND state = 'queued'")?
+        .execute(params![id.as_bytes(), state.as_str(), since.unix_ms(), why.map(rows::reason_to_text)])?;
+    Ok(())
+}

@@ -1,0 +1,139 @@
+//! The tables, and how an older database becomes the present one. The version stands in `user_version`.
+
+use rusqlite::Connection;
+
+use super::MailboxError;
+
+const VERSION: i64 = 1;
+
+const V1: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO meta VALUES ('mailbox_epoch', CAST('1' AS BLOB)), ('directory_version', CAST('0' AS BLOB));
+
+CREATE TABLE outgoing (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  id BLOB NOT NULL UNIQUE,
+  sender TEXT NOT NULL,
+  envelope BLOB NOT NULL,
+  envelope_sha256 BLOB NOT NULL,
+  seal BLOB NOT NULL,
+  chain BLOB NOT NULL,
+  priority INTEGER NOT NULL,
+  queued INTEGER NOT NULL,
+  state TEXT NOT NULL,
+  since INTEGER NOT NULL,
+  attempts INTEGER NOT NULL DEFAULT 0,
+  next_attempt INTEGER NOT NULL,
+  trouble TEXT,
+  idempotency TEXT,
+  request_sha256 BLOB
+) STRICT;
+CREATE INDEX outgoing_due ON outgoing (state, next_attempt);
+CREATE UNIQUE INDEX outgoing_idempotency ON outgoing (sender, idempotency) WHERE idempotency IS NOT NULL;
+
+CREATE TABLE deliveries (
+  dispatch BLOB NOT NULL,
+  recipient TEXT NOT NULL,
+  state TEXT NOT NULL,
+  since INTEGER NOT NULL,
+  reason TEXT,
+  PRIMARY KEY (dispatch, recipient)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE incoming (
+  seq INTEGER PRIMARY KEY AUTOINCREMENT,
+  id BLOB NOT NULL,
+  recipient TEXT NOT NULL,
+  sender TEXT NOT NULL,
+  envelope BLOB NOT NULL,
+  envelope_sha256 BLOB NOT NULL,
+  seal BLOB NOT NULL,
+  chain BLOB NOT NULL,
+  acceptance BLOB NOT NULL,
+  acceptance_signature BLOB NOT NULL,
+  acceptance_leaf INTEGER NOT NULL,
+  taken INTEGER NOT NULL,
+  state TEXT NOT NULL,
+  since INTEGER NOT NULL,
+  reason TEXT,
+  UNIQUE (id, recipient)
+) STRICT;
+CREATE INDEX incoming_state ON incoming (state);
+
+CREATE TABLE statements (
+  dispatch BLOB NOT NULL,
+  recipient TEXT NOT NULL,
+  envelope_sha256 BLOB NOT NULL,
+  event TEXT NOT NULL,
+  bytes BLOB NOT NULL,
+  signature BLOB NOT NULL,
+  chain BLOB NOT NULL,
+  time INTEGER NOT NULL,
+  answered INTEGER NOT NULL DEFAULT 0,
+  refusal TEXT,
+  PRIMARY KEY (dispatch, recipient, envelope_sha256, event)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX statements_open ON statements (answered, time);
+
+CREATE TABLE evidence (
+  leaf INTEGER PRIMARY KEY,
+  dispatch BLOB NOT NULL,
+  recipient TEXT,
+  event TEXT NOT NULL,
+  time INTEGER NOT NULL,
+  bytes BLOB NOT NULL,
+  signature BLOB NOT NULL,
+  sha256 BLOB NOT NULL,
+  statement_chain BLOB,
+  proof TEXT,
+  stored INTEGER NOT NULL
+) STRICT;
+CREATE INDEX evidence_dispatch ON evidence (dispatch, leaf);
+CREATE INDEX evidence_unproven ON evidence (stored) WHERE proof IS NULL;
+
+CREATE TABLE cursors (agency TEXT PRIMARY KEY, next_leaf INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+
+CREATE TABLE agencies (
+  code TEXT PRIMARY KEY,
+  version INTEGER NOT NULL,
+  bytes BLOB NOT NULL,
+  signature BLOB NOT NULL,
+  name TEXT NOT NULL,
+  folded TEXT NOT NULL,
+  node TEXT,
+  locked INTEGER NOT NULL,
+  successor TEXT
+) STRICT, WITHOUT ROWID;
+CREATE TABLE aliases (alias TEXT NOT NULL, agency TEXT NOT NULL, PRIMARY KEY (alias, agency)) STRICT, WITHOUT ROWID;
+
+CREATE TABLE part_refs (
+  sha256 BLOB NOT NULL,
+  agency TEXT NOT NULL,
+  incoming INTEGER NOT NULL,
+  dispatch BLOB NOT NULL,
+  size INTEGER NOT NULL,
+  PRIMARY KEY (sha256, agency, incoming, dispatch)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX part_refs_dispatch ON part_refs (dispatch, agency);
+
+CREATE TABLE certificates (key_id BLOB PRIMARY KEY, chain BLOB NOT NULL) STRICT, WITHOUT ROWID;
+";
+
+pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
+    connection.execute_batch(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000; PRAGMA foreign_keys=ON;",
+    )?;
+    connection.set_prepared_statement_cache_capacity(64);
+    let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    match found {
+        0 => {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(V1)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+            transaction.commit()?;
+            Ok(())
+        }
+        VERSION => Ok(()),
+        found => Err(MailboxError::Newer { found, known: VERSION }),
+    }
+}

@@ -1,0 +1,580 @@
+//! What people and programs ask an agent: lists, one dispatch with its timeline, its evidence, where the link stands.
+//! Every waiting state says why, whose move it is, and when the next automatic attempt comes.
+
+use std::time::Duration;
+
+use docaxis_protocol::envelope::{Chain, Envelope, Part};
+use docaxis_protocol::{AgencyCode, DispatchId, Kind, NodeId, Origin, Reason, ReasonCode, SealedEnvelope, Timestamp};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::agent::{AgentHandle, Alarm, Shared};
+use crate::compose::Refused;
+use crate::mailbox::{
+    AgencyRow, DeliveryRow, DeliveryState, EvidenceRow, InState, IncomingRow, OutState, OutgoingRow, StatementRow,
+};
+use crate::parts::PartReader;
+use crate::uplink::{LinkState, Whose};
+
+/// Entries of one page.
+pub const PAGE: u32 = 100;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Box {
+    In,
+    Out,
+}
+
+/// Why something waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    pub why: String,
+    pub whose_move: Whose,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_attempt: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PartView {
+    pub n: usize,
+    #[serde(flatten)]
+    pub part: Part,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DeliveryView {
+    pub recipient: AgencyCode,
+    pub state: DeliveryState,
+    pub since: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
+}
+
+/// A dispatch as the sender's side sees it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutView {
+    pub state: OutState,
+    pub since: Timestamp,
+    pub attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
+    pub deliveries: Vec<DeliveryView>,
+}
+
+/// A dispatch as one recipient here sees it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct InView {
+    pub recipient: AgencyCode,
+    pub state: InState,
+    pub since: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TimelineEntry {
+    pub time: Timestamp,
+    pub agency: AgencyCode,
+    pub event: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// Place in the exchange's log, where there is evidence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaf: Option<u64>,
+    /// Whether the proof of that place is here.
+    pub proven: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DispatchView {
+    pub id: DispatchId,
+    pub kind: Kind,
+    pub sender: AgencyCode,
+    pub recipients: Vec<AgencyCode>,
+    pub created: Timestamp,
+    pub expires: Timestamp,
+    pub priority: u8,
+    pub subject: String,
+    pub document: Map<String, Value>,
+    pub parts: Vec<PartView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outgoing: Option<OutView>,
+    pub incoming: Vec<InView>,
+    pub timeline: Vec<TimelineEntry>,
+}
+
+/// One line of a list.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Give this as `after` to get the next page.
+    pub cursor: u64,
+    pub id: DispatchId,
+    #[serde(rename = "box")]
+    pub which: Box,
+    pub kind: Kind,
+    pub state: String,
+    pub sender: AgencyCode,
+    pub recipients: Vec<AgencyCode>,
+    pub priority: u8,
+    pub subject: String,
+    pub time: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StatusView {
+    pub node: NodeId,
+    pub origin: Origin,
+    pub agencies: Vec<AgencyCode>,
+    pub time: Timestamp,
+    pub link: LinkState,
+    pub outbox: Vec<Count>,
+    pub inbox: Vec<Count>,
+    pub directory_version: u64,
+    pub alarms: Vec<Alarm>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Count {
+    pub state: &'static str,
+    pub count: u64,
+}
+
+/// All that a bundle is made of.
+#[derive(Debug, Clone)]
+pub struct BundleMaterial {
+    pub envelope: SealedEnvelope,
+    pub evidence: Vec<EvidenceRow>,
+    /// Certificates of the exchange's keys under which the evidence is signed, without repeats.
+    pub evidence_chains: Vec<Chain>,
+    /// The certificate of the log's key, if the exchange has shown it.
+    pub log_chain: Option<Chain>,
+    pub common: docaxis_certs::identity::Common,
+    pub origin: Origin,
+}
+
+/// What `wait` waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// The exchange has decided about the submission.
+    Settled,
+    /// Every recipient has reached this state, or can never reach it.
+    Delivered(DeliveryState),
+}
+
+impl Until {
+    /// Reads what `doc wait --until` is given.
+    pub fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "accepted" => Some(Self::Settled),
+            _ => DeliveryState::from_text(text).filter(|s| *s != DeliveryState::Waiting).map(Self::Delivered),
+        }
+    }
+
+    /// `None` while it may still come; then whether it came.
+    pub fn reached(self, state: OutState, deliveries: &[DeliveryState]) -> Option<bool> {
+        use DeliveryState as S;
+        if state == OutState::Rejected {
+            return Some(false);
+        }
+        let Self::Delivered(wanted) = self else { return (state == OutState::Accepted).then_some(true) };
+        let one = |found: S| match (wanted, found) {
+            (wanted, found) if wanted == found => Some(true),
+            (S::HandedOver, S::Opened | S::Registered | S::Refused) | (S::Opened, S::Registered | S::Refused) => {
+                Some(true)
+            }
+            (_, S::Registered | S::Refused | S::Failed) => Some(false),
+            (S::Failed, S::HandedOver | S::Opened) => Some(false),
+            _ => None,
+        };
+        let all: Option<Vec<bool>> = deliveries.iter().map(|found| one(*found)).collect();
+        all.map(|all| all.into_iter().all(|came| came))
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Waited {
+    Reached(DispatchView),
+    /// It can never come to it.
+    Never(DispatchView),
+    TimedOut(DispatchView),
+}
+
+/// An open body.
+pub struct OpenPart {
+    pub part: Part,
+    pub reader: PartReader,
+}
+
+impl AgentHandle {
+    pub async fn status(&self) -> Result<StatusView, Refused> {
+        status(&self.shared).await
+    }
+
+    pub async fn show(&self, id: DispatchId) -> Result<DispatchView, Refused> {
+        show(&self.shared, id).await
+    }
+
+    /// A page, newest first; `state` is one of the texts of [`OutState`], [`DeliveryState`] or [`InState`].
+    pub async fn list(&self, which: Box, state: Option<&str>, after: Option<u64>) -> Result<Vec<Summary>, Refused> {
+        list(&self.shared, which, state, after).await
+    }
+
+    pub async fn evidence(&self, id: DispatchId) -> Result<Vec<EvidenceRow>, Refused> {
+        evidence(&self.shared, id).await
+    }
+
+    /// The statements of this node's agencies about a dispatch.
+    pub async fn statements(&self, id: DispatchId) -> Result<Vec<StatementRow>, Refused> {
+        Ok(self.shared.mailbox.statements(id).await?)
+    }
+
+    pub async fn part(&self, id: DispatchId, n: usize) -> Result<OpenPart, Refused> {
+        part(&self.shared, id, n).await
+    }
+
+    pub async fn agencies(&self, query: &str) -> Result<Vec<AgencyRow>, Refused> {
+        Ok(self.shared.mailbox.find_agencies(query, PAGE).await?)
+    }
+
+    pub async fn bundle(&self, id: DispatchId) -> Result<BundleMaterial, Refused> {
+        bundle(&self.shared, id).await
+    }
+
+    /// Waits for a dispatch that was sent from here.
+    pub async fn wait(&self, id: DispatchId, until: Until, timeout: Duration) -> Result<Waited, Refused> {
+        wait(&self.shared, id, until, timeout).await
+    }
+
+    /// Changes with everything that any of the above may show.
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    pub fn link(&self) -> tokio::sync::watch::Receiver<LinkState> {
+        self.shared.link.subscribe()
+    }
+}
+
+fn no_such<T>(id: DispatchId) -> Result<T, Refused> {
+    Err(Refused::Rule(ReasonCode::NotFound.because(format!("there is no dispatch {id} here"))))
+}
+
+pub(crate) async fn status(shared: &Shared) -> Result<StatusView, Refused> {
+    let identity = shared.identity.load_full();
+    let count = |(state, count): (&'static str, u64)| Count { state, count };
+    let outbox = shared.mailbox.outbox_counts().await?;
+    let inbox = shared.mailbox.inbox_counts().await?;
+    let link = shared.link.borrow().clone();
+    Ok(StatusView {
+        node: identity.node.clone(),
+        origin: identity.origin.clone(),
+        agencies: identity.agencies(),
+        time: shared.env.now(),
+        link,
+        outbox: outbox.into_iter().map(|(state, n)| count((state.as_str(), n))).collect(),
+        inbox: inbox.into_iter().map(|(state, n)| count((state.as_str(), n))).collect(),
+        directory_version: shared.mailbox.directory_version().await?,
+        alarms: shared.alarms(),
+    })
+}
+
+fn read(sealed: &SealedEnvelope) -> Result<Envelope, Refused> {
+    Envelope::parse(&sealed.bytes).map_err(|e| Refused::Rule(e.reason()))
+}
+
+fn subject(envelope: &Envelope) -> String {
+    envelope.document.get("Subject").and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// What is here and may be seen of a dispatch.
+async fn find(shared: &Shared, id: DispatchId) -> Result<(Option<OutgoingRow>, Vec<IncomingRow>), Refused> {
+    let outgoing = shared.mailbox.outgoing(id).await?;
+    let mut incoming = shared.mailbox.incoming_all(id).await?;
+    incoming.retain(|row| row.state != InState::Taken);
+    if outgoing.is_none() && incoming.is_empty() {
+        return no_such(id);
+    }
+    Ok((outgoing, incoming))
+}
+
+pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView, Refused> {
+    let (outgoing, incoming) = find(shared, id).await?;
+    let sealed = outgoing.as_ref().map(|row| &row.sealed).or(incoming.first().map(|row| &row.sealed));
+    let Some(sealed) = sealed else { return no_such(id) };
+    let envelope = read(sealed)?;
+    let statements = shared.mailbox.statements(id).await?;
+    let evidence = shared.mailbox.evidence_of(id).await?;
+    let deliveries = shared.mailbox.deliveries(id).await?;
+    let link = shared.link.borrow().clone();
+    let mut timeline: Vec<TimelineEntry> = evidence.iter().map(|row| entry(row, &envelope)).collect();
+    if let Some(row) = &outgoing {
+        timeline.insert(0, plain(row.queued, row.sender.clone(), "Queued"));
+    }
+    timeline.sort_by_key(|entry| entry.time);
+    Ok(DispatchView {
+        id,
+        kind: envelope.kind,
+        sender: envelope.sender.agency.clone(),
+        recipients: envelope.recipients.clone(),
+        created: envelope.created,
+        expires: envelope.expires,
+        priority: envelope.priority,
+        subject: subject(&envelope),
+        parts: envelope.parts.iter().cloned().enumerate().map(|(n, part)| PartView { n, part }).collect(),
+        outgoing: outgoing.map(|row| out_view(&row, &envelope, deliveries, &link)),
+        incoming: incoming.into_iter().map(|row| in_view(row, &statements)).collect(),
+        document: envelope.document,
+        timeline,
+    })
+}
+
+fn plain(time: Timestamp, agency: AgencyCode, event: &str) -> TimelineEntry {
+    TimelineEntry { time, agency, event: event.into(), reason: None, leaf: None, proven: false }
+}
+
+fn entry(row: &EvidenceRow, envelope: &Envelope) -> TimelineEntry {
+    let reason = docaxis_protocol::Evidence::parse(&row.signed.bytes).ok().and_then(|e| e.reasons.first().cloned());
+    TimelineEntry {
+        time: row.time,
+        agency: row.recipient.clone().unwrap_or_else(|| envelope.sender.agency.clone()),
+        event: row.event.to_string(),
+        reason,
+        leaf: Some(row.leaf),
+        proven: row.proof.is_some(),
+    }
+}
+
+fn out_view(row: &OutgoingRow, envelope: &Envelope, deliveries: Vec<DeliveryRow>, link: &LinkState) -> OutView {
+    let waiting = (row.state == OutState::Queued).then(|| why_queued(row, link));
+    let deliver = |delivery: DeliveryRow| DeliveryView {
+        waiting: why_undelivered(row.state, delivery.state, envelope),
+        recipient: delivery.recipient,
+        state: delivery.state,
+        since: delivery.since,
+        reason: delivery.reason,
+    };
+    OutView {
+        state: row.state,
+        since: row.since,
+        attempts: row.attempts,
+        reason: row.trouble.clone().filter(|_| row.state == OutState::Rejected),
+        waiting,
+        deliveries: deliveries.into_iter().map(deliver).collect(),
+    }
+}
+
+fn why_queued(row: &OutgoingRow, link: &LinkState) -> Waiting {
+    match link {
+        LinkState::Down { why, whose_move, next_attempt, .. } => Waiting {
+            why: format!("there is no link to the broker: {why}"),
+            whose_move: *whose_move,
+            next_attempt: Some(*next_attempt),
+        },
+        LinkState::Connecting { .. } | LinkState::Stopped => {
+            Waiting { why: "the link to the broker is not up yet".into(), whose_move: Whose::Agent, next_attempt: None }
+        }
+        LinkState::Up { .. } => match &row.trouble {
+            Some(trouble) => Waiting {
+                why: format!("the last try did not end: {trouble}"),
+                whose_move: if trouble.known().text().retryable { Whose::Agent } else { Whose::Administrator },
+                next_attempt: Some(row.next_attempt),
+            },
+            None => Waiting { why: "it is being sent".into(), whose_move: Whose::Agent, next_attempt: None },
+        },
+    }
+}
+
+fn why_undelivered(state: OutState, delivery: DeliveryState, envelope: &Envelope) -> Option<Waiting> {
+    let why = match (state, delivery) {
+        (OutState::Accepted, DeliveryState::Waiting) => {
+            format!("the recipient's node has not taken it yet; the exchange tries until {}", envelope.expires)
+        }
+        (OutState::Accepted, DeliveryState::HandedOver | DeliveryState::Opened) => {
+            "the recipient's officer has not registered or refused it yet".into()
+        }
+        _ => return None,
+    };
+    Some(Waiting { why, whose_move: Whose::Recipient, next_attempt: None })
+}
+
+fn in_view(row: IncomingRow, statements: &[StatementRow]) -> InView {
+    let open = statements.iter().find(|statement| statement.recipient == row.recipient && !statement.answered);
+    let waiting = match (open, row.state) {
+        (Some(open), _) => Some(Waiting {
+            why: format!("the exchange has not recorded the statement {} yet", open.event),
+            whose_move: Whose::Broker,
+            next_attempt: None,
+        }),
+        (None, InState::Visible) => Some(Waiting {
+            why: "an officer registers it (03) or refuses it (02)".into(),
+            whose_move: Whose::Recipient,
+            next_attempt: None,
+        }),
+        _ => None,
+    };
+    InView { recipient: row.recipient, state: row.state, since: row.since, reason: row.reason, waiting }
+}
+
+pub(crate) async fn list(
+    shared: &Shared,
+    which: Box,
+    state: Option<&str>,
+    after: Option<u64>,
+) -> Result<Vec<Summary>, Refused> {
+    let unknown = |text: &str| {
+        Err(Refused::Rule(ReasonCode::Malformed.because(format!("there is no state {text:?} in this box"))))
+    };
+    match which {
+        Box::Out => {
+            let (whole, delivery) = match state {
+                None => (None, None),
+                Some(text) => match (OutState::from_text(text), DeliveryState::from_text(text)) {
+                    (None, None) => return unknown(text),
+                    found => found,
+                },
+            };
+            let rows = shared.mailbox.outgoing_page(whole, delivery, after, PAGE).await?;
+            rows.iter().map(summary_out).collect()
+        }
+        Box::In => {
+            let state = match state.map(InState::from_text) {
+                None => None,
+                Some(Some(found)) if found != InState::Taken => Some(found),
+                Some(_) => return unknown(state.unwrap_or_default()),
+            };
+            let rows = shared.mailbox.incoming_page(state, after, PAGE).await?;
+            rows.iter().map(summary_in).collect()
+        }
+    }
+}
+
+fn summary_out(row: &OutgoingRow) -> Result<Summary, Refused> {
+    let envelope = read(&row.sealed)?;
+    Ok(Summary {
+        cursor: row.seq,
+        id: row.id,
+        which: Box::Out,
+        kind: envelope.kind,
+        state: row.state.as_str().into(),
+        sender: row.sender.clone(),
+        priority: row.priority,
+        subject: subject(&envelope),
+        time: row.queued,
+        reason: row.trouble.clone(),
+        recipients: envelope.recipients,
+    })
+}
+
+fn summary_in(row: &IncomingRow) -> Result<Summary, Refused> {
+    let envelope = read(&row.sealed)?;
+    Ok(Summary {
+        cursor: row.seq,
+        id: row.id,
+        which: Box::In,
+        kind: envelope.kind,
+        state: row.state.as_str().into(),
+        sender: row.sender.clone(),
+        recipients: vec![row.recipient.clone()],
+        priority: envelope.priority,
+        subject: subject(&envelope),
+        time: row.taken,
+        reason: row.reason.clone(),
+    })
+}
+
+pub(crate) async fn evidence(shared: &Shared, id: DispatchId) -> Result<Vec<EvidenceRow>, Refused> {
+    find(shared, id).await?;
+    Ok(shared.mailbox.evidence_of(id).await?)
+}
+
+pub(crate) async fn part(shared: &Shared, id: DispatchId, n: usize) -> Result<OpenPart, Refused> {
+    let (outgoing, incoming) = find(shared, id).await?;
+    let visible = incoming.iter().find(|row| row.state.is_visible()).map(|row| &row.sealed);
+    let Some(sealed) = outgoing.as_ref().map(|row| &row.sealed).or(visible) else {
+        return Err(Refused::Rule(ReasonCode::Withdrawn.because(format!("the parts of dispatch {id} were destroyed"))));
+    };
+    let parts = read(sealed)?.parts;
+    let Some(part) = parts.get(n).cloned() else {
+        let text = format!("dispatch {id} has {} parts, counted from 0; there is no part {n}", parts.len());
+        return Err(Refused::Rule(ReasonCode::NotFound.because(text)));
+    };
+    let sha256 = part.sha256;
+    let reader = shared.blocking(move |parts| parts.read(sha256)).await?;
+    Ok(OpenPart { part, reader })
+}
+
+pub(crate) async fn bundle(shared: &Shared, id: DispatchId) -> Result<BundleMaterial, Refused> {
+    let (outgoing, incoming) = find(shared, id).await?;
+    let Some(envelope) = outgoing.map(|row| row.sealed).or(incoming.into_iter().next().map(|row| row.sealed)) else {
+        return no_such(id);
+    };
+    let evidence = shared.mailbox.evidence_of(id).await?;
+    let identity = shared.identity.load_full();
+    let mut keys = std::collections::BTreeSet::new();
+    for row in &evidence {
+        keys.extend(crate::identity::claimed_key(&row.signed).ok());
+    }
+    let mut evidence_chains = Vec::new();
+    for key in keys {
+        evidence_chains.extend(shared.mailbox.certificates(key).await?);
+    }
+    Ok(BundleMaterial {
+        envelope,
+        evidence,
+        evidence_chains,
+        log_chain: shared.mailbox.log_certificates().await?,
+        common: identity.common.clone(),
+        origin: identity.origin.clone(),
+    })
+}
+
+pub(crate) async fn wait(shared: &Shared, id: DispatchId, until: Until, timeout: Duration) -> Result<Waited, Refused> {
+    let deadline = tokio::time::Instant::now() + timeout;
+    let mut changes = shared.changes.subscribe();
+    loop {
+        changes.mark_unchanged();
+        let Some(row) = shared.mailbox.outgoing(id).await? else { return no_such(id) };
+        let states: Vec<DeliveryState> = shared.mailbox.deliveries(id).await?.iter().map(|d| d.state).collect();
+        match until.reached(row.state, &states) {
+            Some(true) => return Ok(Waited::Reached(show(shared, id).await?)),
+            Some(false) => return Ok(Waited::Never(show(shared, id).await?)),
+            None => {}
+        }
+        match tokio::time::timeout_at(deadline, changes.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return Ok(Waited::TimedOut(show(shared, id).await?)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use DeliveryState as S;
+
+    #[test]
+    fn waiting_ends_when_all_recipients_are_there_or_one_can_never_be() {
+        let until = |text: &str| Until::from_text(text).unwrap();
+        let accepted = OutState::Accepted;
+        assert_eq!(until("accepted").reached(OutState::Queued, &[S::Waiting]), None);
+        assert_eq!(until("accepted").reached(accepted, &[S::Waiting]), Some(true));
+        assert_eq!(until("accepted").reached(OutState::Rejected, &[S::Waiting]), Some(false));
+        assert_eq!(until("handed-over").reached(accepted, &[S::HandedOver, S::Waiting]), None);
+        assert_eq!(until("handed-over").reached(accepted, &[S::HandedOver, S::Registered]), Some(true));
+        assert_eq!(until("handed-over").reached(accepted, &[S::HandedOver, S::Failed]), Some(false));
+        assert_eq!(until("registered").reached(accepted, &[S::HandedOver]), None);
+        assert_eq!(until("registered").reached(accepted, &[S::Refused]), Some(false));
+        assert_eq!(until("failed").reached(accepted, &[S::Failed]), Some(true));
+        assert_eq!(until("failed").reached(accepted, &[S::HandedOver]), Some(false));
+        assert_eq!(Until::from_text("waiting"), None);
+    }
+}

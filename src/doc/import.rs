@@ -1,0 +1,274 @@
+//! edXML in and out: a file becomes a dispatch or a reported status; a dispatch becomes a file.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use docaxis_node_agent::gateway::edxml::{
+    self, Attachment, Document, EdxmlError, Limits, Message, Mode, StatusMessage, safe_name,
+};
+use docaxis_protocol::{DispatchId, Kind, PartRole, ReasonCode};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{AgentArg, Report, pages, report};
+use crate::control::Control;
+use crate::out::{Failure, Out};
+
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    #[command(flatten)]
+    agent: AgentArg,
+    /// Refuse what the standard does not allow, instead of repairing and naming it.
+    #[arg(long)]
+    strict: bool,
+    /// Only say what would be done.
+    #[arg(long)]
+    dry_run: bool,
+    /// The edXML files.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+/// What became of one file.
+#[derive(Debug, Clone, Serialize)]
+pub struct Imported {
+    pub file: PathBuf,
+    /// new, recall, update, replace or status; nothing if the file does not read.
+    pub kind: Option<&'static str>,
+    /// queued, imported or refused.
+    pub result: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<DispatchId>,
+    /// A refusal's code, and what it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub hint: String,
+    /// Every repair that a lenient reading made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub repairs: Vec<String>,
+    #[serde(skip)]
+    exit: u8,
+}
+
+impl Imported {
+    fn refused(file: &Path, kind: Option<&'static str>, failure: Failure) -> Self {
+        Self {
+            file: file.to_owned(),
+            kind,
+            result: "refused",
+            id: None,
+            code: Some(failure.code),
+            message: failure.message,
+            hint: failure.hint,
+            repairs: Vec::new(),
+            exit: failure.exit,
+        }
+    }
+
+    fn done(file: &Path, kind: &'static str, result: &'static str, message: String) -> Self {
+        Self {
+            file: file.to_owned(),
+            kind: Some(kind),
+            result,
+            id: None,
+            code: None,
+            message,
+            hint: String::new(),
+            repairs: Vec::new(),
+            exit: 0,
+        }
+    }
+
+    fn words(&self) -> String {
+        let id = self.id.map_or_else(String::new, |id| format!("  {id}"));
+        let code = self.code.as_ref().map_or_else(String::new, |code| format!(" [{code}]"));
+        let mut words = format!("{}: {}{code}{id}  {}\n", self.file.display(), self.result, self.message);
+        if !self.hint.is_empty() {
+            words += &format!("  {}\n", self.hint);
+        }
+        for repair in &self.repairs {
+            words += &format!("  repaired: {repair}\n");
+        }
+        words
+    }
+}
+
+pub fn run(args: &ImportArgs, out: Out) -> Result<(), Failure> {
+    let control = args.agent.control()?;
+    let mode = if args.strict { Mode::Strict } else { Mode::Lenient };
+    let all: Vec<Imported> = args.files.iter().map(|file| import_file(&control, file, mode, args.dry_run)).collect();
+    if !out.json
+        && let [Imported { id: Some(id), repairs, .. }] = &all[..]
+    {
+        repairs.iter().for_each(|repair| out.talk(format!("repaired: {repair}")));
+        return out.data(&all, id);
+    }
+    let words: String = all.iter().map(Imported::words).collect();
+    let refused: Vec<&Imported> = all.iter().filter(|one| one.exit != 0).collect();
+    match refused[..] {
+        [] => out.data(&all, words),
+        [only] if all.len() == 1 => {
+            let failure = Failure::new(ReasonCode::Other, format!("{}: {}", only.file.display(), only.message));
+            let code = only.code.clone().unwrap_or_default();
+            Err(Failure { code, hint: only.hint.clone(), exit: only.exit, ..failure })
+        }
+        _ => {
+            out.data(&all, words)?;
+            let text = format!("{} of {} files were refused", refused.len(), all.len());
+            Err(Failure { exit: 5, ..Failure::new(ReasonCode::Malformed, text).hint("Each refusal is listed above.") })
+        }
+    }
+}
+
+/// Imports one file. Whatever is wrong with it is a result, not an end.
+pub fn import_file(control: &Control, file: &Path, mode: Mode, dry_run: bool) -> Imported {
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) => return Imported::refused(file, None, Failure::new(ReasonCode::NotFound, error.to_string())),
+    };
+    let message = match edxml::import(&bytes, mode, &Limits::default()) {
+        Ok(message) => message,
+        Err(error) => return Imported::refused(file, None, not_edxml(&error)),
+    };
+    let repairs: Vec<String> = message.warnings().iter().map(ToString::to_string).collect();
+    let imported = match message {
+        Message::Document(document) => take_document(control, file, *document, &bytes, dry_run),
+        Message::Status(status) => take_status(control, file, &status, dry_run),
+    };
+    Imported { repairs, ..imported }
+}
+
+fn not_edxml(error: &EdxmlError) -> Failure {
+    Failure::new(error.code(), error.to_string()).hint(error.hint())
+}
+
+fn take_document(control: &Control, file: &Path, document: Document, original: &[u8], dry_run: bool) -> Imported {
+    let kind = document.kind.as_str();
+    if document.kind != Kind::New {
+        let text =
+            format!("a {kind} of document {} was recognised, but is not yet supported", named(&document.document_id));
+        return Imported::refused(file, Some(kind), Failure::new(ReasonCode::NotYetSupported, text));
+    }
+    if dry_run {
+        let to: Vec<&str> = document.recipients.iter().map(|organ| organ.code.as_str()).collect();
+        let text = format!("would go from {} to {}", document.sender.code, to.join(", "));
+        return Imported::done(file, kind, "imported", text);
+    }
+    match queue(control, file, &document, original) {
+        Ok(id) => Imported { id: Some(id), ..Imported::done(file, kind, "queued", String::new()) },
+        Err(failure) => Imported::refused(file, Some(kind), failure),
+    }
+}
+
+/// Hands a document to the agent: attachments as parts, and the file itself as it came.
+fn queue(control: &Control, file: &Path, document: &Document, original: &[u8]) -> Result<DispatchId, Failure> {
+    let folder = tempfile::tempdir()?;
+    let mut parts = Vec::new();
+    let mut add = |name: &str, media_type: &str, role: &str, bytes: &[u8]| -> Result<(), Failure> {
+        let path = folder.path().join(parts.len().to_string());
+        std::fs::File::create(&path)?.write_all(bytes)?;
+        parts.push(json!({"name": name, "media_type": media_type, "role": role, "path": path}));
+        Ok(())
+    };
+    for (n, attachment) in document.attachments.iter().enumerate() {
+        let role = if n == 0 { "document" } else { "appendix" };
+        add(&attachment.name, &attachment.media_type, role, &attachment.bytes)?;
+    }
+    let file_name = file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    add(&safe_name(&file_name).0, "application/xml", "original-edxml", original)?;
+    let to: Vec<&str> = document.recipients.iter().map(|organ| organ.code.as_str()).collect();
+    let draft = json!({
+        "from": document.sender.code, "to": to, "kind": "new", "priority": document.priority,
+        "document": document.header, "parts": parts,
+    });
+    let queued: Value = control.post("/v1/dispatches", &draft, None)?;
+    let id = queued["id"].as_str().unwrap_or_default();
+    id.parse().map_err(|e| Failure::other(format!("the agent answered without an id: {e}")))
+}
+
+/// 02 and 03 become statements about the dispatch that they name; 01 says what the handover has said already.
+fn take_status(control: &Control, file: &Path, status: &StatusMessage, dry_run: bool) -> Imported {
+    let code = status.code.as_str();
+    let about = named(&status.about_document);
+    match code {
+        "01" => {
+            let text = "01 is said by the handover itself, with the recipient's seal: nothing is left to send";
+            Imported::done(file, "status", "imported", text.into())
+        }
+        "02" | "03" if dry_run => {
+            Imported::done(file, "status", "imported", format!("would report {code} about {about}"))
+        }
+        "02" | "03" => match state(control, status) {
+            Ok(id) => {
+                let text = format!("{code} reported about {about}");
+                Imported { id: Some(id), ..Imported::done(file, "status", "imported", text) }
+            }
+            Err(failure) => Imported::refused(file, Some("status"), failure),
+        },
+        _ => {
+            let text = format!("status {code} about {about} was recognised, but is not yet supported");
+            Imported::refused(file, Some("status"), Failure::new(ReasonCode::NotYetSupported, text))
+        }
+    }
+}
+
+fn state(control: &Control, status: &StatusMessage) -> Result<DispatchId, Failure> {
+    let id = received(control, status)?;
+    let said = match status.code.as_str() {
+        "02" => Report::Refused(ReasonCode::Other, status.description.clone()),
+        _ => Report::Registered,
+    };
+    report(control, id, Some(&status.sender.code), &said)?;
+    Ok(id)
+}
+
+/// The newest dispatch that the status's sender received under the document id that it names.
+fn received(control: &Control, status: &StatusMessage) -> Result<DispatchId, Failure> {
+    if status.about_document.is_none() {
+        return Err(Failure::new(ReasonCode::Malformed, "the status does not say which document it is about"));
+    }
+    let who = status.sender.code.as_str();
+    for summary in pages(control, "in", None)?.iter().rev() {
+        let shown: Value = control.get(&format!("/v1/dispatches/{}", summary["id"].as_str().unwrap_or_default()))?;
+        let ours = shown["incoming"].as_array().is_some_and(|all| all.iter().any(|view| view["recipient"] == who));
+        if ours && shown["document"]["DocumentId"].as_str() == status.about_document.as_deref() {
+            let id = shown["id"].as_str().unwrap_or_default();
+            return id.parse().map_err(|e| Failure::other(format!("the agent answered without an id: {e}")));
+        }
+    }
+    let text = format!("{who} received no document {} at this node", named(&status.about_document));
+    Err(Failure::new(ReasonCode::NotFound, text).hint("Import the status at the node that received the document."))
+}
+
+fn named(document_id: &Option<String>) -> &str {
+    document_id.as_deref().unwrap_or("(without an id)")
+}
+
+/// A dispatch as an edXML file: its header and its parts, without the original file that may have come with it.
+pub fn export(control: &Control, id: DispatchId) -> Result<Vec<u8>, Failure> {
+    let shown: Value = control.get(&format!("/v1/dispatches/{id}"))?;
+    let empty = Map::new();
+    let header = shown["document"].as_object().unwrap_or(&empty);
+    let original = serde_json::to_value(PartRole::OriginalEdxml).unwrap_or_default();
+    let mut attachments = Vec::new();
+    for part in shown["parts"].as_array().into_iter().flatten().filter(|part| part["role"] != original) {
+        let bytes = control.bytes(&format!("/v1/dispatches/{id}/parts/{}", part["n"]))?;
+        attachments.push(Attachment::new(part["name"].as_str().unwrap_or_default(), None, bytes));
+    }
+    edxml::export(&complete(header, &shown), &attachments).map_err(|e| not_edxml(&e))
+}
+
+/// The header with what the exchange knows better: sender, recipients, and an id where the document has none.
+fn complete(header: &Map<String, Value>, shown: &Value) -> Map<String, Value> {
+    let mut header = header.clone();
+    header.entry("From").or_insert_with(|| json!({"OrganId": shown["sender"]}));
+    header.entry("To").or_insert_with(|| {
+        shown["recipients"].as_array().into_iter().flatten().map(|code| json!({"OrganId": code})).collect()
+    });
+    header.entry("DocumentId").or_insert_with(|| shown["id"].clone());
+    header
+}

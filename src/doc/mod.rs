@@ -1,0 +1,332 @@
+//! `docaxis doc`: what a document officer does, through the control socket of the agency's own agent.
+
+mod import;
+mod send;
+mod view;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::{Args, Subcommand};
+use docaxis_node_agent::config::AgentConfig;
+use docaxis_protocol::{AgencyCode, DispatchId, ReasonCode};
+use serde_json::{Value, json};
+
+use crate::control::Control;
+use crate::out::{Failure, Out, chain};
+
+pub use import::{Imported, import_file};
+pub use view::timeline;
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Seal files as a dispatch and queue it; prints its id.
+    Send(send::SendArgs),
+    /// Import edXML files: documents are queued as dispatches, statuses 02 and 03 are reported.
+    Import(import::ImportArgs),
+    /// List dispatches.
+    List(ListArgs),
+    /// Show one dispatch and its timeline.
+    Show(OneArgs),
+    /// Write a dispatch's parts to a folder.
+    Get(GetArgs),
+    /// Status 03: the recipient has entered it in its register.
+    Accept(AcceptArgs),
+    /// Status 02: the recipient returns it, with a reason.
+    Refuse(RefuseArgs),
+    /// Wait until every recipient has reached a state.
+    Wait(WaitArgs),
+    /// Write a dispatch as an edXML file.
+    Export(ExportArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct AgentArg {
+    /// The agent's configuration file.
+    #[arg(long, env = "DOCAXIS_AGENT_CONFIG", default_value = "/etc/docaxis/agent.toml")]
+    pub config: PathBuf,
+}
+
+impl AgentArg {
+    pub fn load(&self) -> Result<AgentConfig, Failure> {
+        AgentConfig::load(&self.config).map_err(|e| {
+            Failure::usage(chain(&e)).hint("`docaxis agent join` writes an agent.toml; --config names another place.")
+        })
+    }
+
+    /// The control socket of the agent with this configuration.
+    pub fn control(&self) -> Result<Control, Failure> {
+        let config = self.load()?;
+        let hint = format!("Start the agent: docaxis agent run --config {}", self.config.display());
+        Ok(Control::new(&config.agent.data.join("control.sock"), hint))
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    agent: AgentArg,
+    /// `in` or `out`; both if absent.
+    #[arg(long = "box", value_parser = ["in", "out"])]
+    which: Option<String>,
+    /// Only this state, such as queued, accepted, handed-over, registered.
+    #[arg(long)]
+    state: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct OneArgs {
+    #[command(flatten)]
+    agent: AgentArg,
+    /// The dispatch's id.
+    id: DispatchId,
+}
+
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    #[command(flatten)]
+    agent: AgentArg,
+    /// The dispatch's id.
+    id: DispatchId,
+    /// The folder to write to; made if it is not there. Files that are there are not overwritten.
+    #[arg(long, default_value = ".")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct AcceptArgs {
+    #[command(flatten)]
+    agent: AgentArg,
+    /// The dispatch's id.
+    id: DispatchId,
+    /// The recipient that speaks; needed if the node acts for several recipients of the dispatch.
+    #[arg(long = "as")]
+    recipient: Option<AgencyCode>,
+}
+
+#[derive(Debug, Args)]
+pub struct RefuseArgs {
+    #[command(flatten)]
+    accept: AcceptArgs,
+    /// A reason code, such as wrong-addressee or bad-seal.
+    #[arg(long, default_value = "other")]
+    reason: String,
+    /// The reason in words.
+    #[arg(long)]
+    text: String,
+}
+
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    #[command(flatten)]
+    agent: AgentArg,
+    /// The dispatch's id.
+    id: DispatchId,
+    /// accepted, handed-over, registered, refused or failed.
+    #[arg(long, default_value = "handed-over")]
+    until: String,
+    /// How long, such as 30s or 5m.
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    agent: AgentArg,
+    /// The dispatch's id.
+    id: DispatchId,
+    /// The file to write; not overwritten if it is there.
+    #[arg(long)]
+    out: PathBuf,
+}
+
+/// A number with s, m, h or d behind it.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration: expected a number with s, m, h or d behind it, such as 30s");
+    let unit = text.chars().next_back().ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+pub fn run(command: Command, out: Out) -> Result<(), Failure> {
+    match command {
+        Command::Send(args) => send::run(&args, out),
+        Command::Import(args) => import::run(&args, out),
+        Command::List(args) => list(&args, out),
+        Command::Show(args) => show(&args, out),
+        Command::Get(args) => get(&args, out),
+        Command::Accept(args) => accept(&args, out),
+        Command::Refuse(args) => refuse(&args, out),
+        Command::Wait(args) => wait(&args, out),
+        Command::Export(args) => export(&args, out),
+    }
+}
+
+fn list(args: &ListArgs, out: Out) -> Result<(), Failure> {
+    let control = args.agent.control()?;
+    let boxes: Vec<&str> = args.which.as_deref().map_or_else(|| vec!["in", "out"], |which| vec![which]);
+    let mut all = Vec::new();
+    for which in boxes {
+        all.extend(pages(&control, which, args.state.as_deref())?);
+    }
+    let lines: String = all.iter().map(view::line).collect();
+    out.data(&all, lines)
+}
+
+/// All pages of one box.
+pub fn pages(control: &Control, which: &str, state: Option<&str>) -> Result<Vec<Value>, Failure> {
+    let mut all: Vec<Value> = Vec::new();
+    let mut next: Option<u64> = None;
+    loop {
+        let after = next.map_or_else(String::new, |cursor| format!("&after={cursor}"));
+        let state = state.map_or_else(String::new, |state| format!("&state={state}"));
+        let page: Value = control.get(&format!("/v1/dispatches?box={which}{state}{after}"))?;
+        all.extend(page["dispatches"].as_array().into_iter().flatten().cloned());
+        next = page["next"].as_u64();
+        if next.is_none() {
+            return Ok(all);
+        }
+    }
+}
+
+fn show(args: &OneArgs, out: Out) -> Result<(), Failure> {
+    let shown: Value = args.agent.control()?.get(&format!("/v1/dispatches/{}", args.id))?;
+    let words = view::dispatch(&shown);
+    out.data(&shown, words)
+}
+
+fn get(args: &GetArgs, out: Out) -> Result<(), Failure> {
+    let control = args.agent.control()?;
+    let written = get_parts(&control, args.id, &args.out)?;
+    let words: String = written.iter().map(|path| format!("{}\n", path.display())).collect();
+    out.data(&json!({"id": args.id, "files": written}), words)
+}
+
+/// Writes a dispatch's parts below `folder`, each whole or not at all. Returns their paths.
+pub fn get_parts(control: &Control, id: DispatchId, folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let shown: Value = control.get(&format!("/v1/dispatches/{id}"))?;
+    std::fs::create_dir_all(folder)?;
+    let mut written = Vec::new();
+    for part in shown["parts"].as_array().into_iter().flatten() {
+        let name = part["name"].as_str().unwrap_or_default();
+        // The sealed name was checked by everybody on the way; a file is written on our own check alone.
+        docaxis_protocol::envelope::check_part_name(name)
+            .map_err(|why| Failure::new(ReasonCode::UnsafeName, format!("part name {name:?} {why}")))?;
+        let path = folder.join(name);
+        write_new(&path, |file| control.stream(&format!("/v1/dispatches/{id}/parts/{}", part["n"]), file))?;
+        written.push(path);
+    }
+    Ok(written)
+}
+
+/// Writes a file that is not there yet; whole, or not at all.
+pub fn write_new(path: &Path, write: impl FnOnce(&mut std::fs::File) -> Result<(), Failure>) -> Result<(), Failure> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
+    write(temporary.as_file_mut())?;
+    temporary.as_file().sync_all()?;
+    temporary.persist_noclobber(path).map_err(|e| {
+        Failure::usage(format!("{} cannot be written: {}", path.display(), e.error)).hint("Choose another place.")
+    })?;
+    Ok(())
+}
+
+fn accept(args: &AcceptArgs, out: Out) -> Result<(), Failure> {
+    report(&args.agent.control()?, args.id, args.recipient.as_ref(), &Report::Registered)?;
+    out.data(&json!({"id": args.id, "status": "03"}), format!("{}: registered", args.id))
+}
+
+fn refuse(args: &RefuseArgs, out: Out) -> Result<(), Failure> {
+    let AcceptArgs { agent, id, recipient } = &args.accept;
+    let reason = args.reason.parse::<ReasonCode>().map_err(|e| {
+        let codes: Vec<&str> = ReasonCode::ALL.iter().map(|code| code.as_str()).collect();
+        Failure::usage(e.to_string()).hint(format!("Known codes: {}.", codes.join(", ")))
+    })?;
+    report(&agent.control()?, *id, recipient.as_ref(), &Report::Refused(reason, args.text.clone()))?;
+    out.data(&json!({"id": id, "status": "02"}), format!("{id}: returned to the sender"))
+}
+
+/// What a recipient reports about a dispatch that was handed over to it.
+pub enum Report {
+    /// Status 03.
+    Registered,
+    /// Status 02: why, and in words.
+    Refused(ReasonCode, String),
+}
+
+/// Reports a status of one of this node's agencies about a dispatch that it received.
+pub fn report(
+    control: &Control,
+    id: DispatchId,
+    recipient: Option<&AgencyCode>,
+    report: &Report,
+) -> Result<(), Failure> {
+    let recipient = match recipient {
+        Some(recipient) => recipient.to_string(),
+        None => only_recipient(control, id)?,
+    };
+    let body = match report {
+        Report::Registered => json!({"code": "03", "recipient": recipient}),
+        Report::Refused(reason, text) => {
+            json!({"code": "02", "recipient": recipient, "reason": reason, "description": text})
+        }
+    };
+    control.post::<Value>(&format!("/v1/dispatches/{id}/status"), &body, None)?;
+    Ok(())
+}
+
+/// The one recipient here of a dispatch; an error if there are several.
+fn only_recipient(control: &Control, id: DispatchId) -> Result<String, Failure> {
+    let shown: Value = control.get(&format!("/v1/dispatches/{id}"))?;
+    let recipients: Vec<&str> =
+        shown["incoming"].as_array().into_iter().flatten().filter_map(|view| view["recipient"].as_str()).collect();
+    match recipients[..] {
+        [one] => Ok(one.to_owned()),
+        [] => Err(Failure::new(ReasonCode::NotFound, format!("no agency of this node received dispatch {id}"))),
+        _ => Err(Failure::usage(format!("dispatch {id} was received by {}", recipients.join(" and ")))
+            .hint("Say which one speaks: --as CODE.")),
+    }
+}
+
+fn wait(args: &WaitArgs, out: Out) -> Result<(), Failure> {
+    let control = args.agent.control()?;
+    wait_until(&control, args.id, &args.until, args.timeout)?;
+    out.data(&json!({"id": args.id, "reached": args.until}), format!("{}: {}", args.id, args.until))
+}
+
+/// Waits until every recipient has reached `until`. A state that can no longer be reached is a refusal.
+pub fn wait_until(control: &Control, id: DispatchId, until: &str, timeout: Duration) -> Result<(), Failure> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let path = format!("/v1/dispatches/{id}/wait?until={until}&timeout_ms={}", left.as_millis().clamp(1, 30_000));
+        let answer: Value = control.get(&path)?;
+        match answer["outcome"].as_str() {
+            Some("reached") => return Ok(()),
+            Some("never") => {
+                let failure = Failure::new(ReasonCode::Other, format!("dispatch {id} can no longer be {until}"));
+                return Err(Failure { exit: 5, ..failure }.hint(format!("See `docaxis doc show {id}`.")));
+            }
+            _ if left.is_zero() => {
+                let text = format!("dispatch {id} is not {until} after {} s", timeout.as_secs());
+                return Err(Failure::new(ReasonCode::Busy, text).hint(format!("See `docaxis doc show {id}` for why.")));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn export(args: &ExportArgs, out: Out) -> Result<(), Failure> {
+    let control = args.agent.control()?;
+    let edxml = import::export(&control, args.id)?;
+    write_new(&args.out, |file| Ok(std::io::Write::write_all(file, &edxml)?))?;
+    out.data(&json!({"id": args.id, "file": args.out}), args.out.display())
+}

@@ -1,0 +1,102 @@
+//! `docaxis doc send`: files and a few words about them become a dispatch.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use docaxis_broker::env::{Env as _, SystemEnv};
+use docaxis_node_agent::gateway::edxml::safe_name;
+use docaxis_protocol::{AgencyCode, ReasonCode};
+use serde_json::{Value, json};
+
+use super::{AgentArg, parse_duration};
+use crate::out::{Failure, Out};
+
+#[derive(Debug, Args)]
+pub struct SendArgs {
+    #[command(flatten)]
+    agent: AgentArg,
+    /// The sending agency; the agent must act for it.
+    #[arg(long)]
+    from: AgencyCode,
+    /// A recipient; repeat it for several.
+    #[arg(long, required = true)]
+    to: Vec<AgencyCode>,
+    /// The document's number.
+    #[arg(long)]
+    number: Option<String>,
+    /// The document's notation, such as VPCP-TTDT.
+    #[arg(long)]
+    notation: Option<String>,
+    /// The kind of document in words, such as "Công văn".
+    #[arg(long = "type")]
+    type_name: Option<String>,
+    /// What it is about.
+    #[arg(long)]
+    subject: String,
+    /// 0 normal, 1 urgent, 2 very urgent, 3 flash, 4 flash and timed.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=4))]
+    priority: u8,
+    /// When the exchange gives up, such as 30d.
+    #[arg(long, value_parser = parse_duration)]
+    expires_in: Option<Duration>,
+    /// A key of your own: the same key again gives the same dispatch.
+    #[arg(long)]
+    idempotency_key: Option<String>,
+    /// The files; the first one is the document, the others are appendices.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+}
+
+pub fn run(args: &SendArgs, out: Out) -> Result<(), Failure> {
+    let control = args.agent.control()?;
+    let mut parts = Vec::new();
+    for (n, file) in args.files.iter().enumerate() {
+        let path = file.canonicalize().map_err(|e| {
+            Failure::new(ReasonCode::NotFound, format!("{}: {e}", file.display())).hint("Check the file's name.")
+        })?;
+        let original = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let (name, changed) = safe_name(&original);
+        if changed {
+            out.talk(format!("{original:?} is sent as {name:?}"));
+        }
+        let role = if n == 0 { "document" } else { "appendix" };
+        parts.push(json!({"name": name, "media_type": media_type(&path), "role": role, "path": path}));
+    }
+    let mut document = json!({"Subject": args.subject, "Code": {}});
+    for (value, field) in [(&args.number, "CodeNumber"), (&args.notation, "CodeNotation")] {
+        if let Some(text) = value {
+            document["Code"][field] = text.as_str().into();
+        }
+    }
+    if let Some(name) = &args.type_name {
+        document["DocumentType"] = json!({"TypeName": name});
+    }
+    let mut draft = json!({
+        "from": args.from, "to": args.to, "kind": "new", "priority": args.priority, "document": document, "parts": parts,
+    });
+    if let Some(life) = args.expires_in {
+        draft["expires"] = json!(SystemEnv.now().plus(life));
+    }
+    let queued: Value = control.post("/v1/dispatches", &draft, args.idempotency_key.as_deref())?;
+    let id = queued["id"].as_str().unwrap_or_default().to_owned();
+    out.data(&queued, id)
+}
+
+/// What a file's name says that it is. The bytes are what counts; this only helps the reader's program.
+pub fn media_type(path: &Path) -> &'static str {
+    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    match extension.as_str() {
+        "pdf" => "application/pdf",
+        "doc" => "application/msword",
+        "docx" => "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+        "xls" => "application/vnd.ms-excel",
+        "xlsx" => "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+        "txt" => "text/plain",
+        "xml" | "edxml" => "application/xml",
+        "zip" => "application/zip",
+        "png" => "image/png",
+        "jpg" | "jpeg" => "image/jpeg",
+        _ => "application/octet-stream",
+    }
+}

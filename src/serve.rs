@@ -1,0 +1,48 @@
+//! What the long-running commands have in common: logs, and waiting for the signal to stop.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::control::block_on;
+use crate::out::{Failure, Out};
+
+/// Logs go to stderr; `RUST_LOG` chooses, `--json` makes each line a JSON object.
+pub fn start_logging(out: Out) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = if out.json {
+        builder.json().try_init()
+    } else {
+        builder.with_ansi(std::env::var_os("NO_COLOR").is_none() && is_terminal()).try_init()
+    };
+    if let Err(error) = started {
+        eprintln!("logs were set up before: {error}");
+    }
+}
+
+fn is_terminal() -> bool {
+    use std::io::IsTerminal as _;
+    std::io::stderr().is_terminal()
+}
+
+/// How often a running command looks whether it must give up by itself.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Waits for SIGTERM or SIGINT, or until `given_up` says why it cannot go on.
+pub fn wait_for_stop(given_up: impl Fn() -> Option<Failure>) -> Result<(), Failure> {
+    block_on(async {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+                () = tokio::time::sleep(LOOK) => match given_up() {
+                    Some(failure) => return Err(failure),
+                    None => continue,
+                },
+            }
+            return Ok(());
+        }
+    })
+}
