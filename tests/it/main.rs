@@ -4,4 +4,7 @@
 
 mod audit_verify;
 mod enrol;
+mod exchange;
 mod layout;
+mod proof;
+mod testnet;
