@@ -4,8 +4,11 @@
 
 mod audit_verify;
 mod enrol;
+mod exchange;
 mod layout;
 mod link;
 mod net;
 mod raw;
 mod refusals;
+mod proof;
+mod testnet;
