@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::out::{Failure, Lang, Out};
-use crate::{agency, agent, audit, broker, ca, doc};
+use crate::{agency, agent, audit, broker, ca, demo, doc};
 
 /// A national e-document exchange: sealed dispatches between agencies, with signed delivery evidence.
 #[derive(Debug, Parser)]
@@ -23,6 +23,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// The whole exchange in miniature on this machine: nodes, a dispatch, a killed broker, evidence.
+    Demo(demo::DemoArgs),
     /// The authority: who may join, and what was revoked.
     #[command(subcommand)]
     Ca(ca::Command),
@@ -58,6 +60,7 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command, out: Out) -> Result<(), Failure> {
     match command {
+        Command::Demo(args) => demo::run(&args, out),
         Command::Ca(command) => ca::run(command, out),
         Command::Agency(command) => agency::run(command, out),
         Command::Agent(command) => agent::run(command, out),

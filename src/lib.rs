@@ -10,6 +10,7 @@ pub mod cli;
 pub mod clock;
 pub mod confirm;
 pub mod control;
+pub mod demo;
 pub mod doc;
 pub mod out;
 mod serve;

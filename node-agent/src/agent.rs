@@ -20,8 +20,8 @@ use crate::parts::{Parts, PartsError};
 use crate::uplink::LinkState;
 use crate::{desk, link};
 
-/// How long a stop may take before running transfers are cut.
-pub const SHUTDOWN_WITHIN: Duration = Duration::from_secs(8);
+/// How long running transfers and requests may go on after a stop. Cut after that, they are taken up again later.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 /// Alarms that are kept for `status`.
 const MAX_ALARMS: usize = 100;
 
@@ -119,6 +119,7 @@ impl Agent {
         let lock = lock(&data)?;
         let mailbox = Mailbox::open(&data.join("mailbox.db"))?;
         let parts = Arc::new(Parts::open(data.join("parts"))?);
+        clear_orphans(&mailbox, &parts)?;
         let now = env.now();
         let shared = Arc::new(Shared {
             config,
@@ -193,6 +194,26 @@ impl Drop for AgentHandle {
         // Whoever drops the handle without `shutdown` still gets the threads to end, but does not wait for them.
         self.stop.send_replace(true);
     }
+}
+
+/// Removes bodies that nothing refers to: left by a crash between a body and the commit that names it. Before anything
+/// else runs, so that no body on its way to being named is taken for one.
+fn clear_orphans(mailbox: &Mailbox, parts: &Parts) -> Result<(), AgentError> {
+    let all = parts.list()?;
+    let failed = |source| AgentError::Io { operation: "start a runtime for", path: "parts".into(), source };
+    // On a thread of its own: the caller may be inside a runtime already.
+    let unreferenced = std::thread::scope(|scope| {
+        let asking = scope.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(failed)?;
+            Ok::<_, AgentError>(runtime.block_on(mailbox.unreferenced(all))?)
+        });
+        asking.join().map_err(|_| AgentError::Panicked)?
+    })?;
+    for sha256 in unreferenced {
+        tracing::info!(%sha256, "a body that nothing refers to is removed");
+        parts.remove(sha256)?;
+    }
+    Ok(())
 }
 
 fn make_private_folder(path: &std::path::Path) -> std::io::Result<()> {

@@ -42,9 +42,10 @@ pub struct AgentConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AgentSection {
-    /// Mailbox, parts and control socket. One agent at a time opens it.
+    /// Mailbox, parts and control socket. One agent at a time opens it. Relative to this file.
     pub data: PathBuf,
-    /// The node's certificate and key, its agencies' seals, the authority: what `agent join` wrote.
+    /// The node's certificate and key, its agencies' seals, the authority: what `agent join` wrote. Relative to this
+    /// file.
     pub identity: PathBuf,
     /// `HOST:PORT` of the broker, in place of the one in the identity folder.
     pub broker: Option<String>,
@@ -218,6 +219,14 @@ mod tests {
         expected.link.retry_max = Duration::from_secs(5);
         expected.outbox.concurrent = NonZeroUsize::new(8).unwrap();
         assert_eq!(AgentConfig::from_toml(text).unwrap(), expected);
+    }
+
+    #[test]
+    fn relative_folders_are_taken_from_the_files_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent.toml");
+        std::fs::write(&path, "[agent]\ndata = 'data'\nidentity = '/elsewhere'\n").unwrap();
+        assert_eq!(AgentConfig::load(&path).unwrap(), AgentConfig::at(folder.path().join("data"), "/elsewhere"));
     }
 
     #[test]

@@ -27,6 +27,3 @@ pub use env::Env;
 pub use identity::Identity;
 pub use link::LinkError;
 pub use query::{BundleMaterial, DispatchView, StatusView};
-
-#[cfg(test)]
-mod testing;

@@ -9,8 +9,8 @@ use docaxis_certs::{NodeIdentity, PendingJoin, Token, files, layout, tls};
 use docaxis_node_agent::link::FramesError;
 use docaxis_node_agent::link::endpoint::ConnectError;
 use docaxis_node_agent::link::join::{JoinLinkError, ask_to_join};
-use docaxis_protocol::ReasonCode;
 use docaxis_protocol::limits::MAX_CLOCK_SKEW;
+use docaxis_protocol::{AgencyCode, ReasonCode};
 use serde::Serialize;
 use serde_json::json;
 
@@ -24,6 +24,9 @@ const SOFTWARE: &str = concat!("docaxis ", env!("CARGO_PKG_VERSION"));
 pub struct Join {
     /// What `docaxis ca invite` printed; `-` reads it from stdin, where other users of this machine do not see it.
     token: String,
+    /// Ask for these agencies instead of the token's; the authority must approve what the token does not name.
+    #[arg(long = "agency", value_name = "CODE", value_delimiter = ',')]
+    agencies: Vec<AgencyCode>,
     /// Keep configuration, identity and data of the agent in this one folder [default: /etc/docaxis/agent.toml and
     /// /var/lib/docaxis/agent].
     #[arg(long, value_name = "DIR")]
@@ -75,7 +78,7 @@ pub fn run(args: &Join, out: Out) -> Result<(), Failure> {
     if NodeIdentity::exists(&places.identity) {
         return Err(already_joined(&places));
     }
-    let pending = begin(&token, &places)?;
+    let pending = begin(&token, &args.agencies, &places)?;
     let answer = block_on(async {
         ask_to_join(&pending, tls::system_clock()).await.map_err(|error| link_failure(&error, &pending, &places))
     })?;
@@ -117,7 +120,7 @@ fn already_joined(places: &Places) -> Failure {
 
 /// Begins a join, or goes on with the one that was begun with this token. Its keys and request are on disk before they
 /// are first sent: if the answer is lost, the same bytes get it again.
-fn begin(token: &Token, places: &Places) -> Result<PendingJoin, Failure> {
+fn begin(token: &Token, agencies: &[AgencyCode], places: &Places) -> Result<PendingJoin, Failure> {
     let failed =
         |error: PendingJoinError| Failure::other(chain(&error)).hint(format!("See {}.", places.identity.display()));
     if let Some(pending) = PendingJoin::load(&places.identity).map_err(failed)? {
@@ -137,7 +140,11 @@ fn begin(token: &Token, places: &Places) -> Result<PendingJoin, Failure> {
             return Err(Failure { exit: 5, code: "exists".into(), ..Failure::other(message) }.hint(hint));
         }
     }
-    let pending = PendingJoin::new(token.clone(), SOFTWARE).map_err(|error| Failure::other(chain(&error)))?;
+    let pending = match agencies {
+        [] => PendingJoin::new(token.clone(), SOFTWARE),
+        asked => PendingJoin::asking_for(token.clone(), asked, SOFTWARE),
+    };
+    let pending = pending.map_err(|error| Failure::other(chain(&error)))?;
     pending.save(&places.identity).map_err(failed)?;
     Ok(pending)
 }

@@ -27,7 +27,9 @@ pub fn run(folder: &Path, out: Out) -> Result<(), Failure> {
             Ok(())
         })
     })?;
-    let waited = serve::wait_for_stop(|| None);
+    let waited = serve::wait_for_stop(|| {
+        linked.is_finished().then(|| Failure::other("the link has ended by itself; the log says why"))
+    });
     let _already_ended = stop.send(true);
     linked.join().map_err(|_| Failure::other("the link's thread had panicked"))??;
     waited

@@ -203,3 +203,82 @@ impl Drop for BlobWriter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::sim::{Cut, Failure, SimDisk};
+
+    fn open(disk: &SimDisk) -> BlobStore {
+        BlobStore::open(Arc::new(disk.clone()), Path::new("/data/blobs")).unwrap()
+    }
+
+    fn part(bytes: &[u8]) -> PartDigest {
+        PartDigest { sha256: Digest::of(bytes), size: bytes.len() as u64 }
+    }
+
+    fn put(blobs: &BlobStore, bytes: &[u8], expected: PartDigest) -> Result<(), BlobError> {
+        let mut writer = blobs.writer(&"H37.DN.001".parse().unwrap(), expected)?;
+        for chunk in bytes.chunks(1000) {
+            writer.write(chunk)?;
+        }
+        writer.finish()
+    }
+
+    fn files(disk: &SimDisk, blobs: &BlobStore) -> Vec<String> {
+        let folders = disk.list(&blobs.dir).unwrap();
+        folders.iter().flat_map(|folder| disk.list(&blobs.dir.join(folder)).unwrap()).collect()
+    }
+
+    #[test]
+    fn a_finished_body_survives_a_power_cut_at_any_operation_and_is_never_half_there() {
+        let bytes: Vec<u8> = (0..9_999u32).map(|n| n.to_le_bytes()[0]).collect();
+        let all = {
+            let disk = SimDisk::new();
+            put(&open(&disk), &bytes, part(&bytes)).unwrap();
+            disk.operations()
+        };
+        for k in 1..=all + 1 {
+            let disk = SimDisk::new();
+            disk.fail_at(k, Failure::PowerLoss);
+            let done = put(&open(&disk), &bytes, part(&bytes)).is_ok();
+            assert_eq!(done, k > all, "operation {k}");
+            for cut in [Cut::Drop, Cut::Keep, Cut::Tear(k)] {
+                let after = disk.after(cut);
+                let blobs = open(&after);
+                let found = after.read(&blobs.path(&part(&bytes).sha256)).ok();
+                assert!(!done || found.is_some(), "operation {k}, {cut:?}: lost");
+                assert!(found.is_none_or(|found| found == bytes), "operation {k}, {cut:?}: half a body");
+                assert_eq!(after.list(&blobs.dir.join(INCOMING)).unwrap(), Vec::<String>::new());
+            }
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_what_was_announced_leaves_nothing_behind() {
+        let disk = SimDisk::new();
+        let blobs = open(&disk);
+        let other = PartDigest { sha256: Digest::of(b"other"), size: 5 };
+        assert!(matches!(put(&blobs, b"bytes", other.clone()), Err(BlobError::DigestMismatch { .. })));
+        assert!(matches!(put(&blobs, b"byte", other.clone()), Err(BlobError::TooShort { expected: 5, found: 4 })));
+        assert!(matches!(put(&blobs, b"longer", other.clone()), Err(BlobError::TooLarge { expected: 5 })));
+        drop(blobs.writer(&"H37.DN.001".parse().unwrap(), other).unwrap());
+        assert_eq!(files(&disk, &blobs), Vec::<String>::new());
+    }
+
+    #[test]
+    fn bodies_that_nothing_names_are_collected_and_others_stay() {
+        let disk = SimDisk::new();
+        let blobs = open(&disk);
+        for bytes in [b"one", b"two"] {
+            put(&blobs, bytes, part(bytes)).unwrap();
+        }
+        let named = part(b"one").sha256;
+        assert_eq!(blobs.collect(|sha256| Ok::<_, io::Error>(*sha256 == named)).unwrap(), 1);
+        assert!(blobs.exists(&part(b"one")) && !blobs.exists(&part(b"two")));
+        blobs.retire(&named).unwrap();
+        assert!(!blobs.exists(&part(b"one")));
+        blobs.remove_retired().unwrap();
+        assert_eq!(files(&disk, &blobs), Vec::<String>::new());
+    }
+}

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-use crate::agent::{AgentError, SHUTDOWN_WITHIN, Shared, told_to_stop};
+use crate::agent::{AgentError, DRAIN_WITHIN, Shared, told_to_stop};
 
 /// Pause after a failed accept, which most often means that file descriptors have run out.
 const AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
@@ -31,9 +31,17 @@ pub(crate) fn start(
         move |source| AgentError::Io { operation, path, source }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed("serve"))?;
-    let listener = {
+    let listening = {
         let _inside = runtime.enter();
-        listen(&path).map_err(failed("listen on"))?
+        listen(&path).map_err(failed("listen on"))
+    };
+    let listener = match listening {
+        Ok(listener) => listener,
+        Err(error) => {
+            // Dropped plainly, it would wait, which it may not where the caller is asynchronous.
+            runtime.shutdown_background();
+            return Err(error);
+        }
     };
     let failed = failed("serve");
     std::thread::Builder::new()
@@ -67,7 +75,7 @@ async fn serve(shared: Arc<Shared>, listener: SameUser, mut stop: watch::Receive
     });
     let late = async {
         told_to_stop(&mut stop).await;
-        tokio::time::sleep(SHUTDOWN_WITHIN).await;
+        tokio::time::sleep(DRAIN_WITHIN).await;
     };
     tokio::select! {
         served = serving.into_future() => if let Err(error) = served {

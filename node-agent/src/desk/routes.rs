@@ -12,14 +12,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use docaxis_protocol::{DispatchId, Event, ReasonCode};
+use docaxis_protocol::{AgencyCode, DispatchId, Event, ReasonCode};
 use hyper::body::{Frame, SizeHint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use super::problem::Problem;
-use super::shapes::{AgencyJson, BundleJson, DraftJson, EvidenceJson, Made, StatusJson};
+use super::shapes::{AgencyJson, DraftJson, EvidenceJson, Made, StatusJson};
 use crate::agent::Shared;
 use crate::query::{self, Box as Which, DispatchView, StatusView, Until, Waited};
 use crate::{compose, officer};
@@ -212,8 +212,19 @@ async fn evidence(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> 
     Ok(Json(json!({ "evidence": rows })))
 }
 
-async fn bundle(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<BundleJson> {
-    Ok(Json(query::bundle(&shared, id_of(&id)?).await?.into()))
+#[derive(Deserialize)]
+struct BundleQuery {
+    #[serde(default)]
+    recipient: Option<AgencyCode>,
+}
+
+async fn bundle(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+    Query(asked): Query<BundleQuery>,
+) -> Result<Response, Problem> {
+    let zip = query::bundle(&shared, id_of(&id)?).await?.zip(asked.recipient.as_ref())?;
+    Ok(([(header::CONTENT_TYPE, "application/zip")], zip).into_response())
 }
 
 #[derive(Deserialize)]

@@ -5,14 +5,13 @@ use std::path::PathBuf;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use docaxis_protocol::envelope::{Chain, Kind, PartRole, Relation, StatusReport};
-use docaxis_protocol::{AgencyCode, DispatchId, Event, NodeId, Origin, SealedEnvelope, Timestamp};
+use docaxis_protocol::{AgencyCode, DispatchId, Event, NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
 use crate::compose::{Draft, DraftPart, Source};
 use crate::mailbox::{AgencyRow, EvidenceRow};
-use crate::query::BundleMaterial;
 
 fn new() -> Kind {
     Kind::New
@@ -154,54 +153,6 @@ impl From<EvidenceRow> for EvidenceJson {
 
 fn ders(chain: &Chain) -> Vec<String> {
     chain.0.iter().map(|certificate| STANDARD.encode(&certificate.0)).collect()
-}
-
-/// `GET /v1/dispatches/{id}/bundle`: everything that a bundle is made of; bytes in base64, certificates in DER.
-#[derive(Debug, Serialize)]
-pub(super) struct BundleJson {
-    origin: Origin,
-    envelope: EnvelopeJson,
-    evidence: Vec<EvidenceJson>,
-    authority: String,
-    seals_ca: String,
-    seals_crl: String,
-    directory: String,
-    evidence_chains: Vec<Vec<String>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    log_chain: Option<Vec<String>>,
-}
-
-#[derive(Debug, Serialize)]
-struct EnvelopeJson {
-    bytes: String,
-    signature: String,
-    chain: Vec<String>,
-}
-
-impl From<&SealedEnvelope> for EnvelopeJson {
-    fn from(sealed: &SealedEnvelope) -> Self {
-        Self {
-            bytes: STANDARD.encode(&sealed.bytes),
-            signature: STANDARD.encode(sealed.signature.0),
-            chain: ders(&sealed.chain),
-        }
-    }
-}
-
-impl From<BundleMaterial> for BundleJson {
-    fn from(material: BundleMaterial) -> Self {
-        Self {
-            envelope: (&material.envelope).into(),
-            evidence: material.evidence.into_iter().map(EvidenceJson::from).collect(),
-            authority: STANDARD.encode(&material.common.root),
-            seals_ca: STANDARD.encode(&material.common.seals_ca),
-            seals_crl: STANDARD.encode(&material.common.seals_crl),
-            directory: STANDARD.encode(&material.common.directory),
-            evidence_chains: material.evidence_chains.iter().map(ders).collect(),
-            log_chain: material.log_chain.as_ref().map(ders),
-            origin: material.origin,
-        }
-    }
 }
 
 #[derive(Debug, Serialize)]

@@ -1,1 +1,97 @@
+//! The control socket as the command line sees it.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use docaxis_protocol::Digest;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::allowed;
+use crate::AgentError;
+use crate::link::testing::Exchange;
+
+async fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> (u16, Vec<u8>) {
+    let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    let body = body.map(Value::to_string).unwrap_or_default();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: agent\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let status = std::str::from_utf8(&answer[9..12]).unwrap().parse().unwrap();
+    (status, answer.split_off(end + 4))
+}
+
+fn json_of(answer: (u16, Vec<u8>)) -> (u16, Value) {
+    (answer.0, serde_json::from_slice(&answer.1).unwrap())
+}
+
+#[test]
+fn only_the_same_user_and_root_are_let_in() {
+    assert_eq!([(1000, 1000), (0, 1000), (1001, 1000)].map(|(peer, own)| allowed(peer, own)), [true, true, false]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dispatch_is_queued_shown_and_its_part_read_back_over_the_socket() {
+    let mut exchange = Exchange::start();
+    let node = exchange.join("g22", &["000.00.00.G22"]);
+    let agent = exchange.agent(&node, "agent");
+    let data = exchange.config("agent").agent.data;
+    let socket = data.join("control.sock");
+    assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let second = crate::Agent::start(exchange.config("agent"), crate::Identity::of(&node).unwrap(), crate::Env::real());
+    assert!(matches!(second, Err(AgentError::Locked(_))));
+
+    let file = exchange.folder.path().join("a file.pdf");
+    let body = vec![5u8; 600_000];
+    std::fs::write(&file, &body).unwrap();
+    let draft = json!({
+        "from": "000.00.00.G22",
+        "to": ["H37.DN.001"],
+        "document": {"Subject": "Về việc thử nghiệm"},
+        "parts": [{"name": "a.pdf", "media_type": "application/pdf", "path": file}],
+    });
+    let (status, made) = json_of(call(&socket, "POST", "/v1/dispatches", Some(&draft)).await);
+    assert_eq!(status, 202);
+    let id = made["id"].as_str().unwrap();
+
+    let (status, listed) = json_of(call(&socket, "GET", "/v1/dispatches?box=out&state=queued", None).await);
+    assert_eq!((status, &listed["dispatches"][0]["id"], &listed["next"]), (200, &json!(id), &Value::Null));
+    let (status, shown) = json_of(call(&socket, "GET", &format!("/v1/dispatches/{id}"), None).await);
+    assert_eq!(status, 200);
+    assert_eq!(shown["subject"], "Về việc thử nghiệm");
+    assert_eq!(shown["outgoing"]["state"], "queued");
+    assert!(shown["outgoing"]["waiting"]["why"].is_string() && shown["outgoing"]["waiting"]["whose_move"].is_string());
+    assert_eq!(shown["parts"][0]["sha256"], Digest::of(&body).to_string());
+    let (status, part) = call(&socket, "GET", &format!("/v1/dispatches/{id}/parts/0"), None).await;
+    assert_eq!((status, part == body), (200, true));
+    let (status, waited) =
+        json_of(call(&socket, "GET", &format!("/v1/dispatches/{id}/wait?until=accepted&timeout_ms=1"), None).await);
+    assert_eq!((status, &waited["outcome"]), (200, &json!("timed-out")));
+    let (status, found) = json_of(call(&socket, "GET", "/v1/status", None).await);
+    assert_eq!(
+        (status, &found["node"], &found["outbox"]),
+        (200, &json!("g22"), &json!([{"state": "queued", "count": 1}]))
+    );
+
+    let problem = |answer: (u16, Vec<u8>)| {
+        let (status, body) = json_of(answer);
+        assert!(body["detail"].is_string() && body["hint"].is_string(), "{body}");
+        (status, body["code"].as_str().unwrap().to_owned())
+    };
+    let absent = "/v1/dispatches/0192f0c1-2b3c-7d4e-8f50-123456789abc";
+    assert_eq!(problem(call(&socket, "GET", absent, None).await), (404, "not-found".into()));
+    assert_eq!(problem(call(&socket, "GET", "/v1/dispatches/x", None).await), (400, "malformed".into()));
+    assert_eq!(problem(call(&socket, "GET", "/v2", None).await), (404, "not-found".into()));
+    let relative = json!({"from": "000.00.00.G22", "to": ["A53"], "parts": [{"name": "a", "path": "etc/passwd"}]});
+    assert_eq!(problem(call(&socket, "POST", "/v1/dispatches", Some(&relative)).await), (400, "malformed".into()));
+    let foreign = json!({"from": "H37.DN.001", "to": ["A53"]});
+    assert_eq!(problem(call(&socket, "POST", "/v1/dispatches", Some(&foreign)).await), (422, "not-hosted".into()));
+
+    agent.shutdown().await.unwrap();
+    assert!(!socket.exists());
+}

@@ -5,6 +5,7 @@
 //! within two seconds, in the order of its versions; and that a lost link is made again. It holds no state of its own:
 //! the broker says how far it is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use docaxis_certs::Trust;
@@ -13,7 +14,7 @@ use docaxis_certs::verifier::TrustError;
 use docaxis_protocol::frame::{Class, Frame, Hello, Joined, Refusal, VERSION, Welcome};
 use docaxis_protocol::{Origin, Reason, Timestamp};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::endpoint::{ConnectError, Dialled};
@@ -26,6 +27,8 @@ const POLL_EVERY: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the broker may take to send a request that it has opened a stream for.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer to a join waits for the directory to be published.
+const PUBLISH_WITHIN: Duration = Duration::from_secs(5);
 /// First and longest pause between two attempts to connect. There is one authority, so it need not hold back much.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -128,10 +131,21 @@ async fn serve(
         return Err(AuthorityLinkError::Origin { expected: origin.clone(), found: welcome.origin });
     }
     tracing::info!(broker = %welcome.software, version = welcome.directory_version, "linked to the broker");
+    let desk =
+        Arc::new(Desk { registrar: registrar.clone(), now, standing: standing.subscribe(), news: Notify::new() });
     tokio::select! {
-        ended = publish(registrar, standing, connection, welcome.directory_version) => ended,
-        ended = answer_joins(registrar, now, connection) => ended,
+        ended = publish(&desk, standing, connection, welcome.directory_version) => ended,
+        ended = answer_joins(&desk, connection) => ended,
     }
+}
+
+/// What answering a request takes.
+struct Desk {
+    registrar: Registrar,
+    now: fn() -> Timestamp,
+    standing: watch::Receiver<Standing>,
+    /// Something was recorded that should be published at once.
+    news: Notify,
 }
 
 async fn greet(connection: &Connection, now: Timestamp) -> Result<Welcome, FramesError> {
@@ -149,7 +163,7 @@ async fn greet(connection: &Connection, now: Timestamp) -> Result<Welcome, Frame
 
 /// Publishes what is new, batch after batch, and then looks for more for ever.
 async fn publish(
-    registrar: &Registrar,
+    desk: &Desk,
     standing: &watch::Sender<Standing>,
     connection: &Connection,
     mut version: u64,
@@ -158,14 +172,17 @@ async fn publish(
     let mut poll = tokio::time::interval(POLL_EVERY);
     poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let mut notices = registrar.notices_since(version).await?;
+        let mut notices = desk.registrar.notices_since(version).await?;
         if notices.crls == lists {
             // The broker has them; repeating them costs it a commit.
             notices.crls.clear();
         }
         if notices.entries.is_empty() && notices.crls.is_empty() {
             standing.send_replace(Standing::Linked { version });
-            poll.tick().await;
+            tokio::select! {
+                _ = poll.tick() => {}
+                () = desk.news.notified() => {}
+            }
             continue;
         }
         let (entries, upto) = (notices.entries.len(), notices.version.max(version));
@@ -185,8 +202,7 @@ async fn publish(
 }
 
 async fn answer_joins(
-    registrar: &Registrar,
-    now: fn() -> Timestamp,
+    desk: &Arc<Desk>,
     connection: &Connection,
 ) -> Result<std::convert::Infallible, AuthorityLinkError> {
     let mut answering = JoinSet::new();
@@ -194,7 +210,7 @@ async fn answer_joins(
         tokio::select! {
             opened = connection.accept_bi() => {
                 let (send, recv) = opened.map_err(|error| FramesError::Lost { found: error.to_string() })?;
-                answering.spawn(answer(registrar.clone(), now, send, recv));
+                answering.spawn(answer(desk.clone(), send, recv));
             }
             Some(ended) = answering.join_next() => {
                 if let Err(error) = ended && error.is_panic() {
@@ -205,12 +221,15 @@ async fn answer_joins(
     }
 }
 
-async fn answer(registrar: Registrar, now: fn() -> Timestamp, mut send: SendStream, mut recv: RecvStream) {
+async fn answer(desk: Arc<Desk>, mut send: SendStream, mut recv: RecvStream) {
     let answering = async {
         let frame = match frames::read(&mut recv, Class::Large).await? {
-            Frame::Join(join) => match registrar.join(join.request, join.mac).await {
-                Ok(answer) => Frame::Joined(Joined { answer }),
-                Err(reason) => refused(reason, now()),
+            Frame::Join(join) => match desk.registrar.join(join.request, join.mac).await {
+                Ok(granted) => {
+                    desk.until_published(granted.version).await;
+                    Frame::Joined(Joined { answer: granted.answer })
+                }
+                Err(reason) => refused(reason, (desk.now)()),
             },
             Frame::Ping => Frame::Pong,
             other => return Err(FramesError::Unexpected { expected: "Join", found: other.name() }),
@@ -221,6 +240,18 @@ async fn answer(registrar: Registrar, now: fn() -> Timestamp, mut send: SendStre
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(%error, "a request of the broker was not answered"),
         Err(_) => tracing::warn!("a request of the broker took too long"),
+    }
+}
+
+impl Desk {
+    /// A node that has joined may link at once: by then the broker should know whom it acts for.
+    async fn until_published(&self, version: u64) {
+        self.news.notify_one();
+        let mut standing = self.standing.clone();
+        let published = standing.wait_for(|at| matches!(at, Standing::Linked { version: at } if *at >= version));
+        if tokio::time::timeout(PUBLISH_WITHIN, published).await.is_err() {
+            tracing::warn!(version, "the broker has not taken the directory yet; the node gets its answer anyway");
+        }
     }
 }
 

@@ -91,7 +91,7 @@ fn refused(address: &str, error: &ConnectionError) -> ConnectError {
 }
 
 /// What a refused handshake means. QUIC carries a TLS alert as 0x100 plus its number (RFC 9001, section 4.8).
-fn tls_refusal(error: &ConnectionError) -> Option<Refusal> {
+pub(super) fn tls_refusal(error: &ConnectionError) -> Option<Refusal> {
     let alert = |code: u64| u8::try_from(code.checked_sub(0x100)?).ok();
     match error {
         ConnectionError::TransportError(error) => {

@@ -128,7 +128,11 @@ async fn verify(session: &Session, item: EvidenceItem) -> Result<Follows, LinkEr
 pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
     let every = session.shared.config.link.proofs_every;
     loop {
-        match fetch_once(&session).await {
+        let fetched = tokio::select! {
+            () = told_to_stop(&mut quit) => return Ok(()),
+            fetched = fetch_once(&session) => fetched,
+        };
+        match fetched {
             Ok(()) => {}
             Err(LinkError::Refused(refusal)) if refusal.reason.known() == ReasonCode::Busy => {}
             Err(error) => return Err(error),

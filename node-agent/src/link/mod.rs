@@ -27,6 +27,7 @@ use docaxis_protocol::frame::{ALPN_LINK, FrameError, Refusal};
 use quinn::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use tokio::sync::watch;
 
+use self::endpoint::tls_refusal;
 use crate::agent::{Shared, told_to_stop};
 use crate::identity::{Identity, TrustError};
 use crate::mailbox::MailboxError;
@@ -162,13 +163,15 @@ async fn connect_and_run(
         publish(shared, uplink);
     };
     let ended = session::run(shared, &identity, &connection, up, stop.clone()).await;
+    // Our own closing would hide the peer's reason.
+    let refusal = connection.close_reason().as_ref().and_then(tls_refusal);
     connection.close(CODE_DONE, b"");
     endpoint.wait_idle().await;
     match ended {
         Ok(()) => Ok(()),
         // A handshake that the broker refuses shows as a connection that ends with its first use.
-        Err(error) => Err(match connection.close_reason().as_ref().and_then(tls_refusal) {
-            Some(why) => Failure::Identity(why),
+        Err(error) => Err(match refusal {
+            Some(refusal) => Failure::Identity(refusal.sentence),
             None => match error {
                 LinkError::Refused(refusal) => {
                     Failure::Refused(format!("{} (the broker's time is {})", refusal.reason, refusal.time))
@@ -180,27 +183,9 @@ async fn connect_and_run(
     }
 }
 
-/// What a refused handshake means. QUIC carries TLS alerts as errors 0x100 to 0x1ff (RFC 9001, section 4.8).
-fn tls_refusal(error: &quinn::ConnectionError) -> Option<String> {
-    let alert = |code: u64| u8::try_from(code.checked_sub(0x100)?).ok();
-    match error {
-        // Our own verifier's words are in the error.
-        quinn::ConnectionError::TransportError(error) => alert(u64::from(error.code)).map(|_| error.to_string()),
-        quinn::ConnectionError::ConnectionClosed(closed) => {
-            alert(u64::from(closed.error_code)).map(|code| refused_by_peer(code, closed))
-        }
-        _ => None,
-    }
-}
-
-fn refused_by_peer(alert: u8, closed: &quinn::ConnectionClose) -> String {
-    use docaxis_certs::refusal::{Refusal, RefusedBy};
-    Refusal::from_alert_code(alert, RefusedBy::Peer, &String::from_utf8_lossy(&closed.reason)).sentence
-}
-
 fn why_not_connected(error: &quinn::ConnectionError, address: SocketAddr) -> Failure {
     match tls_refusal(error) {
-        Some(why) => Failure::Identity(format!("{address}: {why}")),
+        Some(refusal) => Failure::Identity(format!("{address}: {refusal}")),
         None => Failure::Unreachable(format!("{address}: {error}")),
     }
 }
@@ -253,5 +238,7 @@ fn client_config(shared: &Shared) -> Result<ClientConfig, LinkError> {
     Ok(config)
 }
 
+#[cfg(test)]
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -34,10 +34,18 @@ pub struct LinkTo {
     pub identity: AuthorityLink,
 }
 
+/// The answer to a request to join.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Granted {
+    pub answer: Vec<u8>,
+    /// The directory's version that names the node as its agencies' host.
+    pub version: u64,
+}
+
 enum Ask {
     Link { back: oneshot::Sender<Result<LinkTo, RegistrarError>> },
     Notices { since: u64, back: oneshot::Sender<Result<Notices, RegistrarError>> },
-    Join { request: Vec<u8>, mac: Vec<u8>, back: oneshot::Sender<Result<Vec<u8>, Reason>> },
+    Join { request: Vec<u8>, mac: Vec<u8>, back: oneshot::Sender<Result<Granted, Reason>> },
 }
 
 /// A handle to the thread; it ends when the last handle is dropped.
@@ -78,7 +86,7 @@ impl Registrar {
     }
 
     /// The answer to a request to join, or the reason that goes back instead.
-    pub async fn join(&self, request: Vec<u8>, mac: Vec<u8>) -> Result<Vec<u8>, Reason> {
+    pub async fn join(&self, request: Vec<u8>, mac: Vec<u8>) -> Result<Granted, Reason> {
         let away = || ReasonCode::Busy.because("the authority cannot answer at the moment");
         let (back, answer) = oneshot::channel();
         self.0.send(Ask::Join { request, mac, back }).await.map_err(|_| away())?;
@@ -132,7 +140,7 @@ impl Desk {
         Ok(notices?)
     }
 
-    fn join(&mut self, request: &[u8], mac: &[u8]) -> Result<Vec<u8>, Reason> {
+    fn join(&mut self, request: &[u8], mac: &[u8]) -> Result<Granted, Reason> {
         let now = (self.now)();
         let unable = |error: &dyn std::error::Error| {
             tracing::error!(%error, "a request to join could not be answered");
@@ -143,7 +151,7 @@ impl Desk {
         match authority.join(request, mac, now) {
             Ok(JoinReply::Granted(answer)) => {
                 tracing::info!("a node has joined, or has asked again for its answer");
-                Ok(answer)
+                Ok(Granted { answer, version: authority.directory_version() })
             }
             Ok(JoinReply::Kept { invitation }) => {
                 tracing::warn!(%invitation, "a node asks for more than its invitation allows: `docaxis ca approve`");

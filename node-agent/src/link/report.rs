@@ -27,7 +27,12 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     let connected = shared.env.now();
     let mut failures = 0;
     loop {
-        let pause = match report(&session, connected).await {
+        // Cut at any point, a report is simply made again: what it carries is stored, and so is what has been answered.
+        let reported = tokio::select! {
+            () = told_to_stop(&mut quit) => return Ok(()),
+            reported = report(&session, connected) => reported,
+        };
+        let pause = match reported {
             Ok(more) => {
                 failures = 0;
                 if more { Duration::ZERO } else { LOOK_EVERY }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use docaxis_protocol::frame::{Class, Frame, Hello, VERSION, Welcome};
+use docaxis_protocol::limits::MAX_BATCH;
 use docaxis_protocol::tlog::{KeyKind, VerifierKey};
 use docaxis_protocol::{ReasonCode, Timestamp};
 use quinn::Connection;
@@ -11,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::io::Stream;
 use super::{LinkError, directory, evidence, offer, report, submit};
-use crate::agent::{SHUTDOWN_WITHIN, Shared, told_to_stop};
+use crate::agent::{DRAIN_WITHIN, Shared, told_to_stop};
 use crate::identity::Identity;
 
 /// A connection on which the broker has answered `Welcome`.
@@ -53,8 +54,11 @@ pub async fn run(
     shared.mailbox.keep_log_certificates(welcome.log_chain.clone()).await?;
     let log = VerifierKey::new(identity.origin.as_str(), KeyKind::Ed25519, log_key.key().clone())
         .map_err(|e| LinkError::Protocol(e.to_string()))?;
-    for agency in identity.agencies().iter().filter(|agency| !welcome.agencies.contains(agency)) {
-        shared.alarm(format!("the exchange's directory does not let this node act for {agency}"));
+    // A longer list is cut short: then only the directory tells.
+    if welcome.agencies.len() < MAX_BATCH {
+        for agency in identity.agencies().iter().filter(|agency| !welcome.agencies.contains(agency)) {
+            tracing::warn!(%agency, "the exchange's directory does not let this node act for an agency yet");
+        }
     }
     shared.mailbox.all_due_now(now).await?;
     up(&welcome.software, welcome.time);
@@ -103,10 +107,13 @@ async fn work(session: Arc<Session>, stop: &mut watch::Receiver<bool>) -> Result
         Some(task) = tasks.join_next() => task.unwrap_or(Err(LinkError::Panicked)),
     };
     quit.send_replace(true);
+    if ended.is_err() {
+        session.connection.close(super::CODE_DONE, b"the session ended");
+    }
     // No new work from here on; what is under way may end within a bounded time. On a lost link it ends at once.
-    let drained = tokio::time::timeout(SHUTDOWN_WITHIN, async { while tasks.join_next().await.is_some() {} }).await;
+    let drained = tokio::time::timeout(DRAIN_WITHIN, async { while tasks.join_next().await.is_some() {} }).await;
     if drained.is_err() {
-        tracing::warn!("transfers were cut after {SHUTDOWN_WITHIN:?}; they are taken up again after the next start");
+        tracing::warn!("transfers were cut after {DRAIN_WITHIN:?}; they are taken up again after the next start");
     }
     tasks.shutdown().await;
     ended

@@ -233,7 +233,7 @@ mod tests {
             part(5, kib(5)),
             part(6, kib(4)),
         ];
-        let mut envelope = crate::testing::envelope("000.00.00.G22", &["H37.DN.001"]);
+        let mut envelope = crate::link::testing::envelope("000.00.00.G22", &["H37.DN.001"]);
         envelope.parts = parts;
         assert_eq!(choose_inline(&envelope), [0, 3, 4, 5, 7]);
     }

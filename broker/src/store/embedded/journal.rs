@@ -97,6 +97,7 @@ impl Journal {
         let failed = io_error("writing the journal");
         self.current.file.write_at(self.next.offset, &self.buffer).map_err(&failed)?;
         self.current.file.sync_data().map_err(io_error("syncing the journal"))?;
+        self.segments.count_group(whole as u64);
         self.marked = self.records == 0;
         self.next.offset += whole as u64;
         self.next.sequence += 1;

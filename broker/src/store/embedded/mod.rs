@@ -36,10 +36,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 pub use config::{EmbeddedConfig, IndexKind};
 pub use index::{Index, MemoryIndex};
-pub use journal::Journal;
 
 use self::committer::{Committer, Request};
 use self::evidence::EvidenceFiles;
+use self::journal::Journal;
 use self::keys::Totals;
 use self::record::{NoticeV1, Prepared, RecordV1};
 use self::recover::{End, Recovery};
@@ -163,6 +163,11 @@ impl EmbeddedStore {
     /// Bytes of the journal's files, spares included.
     pub fn journal_bytes(&self) -> u64 {
         self.shared.segments.disk_bytes()
+    }
+
+    /// Groups that were committed since the start, and their bytes in the journal.
+    pub fn written(&self) -> (u64, u64) {
+        self.shared.segments.written()
     }
 
     /// Why nothing is acknowledged any more, if so.

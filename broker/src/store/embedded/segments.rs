@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::keys::Position;
@@ -46,6 +47,8 @@ pub struct Segments {
     max_spares: usize,
     in_use: RwLock<BTreeMap<u64, Segment>>,
     spares: Mutex<Spares>,
+    groups: AtomicU64,
+    group_bytes: AtomicU64,
 }
 
 pub fn file_name(number: u64, kind: &str) -> String {
@@ -95,7 +98,8 @@ impl Segments {
             }
         }
         let (in_use, spares) = (RwLock::new(in_use), Mutex::new(spares));
-        Ok(Self { disk, dir: dir.to_owned(), bytes, max_spares, in_use, spares })
+        let (groups, group_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { disk, dir: dir.to_owned(), bytes, max_spares, in_use, spares, groups, group_bytes })
     }
 
     pub fn get(&self, number: u64) -> Option<Segment> {
@@ -186,6 +190,16 @@ impl Segments {
 
     pub fn sync_dir(&self) -> Result<(), StoreError> {
         self.disk.sync_dir(&self.dir).map_err(io_error("syncing the journal's folder"))
+    }
+
+    pub fn count_group(&self, bytes: u64) {
+        self.groups.fetch_add(1, Ordering::Relaxed);
+        self.group_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Groups written since the start, and their bytes with padding.
+    pub fn written(&self) -> (u64, u64) {
+        (self.groups.load(Ordering::Relaxed), self.group_bytes.load(Ordering::Relaxed))
     }
 
     /// Bytes of all files, spares included.

@@ -3,5 +3,6 @@
 mod claims;
 mod crash;
 mod damage;
+mod kill;
 mod life;
 mod support;

@@ -9,6 +9,9 @@ use super::record::Prepared;
 use super::segments::{Segment, io_error};
 use crate::store::StoreError;
 
+/// A frame's header, its place, and all its bytes.
+pub type Frame<'a> = (FrameHeader, Location, &'a [u8]);
+
 /// One record as read back, with its place.
 pub struct Found {
     pub prepared: Prepared,
@@ -31,7 +34,7 @@ impl Group {
     }
 
     /// The group's records, in order, with their frames' own bytes.
-    pub fn frames(&self) -> Result<Vec<(FrameHeader, Location, &[u8])>, StoreError> {
+    pub fn frames(&self) -> Result<Vec<Frame<'_>>, StoreError> {
         let mut frames = Vec::new();
         let mut at = GROUP_HEADER_BYTES;
         while at < self.bytes.len() {
@@ -50,7 +53,7 @@ impl Group {
     }
 
     pub fn records(&self) -> Result<Vec<Found>, StoreError> {
-        let read = |(frame, at, bytes): (FrameHeader, Location, &[u8])| read_record(&frame, bytes, at);
+        let read = |(frame, at, bytes): Frame<'_>| read_record(&frame, bytes, at);
         self.frames()?.into_iter().map(read).collect()
     }
 }

@@ -61,7 +61,7 @@ fn settled_segments_are_freed_and_the_journal_stays_small_while_one_recipient_is
     acknowledged.work(&store, 0, 300).unwrap();
     let live: u64 = store.waiting(&agency("A53.01"), None, usize::MAX).unwrap().len() as u64 * 6_000;
     // Twice the live bodies, and the segment in use, one being emptied, one spare. The settler needs its time.
-    let bound = 2 * live + (4 * 64 << 10);
+    let bound = 2 * live + (256 << 10);
     let mut looks = 0;
     while store.journal_bytes() > bound {
         looks += 1;

@@ -1,14 +1,23 @@
 //! What people and programs ask an agent: lists, one dispatch with its timeline, its evidence, where the link stands.
 //! Every waiting state says why, whose move it is, and when the next automatic attempt comes.
 
+mod bundle;
+mod views;
+
+pub use bundle::BundleMaterial;
+pub use views::{
+    Box, Count, DeliveryView, DispatchView, InView, OutView, PartView, StatusView, Summary, TimelineEntry, Waiting,
+};
+
+pub(crate) use bundle::bundle;
+
 use std::time::Duration;
 
-use docaxis_protocol::envelope::{Chain, Envelope, Part};
-use docaxis_protocol::{AgencyCode, DispatchId, Kind, NodeId, Origin, Reason, ReasonCode, SealedEnvelope, Timestamp};
-use serde::Serialize;
-use serde_json::{Map, Value};
+use docaxis_protocol::envelope::{Envelope, Part};
+use docaxis_protocol::{AgencyCode, DispatchId, ReasonCode, SealedEnvelope, Timestamp};
+use serde_json::Value;
 
-use crate::agent::{AgentHandle, Alarm, Shared};
+use crate::agent::{AgentHandle, Shared};
 use crate::compose::Refused;
 use crate::mailbox::{
     AgencyRow, DeliveryRow, DeliveryState, EvidenceRow, InState, IncomingRow, OutState, OutgoingRow, StatementRow,
@@ -18,148 +27,6 @@ use crate::uplink::{LinkState, Whose};
 
 /// Entries of one page.
 pub const PAGE: u32 = 100;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Box {
-    In,
-    Out,
-}
-
-/// Why something waits.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Waiting {
-    pub why: String,
-    pub whose_move: Whose,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub next_attempt: Option<Timestamp>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct PartView {
-    pub n: usize,
-    #[serde(flatten)]
-    pub part: Part,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DeliveryView {
-    pub recipient: AgencyCode,
-    pub state: DeliveryState,
-    pub since: Timestamp,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Reason>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub waiting: Option<Waiting>,
-}
-
-/// A dispatch as the sender's side sees it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct OutView {
-    pub state: OutState,
-    pub since: Timestamp,
-    pub attempts: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Reason>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub waiting: Option<Waiting>,
-    pub deliveries: Vec<DeliveryView>,
-}
-
-/// A dispatch as one recipient here sees it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct InView {
-    pub recipient: AgencyCode,
-    pub state: InState,
-    pub since: Timestamp,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Reason>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub waiting: Option<Waiting>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct TimelineEntry {
-    pub time: Timestamp,
-    pub agency: AgencyCode,
-    pub event: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Reason>,
-    /// Place in the exchange's log, where there is evidence.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub leaf: Option<u64>,
-    /// Whether the proof of that place is here.
-    pub proven: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DispatchView {
-    pub id: DispatchId,
-    pub kind: Kind,
-    pub sender: AgencyCode,
-    pub recipients: Vec<AgencyCode>,
-    pub created: Timestamp,
-    pub expires: Timestamp,
-    pub priority: u8,
-    pub subject: String,
-    pub document: Map<String, Value>,
-    pub parts: Vec<PartView>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub outgoing: Option<OutView>,
-    pub incoming: Vec<InView>,
-    pub timeline: Vec<TimelineEntry>,
-}
-
-/// One line of a list.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Summary {
-    /// Give this as `after` to get the next page.
-    pub cursor: u64,
-    pub id: DispatchId,
-    #[serde(rename = "box")]
-    pub which: Box,
-    pub kind: Kind,
-    pub state: String,
-    pub sender: AgencyCode,
-    pub recipients: Vec<AgencyCode>,
-    pub priority: u8,
-    pub subject: String,
-    pub time: Timestamp,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Reason>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct StatusView {
-    pub node: NodeId,
-    pub origin: Origin,
-    pub agencies: Vec<AgencyCode>,
-    pub time: Timestamp,
-    pub link: LinkState,
-    pub outbox: Vec<Count>,
-    pub inbox: Vec<Count>,
-    pub directory_version: u64,
-    pub alarms: Vec<Alarm>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Count {
-    pub state: &'static str,
-    pub count: u64,
-}
-
-/// All that a bundle is made of.
-#[derive(Debug, Clone)]
-pub struct BundleMaterial {
-    pub envelope: SealedEnvelope,
-    pub evidence: Vec<EvidenceRow>,
-    /// Certificates of the exchange's keys under which the evidence is signed, without repeats.
-    pub evidence_chains: Vec<Chain>,
-    /// The certificate of the log's key, if the exchange has shown it.
-    pub log_chain: Option<Chain>,
-    pub common: docaxis_certs::identity::Common,
-    pub origin: Origin,
-}
 
 /// What `wait` waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -510,31 +377,6 @@ pub(crate) async fn part(shared: &Shared, id: DispatchId, n: usize) -> Result<Op
     let sha256 = part.sha256;
     let reader = shared.blocking(move |parts| parts.read(sha256)).await?;
     Ok(OpenPart { part, reader })
-}
-
-pub(crate) async fn bundle(shared: &Shared, id: DispatchId) -> Result<BundleMaterial, Refused> {
-    let (outgoing, incoming) = find(shared, id).await?;
-    let Some(envelope) = outgoing.map(|row| row.sealed).or(incoming.into_iter().next().map(|row| row.sealed)) else {
-        return no_such(id);
-    };
-    let evidence = shared.mailbox.evidence_of(id).await?;
-    let identity = shared.identity.load_full();
-    let mut keys = std::collections::BTreeSet::new();
-    for row in &evidence {
-        keys.extend(crate::identity::claimed_key(&row.signed).ok());
-    }
-    let mut evidence_chains = Vec::new();
-    for key in keys {
-        evidence_chains.extend(shared.mailbox.certificates(key).await?);
-    }
-    Ok(BundleMaterial {
-        envelope,
-        evidence,
-        evidence_chains,
-        log_chain: shared.mailbox.log_certificates().await?,
-        common: identity.common.clone(),
-        origin: identity.origin.clone(),
-    })
 }
 
 pub(crate) async fn wait(shared: &Shared, id: DispatchId, until: Until, timeout: Duration) -> Result<Waited, Refused> {

@@ -1,0 +1,87 @@
+//! What this node can prove about a dispatch, put together for an auditor. A node has the evidence that it was given:
+//! the sender's about every recipient, a recipient's about itself.
+
+use docaxis_protocol::bundle::{BundleContents, BundleEvidence, BundleKeys};
+use docaxis_protocol::envelope::Chain;
+use docaxis_protocol::{AgencyCode, DispatchId, Origin, ReasonCode, SealedEnvelope};
+
+use super::{find, no_such};
+use crate::agent::Shared;
+use crate::compose::Refused;
+use crate::mailbox::EvidenceRow;
+
+/// All that a bundle is made of.
+#[derive(Debug, Clone)]
+pub struct BundleMaterial {
+    pub envelope: SealedEnvelope,
+    pub evidence: Vec<EvidenceRow>,
+    /// Certificates of the exchange's keys under which the evidence is signed, without repeats.
+    pub evidence_chains: Vec<Chain>,
+    /// The certificate of the log's key, if the exchange has shown it.
+    pub log_chain: Option<Chain>,
+    pub common: docaxis_certs::identity::Common,
+    pub origin: Origin,
+}
+
+pub(crate) async fn bundle(shared: &Shared, id: DispatchId) -> Result<BundleMaterial, Refused> {
+    let (outgoing, incoming) = find(shared, id).await?;
+    let Some(envelope) = outgoing.map(|row| row.sealed).or(incoming.into_iter().next().map(|row| row.sealed)) else {
+        return no_such(id);
+    };
+    let evidence = shared.mailbox.evidence_of(id).await?;
+    let identity = shared.identity.load_full();
+    let mut keys = std::collections::BTreeSet::new();
+    for row in &evidence {
+        keys.extend(crate::identity::claimed_key(&row.signed).ok());
+    }
+    let mut evidence_chains = Vec::new();
+    for key in keys {
+        evidence_chains.extend(shared.mailbox.certificates(key).await?);
+    }
+    Ok(BundleMaterial {
+        envelope,
+        evidence,
+        evidence_chains,
+        log_chain: shared.mailbox.log_certificates().await?,
+        common: identity.common.clone(),
+        origin: identity.origin.clone(),
+    })
+}
+
+impl BundleMaterial {
+    /// The bundle as a ZIP, about all recipients or one of them. Every piece needs its inclusion proof, which comes a
+    /// moment after the evidence.
+    pub fn zip(&self, recipient: Option<&AgencyCode>) -> Result<Vec<u8>, Refused> {
+        let busy = |text: String| Refused::Rule(ReasonCode::Busy.because(text));
+        let wanted =
+            |row: &&EvidenceRow| row.recipient.is_none() || recipient.is_none_or(|r| row.recipient.as_ref() == Some(r));
+        let evidence = self.evidence.iter().filter(wanted).map(|row| {
+            let proof = row.proof.clone();
+            Ok(BundleEvidence {
+                signed: row.signed.clone(),
+                proof: proof
+                    .ok_or_else(|| busy(format!("the proof of the evidence at leaf {} is not here yet", row.leaf)))?,
+                seal: row.statement_chain.as_ref().and_then(Chain::leaf).map(<[u8]>::to_vec),
+            })
+        });
+        let leaf = |chain: &Chain| chain.leaf().map(<[u8]>::to_vec);
+        let contents = BundleContents {
+            envelope: self.envelope.clone(),
+            evidence: evidence.collect::<Result<_, Refused>>()?,
+            cause: None,
+            successions: vec![],
+            keys: BundleKeys {
+                root: self.common.root.clone(),
+                seals_cas: vec![self.common.seals_ca.clone()],
+                evidence: self.evidence_chains.iter().filter_map(leaf).collect(),
+                log: self.log_chain.as_ref().and_then(leaf).unwrap_or_default(),
+                directory: Some(self.common.directory.clone()),
+                crls: vec![self.common.seals_crl.clone()],
+            },
+            witnesses: vec![],
+            quorum: 0,
+        };
+        docaxis_protocol::bundle::write(&contents)
+            .map_err(|e| Refused::Rule(ReasonCode::Other.because(format!("the bundle cannot be written: {e}"))))
+    }
+}

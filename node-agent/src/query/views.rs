@@ -1,0 +1,139 @@
+//! What is shown of dispatches and of the agent itself, as callers in the process and readers of the JSON see it.
+
+use docaxis_protocol::envelope::Part;
+use docaxis_protocol::{AgencyCode, DispatchId, Kind, NodeId, Origin, Reason, Timestamp};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::agent::Alarm;
+use crate::mailbox::{DeliveryState, InState, OutState};
+use crate::uplink::{LinkState, Whose};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Box {
+    In,
+    Out,
+}
+
+/// Why something waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    pub why: String,
+    pub whose_move: Whose,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_attempt: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PartView {
+    pub n: usize,
+    #[serde(flatten)]
+    pub part: Part,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DeliveryView {
+    pub recipient: AgencyCode,
+    pub state: DeliveryState,
+    pub since: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
+}
+
+/// A dispatch as the sender's side sees it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct OutView {
+    pub state: OutState,
+    pub since: Timestamp,
+    pub attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
+    pub deliveries: Vec<DeliveryView>,
+}
+
+/// A dispatch as one recipient here sees it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct InView {
+    pub recipient: AgencyCode,
+    pub state: InState,
+    pub since: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<Waiting>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TimelineEntry {
+    pub time: Timestamp,
+    pub agency: AgencyCode,
+    pub event: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    /// Place in the exchange's log, where there is evidence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaf: Option<u64>,
+    /// Whether the proof of that place is here.
+    pub proven: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DispatchView {
+    pub id: DispatchId,
+    pub kind: Kind,
+    pub sender: AgencyCode,
+    pub recipients: Vec<AgencyCode>,
+    pub created: Timestamp,
+    pub expires: Timestamp,
+    pub priority: u8,
+    pub subject: String,
+    pub document: Map<String, Value>,
+    pub parts: Vec<PartView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outgoing: Option<OutView>,
+    pub incoming: Vec<InView>,
+    pub timeline: Vec<TimelineEntry>,
+}
+
+/// One line of a list.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Give this as `after` to get the next page.
+    pub cursor: u64,
+    pub id: DispatchId,
+    #[serde(rename = "box")]
+    pub which: Box,
+    pub kind: Kind,
+    pub state: String,
+    pub sender: AgencyCode,
+    pub recipients: Vec<AgencyCode>,
+    pub priority: u8,
+    pub subject: String,
+    pub time: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StatusView {
+    pub node: NodeId,
+    pub origin: Origin,
+    pub agencies: Vec<AgencyCode>,
+    pub time: Timestamp,
+    pub link: LinkState,
+    pub outbox: Vec<Count>,
+    pub inbox: Vec<Count>,
+    pub directory_version: u64,
+    pub alarms: Vec<Alarm>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Count {
+    pub state: &'static str,
+    pub count: u64,
+}
