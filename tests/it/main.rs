@@ -8,7 +8,7 @@ mod exchange;
 mod layout;
 mod link;
 mod net;
+mod proof;
 mod raw;
 mod refusals;
-mod proof;
 mod testnet;
