@@ -208,7 +208,8 @@ async fn keep_log(mut keeper: LogKeeper, exchange: Arc<Exchange>, mut stopped: w
             tracing::error!(%error, "the evidence log stands still: no checkpoint and no proof until a restart");
             return;
         }
-        if *stopped.borrow() {
+        // A broker that is dropped instead of stopped takes the sender with it.
+        if *stopped.borrow() || stopped.has_changed().is_err() {
             return;
         }
         tokio::select! {

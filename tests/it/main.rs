@@ -4,4 +4,11 @@
 
 mod audit_verify;
 mod enrol;
+mod exchange;
 mod layout;
+mod link;
+mod net;
+mod proof;
+mod raw;
+mod refusals;
+mod testnet;

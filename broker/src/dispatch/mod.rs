@@ -122,9 +122,13 @@ impl Exchange {
         })
     }
 
-    /// Takes up what the authority signed: verified, then durable, then in force.
+    /// Takes up what the authority signed: entries are verified, then durable, then in force.
     pub async fn publish(&self, notices: Notices) -> Result<u64, ExchangeError> {
         let news = self.with_directory(|directory| directory.verify(notices.entries))?;
+        // A revocation takes effect at once, and one that does not verify must never become durable.
+        for (name, pem) in &notices.crls {
+            self.take_crl(name, pem)?;
+        }
         let mut durable = Vec::with_capacity(news.len() + notices.crls.len());
         for entry in &news {
             durable.push((format!("agency/{}", entry.agency), encode_entry(entry)?));
@@ -134,9 +138,6 @@ impl Exchange {
         }
         if !durable.is_empty() {
             self.store.put_notices(durable).await?;
-        }
-        for (name, pem) in &notices.crls {
-            self.take_crl(name, pem)?;
         }
         let version = {
             let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);

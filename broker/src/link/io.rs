@@ -38,7 +38,7 @@ pub enum IoError {
 impl IoError {
     /// Whether the peer broke the protocol, rather than the network or the peer's machine failing.
     pub const fn is_fault(&self) -> bool {
-        matches!(self, Self::Stalled | Self::Frame(_) | Self::Unexpected { .. })
+        matches!(self, Self::Stalled | Self::Ended { .. } | Self::Frame(_) | Self::Unexpected { .. })
     }
 
     pub const fn code(&self) -> VarInt {

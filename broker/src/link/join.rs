@@ -37,7 +37,7 @@ impl AuthorityLink {
 pub async fn serve(exchange: Arc<Exchange>, connection: Connection, authority: Arc<AuthorityLink>) {
     let served = tokio::time::timeout(JOIN_TIMEOUT, async {
         let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
-        let request = match io::read(&mut recv, Class::Control, "Join").await? {
+        let request = match io::read(&mut recv, Class::Large, "Join").await? {
             Frame::Join(request) => request,
             other => return Err(IoError::Unexpected { expected: "Join", found: other.name() }),
         };

@@ -7,12 +7,17 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use docaxis_certs::refusal::RefusedBy;
 use docaxis_certs::tls::{self, TlsError};
 use docaxis_certs::verifier::{Identity, Peer as TlsPeer};
 use docaxis_certs::{BrokerIdentity, Refusal, Trust};
+use docaxis_protocol::Digest;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
-use quinn::{Connection, ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig, TransportConfig, VarInt};
+use quinn::{
+    Connection, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, Incoming, ServerConfig,
+    TransportConfig, VarInt,
+};
 use rustls::pki_types::CertificateDer;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
@@ -23,6 +28,7 @@ use super::join::AuthorityLink;
 use super::links::Links;
 use super::session::{self, Peer};
 use crate::dispatch::Exchange;
+use crate::env::Env;
 
 /// Kernel buffers for the socket: with the default of 200 KiB a burst of handshakes loses packets and waits for timers.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -77,12 +83,12 @@ impl Link {
         let socket = bind(config.listen).map_err(|source| LinkError::Bind { address: config.listen, source })?;
         let address = socket.local_addr().map_err(LinkError::Thread)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(LinkError::Thread)?;
+        let endpoint_config = endpoint_config(identity, exchange.env.clone());
         let (stop, stopped) = watch::channel(false);
         let (served, max_connections) = (links.clone(), config.max_connections);
         let serve = move || {
             runtime.block_on(async move {
-                let endpoint =
-                    Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(quinn::TokioRuntime));
+                let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(quinn::TokioRuntime));
                 match endpoint {
                     Ok(endpoint) => accept(endpoint, trust, exchange, served, max_connections, stopped).await,
                     Err(error) => tracing::error!(%error, "the link's endpoint could not be made"),
@@ -119,6 +125,35 @@ impl Drop for Link {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Connection ids that say nothing. Any id is taken for one of ours, so that a packet of a connection from before a
+/// restart is answered with a reset; quinn bounds how often it answers.
+struct RandomIds(Arc<dyn Env>);
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; 8];
+        self.0.random(&mut id);
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Stateless resets keep their key across restarts: a node whose broker was killed is told at its
+/// next packet that the connection is gone (RFC 9000, section 10.3), instead of waiting for its idle timeout.
+fn endpoint_config(identity: &BrokerIdentity, env: Arc<dyn Env>) -> EndpointConfig {
+    let seed = Digest::of_pieces(&[b"docaxis/stateless-reset\n", identity.key.pkcs8()]);
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &seed.0)));
+    config.cid_generator(move || Box::new(RandomIds(env.clone())));
+    config
 }
 
 fn transport(config: &LinkConfig) -> TransportConfig {

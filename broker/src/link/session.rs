@@ -10,6 +10,7 @@ use docaxis_protocol::{NodeId, Reason, ReasonCode};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
 
+use super::bodies::BodyError;
 use super::io::{self, IoError};
 use super::push;
 use super::submit::{self, StreamError};
@@ -159,6 +160,9 @@ async fn serve_stream(
             tracing::error!(%node, %error, "a request could not be done");
             let reason = match &error {
                 StreamError::Exchange(own) => own.reason(),
+                StreamError::Body(BodyError::Blob(own)) if own.is_disk_full() => {
+                    ReasonCode::DiskFull.because("the exchange's disk is full")
+                }
                 _ => ReasonCode::Busy.because("the exchange cannot take this at the moment"),
             };
             let _unheard = io::refuse(&mut send, reason, exchange.now()).await;

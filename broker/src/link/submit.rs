@@ -16,9 +16,19 @@ pub enum StreamError {
     #[error(transparent)]
     Io(#[from] IoError),
     #[error(transparent)]
-    Body(#[from] BodyError),
+    Body(BodyError),
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
+}
+
+impl From<BodyError> for StreamError {
+    /// A peer that stalls or ends within a body breaks the protocol as it does within a frame.
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Io(error) => Self::Io(error),
+            own => Self::Body(own),
+        }
+    }
 }
 
 pub async fn serve(
