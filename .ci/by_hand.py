@@ -165,8 +165,14 @@ def send(run, subject, files, to=(PROVINCE,)):
 def receive(run, dispatch, subject, files):
     """Waits for the handover and compares what the recipient has with what was sent."""
     run.command("doc", "wait", "--config", "g22/agent.toml", dispatch, "--until", "handed-over", "--timeout", "30s")
-    listed = run.json("doc", "list", "--config", "h37/agent.toml", "--box", "in")
-    subjects = {one["id"]: one["subject"] for one in listed}
+    # Sender and recipient are told at the same time, so the recipient's agent may be a moment behind.
+    until = time.monotonic() + 10
+    while True:
+        listed = run.json("doc", "list", "--config", "h37/agent.toml", "--box", "in")
+        subjects = {one["id"]: one["subject"] for one in listed}
+        if dispatch in subjects or time.monotonic() > until:
+            break
+        time.sleep(0.05)
     same("the subject in the recipient's list", subjects.get(dispatch), subject)
     run.command("doc", "get", "--config", "h37/agent.toml", dispatch, "--out", f"received/{dispatch}")
     there = {path.name: path.read_bytes() for path in (run.folder / "received" / dispatch).iterdir()}
