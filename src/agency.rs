@@ -27,7 +27,7 @@ pub enum Command {
     Lock(Lock),
     /// Unlock an agency.
     Unlock(One),
-    /// Merge an agency into another: what is addressed to it goes there from now on.
+    /// Merge an agency into another. What is addressed to it is refused from now on, as it is not yet passed on.
     Merge(Merge),
     /// Give an agency one more code.
     Alias(Alias),

@@ -54,6 +54,8 @@ pub struct Situation<'a> {
     /// Whether the directory lets the node act for this agency.
     pub hosted: &'a dyn Fn(&AgencyCode) -> bool,
     pub recipient: &'a dyn Fn(&AgencyCode) -> Standing,
+    /// Whether the sending agency is locked.
+    pub sender_locked: bool,
 }
 
 /// Who may speak, and for which exchange: what must hold before a signature is worth checking.
@@ -85,6 +87,9 @@ pub fn admit(envelope: &Envelope, situation: &Situation<'_>) -> Result<(), Refus
     }
     if envelope.expires <= situation.now {
         return refuse(ReasonCode::Expired, format!("expired {}; it is {}", envelope.expires, situation.now));
+    }
+    if situation.sender_locked {
+        return refuse(ReasonCode::SenderLocked, format!("{} is locked and may not send", envelope.sender.agency));
     }
     if envelope.kind != Kind::New {
         let kind = envelope.kind.as_str();
@@ -155,6 +160,10 @@ mod tests {
     /// The verdict for an envelope from node g22, which hosts 000.00.00.G22; 000.00.99.H99 is locked, codes that begin
     /// with X are unknown.
     fn verdict(change: impl FnOnce(&mut Envelope)) -> Option<(&'static str, String)> {
+        verdict_of(change, false)
+    }
+
+    fn verdict_of(change: impl FnOnce(&mut Envelope), sender_locked: bool) -> Option<(&'static str, String)> {
         let mut envelope = letter();
         change(&mut envelope);
         let (origin, node) = ("docaxis.example/vn".parse().unwrap(), "g22".parse().unwrap());
@@ -169,6 +178,7 @@ mod tests {
                 code if code.starts_with('X') => Standing::Unknown,
                 _ => Standing::Open,
             },
+            sender_locked,
         };
         let refused = may_speak(&envelope, &situation).and_then(|()| admit(&envelope, &situation)).err()?;
         let how = if matches!(refused, Refused::Link(_)) { "link" } else { "evidence" };
@@ -180,6 +190,7 @@ mod tests {
         let case = |change: fn(&mut Envelope)| verdict(change);
         let is = |how: &'static str, code: &str| Some((how, code.to_owned()));
         assert_eq!(case(|_| ()), None);
+        assert_eq!(verdict_of(|_| (), true), is("evidence", "sender-locked"));
         assert_eq!(case(|e| e.exchange = "other.example".parse().unwrap()), is("link", "malformed"));
         assert_eq!(case(|e| e.sender.agency = "H37.DN.001".parse().unwrap()), is("link", "not-hosted"));
         assert_eq!(case(|e| e.sender.node = "h37".parse().unwrap()), is("link", "not-hosted"));

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
@@ -25,6 +26,10 @@ use tokio::sync::watch;
 use crate::bundle::Keys;
 use crate::dispatch::Exchange;
 use crate::store::Seq;
+
+/// How long an export waits for the checkpoint over the newest evidence, which follows within a second.
+const CHECKPOINT_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -259,9 +264,17 @@ async fn bundle(
     let seqs = known(&shared.exchange, &id)?;
     let accepted = seqs.iter().find(|seq| shared.exchange.store.deliveries(**seq).is_ok_and(|d| !d.is_empty()));
     let seq = *accepted.or(seqs.first()).ok_or_else(|| Problem(ReasonCode::NotFound.because(id.clone())))?;
-    let exporter = shared.clone();
-    let job = move || crate::bundle::export(&exporter.exchange, &exporter.keys, seq, recipient.as_ref());
-    let made = shared.exchange.workers.run(job).await?;
+    let deadline = tokio::time::Instant::now() + CHECKPOINT_WITHIN;
+    let made = loop {
+        let (exporter, recipient) = (shared.clone(), recipient.clone());
+        let job = move || crate::bundle::export(&exporter.exchange, &exporter.keys, seq, recipient.as_ref());
+        match shared.exchange.workers.run(job).await? {
+            Err(reason) if reason.known() == ReasonCode::Busy && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            made => break made,
+        }
+    };
     let zip = made.map_err(Problem)?;
     Ok(([(header::CONTENT_TYPE, "application/zip")], zip).into_response())
 }

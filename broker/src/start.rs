@@ -1,5 +1,6 @@
 //! Starting and stopping: rooms are opened in the order in which they depend on each other, and closed in reverse.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
@@ -182,6 +183,10 @@ fn exchange(
         log_chain: signed_by_seals_ca(&identity.log),
         nodes_crl: Box::new(nodes_crl),
         links: linked,
+        crls: RwLock::new(BTreeMap::from([
+            ("nodes".to_owned(), pem("X509 CRL", &common.nodes_crl)),
+            ("seals".to_owned(), pem("X509 CRL", &common.seals_crl)),
+        ])),
         env,
         origin,
         store,

@@ -42,6 +42,7 @@ macro_rules! reasons {
 reasons! {
     UnknownRecipient "unknown-recipient" 5 false "Không có cơ quan nhận này trong danh bạ." "The directory has no such recipient." "Check the agency code, or ask the authority to add the agency.";
     RecipientLocked "recipient-locked" 5 false "Cơ quan nhận đang bị khóa." "The recipient is locked." "Ask the authority why the agency is locked; send again when it is unlocked.";
+    SenderLocked "sender-locked" 5 false "Cơ quan gửi đang bị khóa." "The sender is locked." "Ask the authority why the agency is locked; send again when it is unlocked.";
     DuplicateRecipient "duplicate-recipient" 5 false "Một cơ quan nhận được ghi hai lần." "A recipient is named twice." "Name each recipient once; two codes may be aliases of one agency.";
     NotHosted "not-hosted" 7 false "Nút này không phục vụ cơ quan gửi." "This node does not act for that agency." "Send from the node that hosts the agency, or ask the authority to move it.";
     NotYours "not-yours" 5 false "Chỉ bên gửi hoặc bên nhận của văn bản mới được làm việc này." "Only the dispatch's own sender or recipient may do this." "Check the dispatch id and the acting agency.";

@@ -9,7 +9,7 @@ use docaxis_protocol::limits::{MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES};
 use docaxis_protocol::{Digest, Envelope, NodeId, Reason, ReasonCode, SealedEnvelope};
 
 use super::{Exchange, ExchangeError};
-use crate::admission::{self, Refused, Situation};
+use crate::admission::{self, Refused, Situation, Standing};
 use crate::evidence::issuer::parts_of;
 use crate::store::{Acceptance, Accepted, Body, Rejection};
 
@@ -81,6 +81,7 @@ impl Exchange {
             max_part_bytes: self.max_part_bytes,
             hosted: &hosted,
             recipient: &recipient,
+            sender_locked: self.with_directory(|d| d.standing(&envelope.sender.agency)) == Standing::Locked,
         };
         let digest = sealed.digest();
         let turned = |refused: Refused, envelope: Envelope, sealed: SealedEnvelope| match refused {

@@ -6,6 +6,7 @@
 mod intake;
 mod outcome;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use docaxis_protocol::directory::{DirectoryError, SignedEntry, VerifiedEntry};
@@ -85,6 +86,8 @@ pub struct Exchange {
     pub log_chain: Chain,
     /// Takes revocation lists of the nodes' CA to the link's verifier.
     pub nodes_crl: CrlSink,
+    /// The revocation lists in force, in PEM, by the name of their issuer: handed on to the nodes.
+    pub crls: RwLock<BTreeMap<String, String>>,
 }
 
 impl Exchange {
@@ -122,6 +125,15 @@ impl Exchange {
         })
     }
 
+    /// The revocation lists in force that differ from those in `known`, which is brought up to date.
+    pub fn new_crls(&self, known: &mut BTreeMap<String, String>) -> Option<Notices> {
+        let crls = self.crls.read().unwrap_or_else(PoisonError::into_inner);
+        let news: Vec<_> = crls.iter().filter(|(name, pem)| known.get(*name) != Some(*pem)).collect();
+        let crls: Vec<_> = news.into_iter().map(|(name, pem)| (name.clone(), pem.clone())).collect();
+        known.extend(crls.iter().cloned());
+        (!crls.is_empty()).then(|| Notices { version: 0, entries: Vec::new(), crls })
+    }
+
     /// Takes up what the authority signed: entries are verified, then durable, then in force.
     pub async fn publish(&self, notices: Notices) -> Result<u64, ExchangeError> {
         let news = self.with_directory(|directory| directory.verify(notices.entries))?;
@@ -155,7 +167,9 @@ impl Exchange {
             }
             "nodes" => (self.nodes_crl)(pem).map_err(ExchangeError::Crl),
             other => Err(ExchangeError::Crl(format!("no authority is called {other:?}; expected nodes or seals"))),
-        }
+        }?;
+        self.crls.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), pem.to_owned());
+        Ok(())
     }
 
     /// Puts back in force what was published before the broker was last stopped.

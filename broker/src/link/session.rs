@@ -1,6 +1,7 @@
 //! One authenticated connection: greets, then serves the streams that the peer opens. Who the peer is comes from its
 //! certificate alone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -268,7 +269,7 @@ async fn give_proofs(exchange: &Arc<Exchange>, leaves: Vec<u64>, send: &mut Send
     Ok(())
 }
 
-/// Streams the directory's changes, without end.
+/// Streams the revocation lists and the directory's changes, without end.
 async fn feed_directory(
     exchange: &Arc<Exchange>,
     bell: &Bell,
@@ -276,8 +277,12 @@ async fn feed_directory(
     send: &mut SendStream,
 ) -> Result<(), StreamError> {
     let mut rung = bell.directory();
+    let mut known = BTreeMap::new();
     loop {
         rung.mark_unchanged();
+        if let Some(crls) = exchange.new_crls(&mut known) {
+            io::write(send, &Frame::Notices(crls)).await?;
+        }
         while let Some(notices) = exchange.notices_since(version) {
             version = notices.version;
             io::write(send, &Frame::Notices(notices)).await?;
