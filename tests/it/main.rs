@@ -3,9 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod audit_verify;
+mod cli;
 mod enrol;
+mod exchange;
 mod layout;
 mod link;
 mod net;
+mod proof;
 mod raw;
 mod refusals;
+mod testnet;

@@ -22,6 +22,8 @@ use crate::store::{Seq, StoreError, Waiting};
 const MAX_OFFERS: usize = 32;
 /// How long an offer that the node did not take rests before the next try.
 const REST: Duration = Duration::from_secs(5);
+/// How long a delivery that is no longer due is left alone, so that its place in the queue can be cleared.
+const SETTLE: Duration = Duration::from_secs(1);
 /// How long the node may take from the last byte of the bodies to its statement: it hashes and syncs meanwhile.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -34,6 +36,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
     let mut under_way: BTreeSet<Key> = BTreeSet::new();
     let mut offers: JoinSet<Key> = JoinSet::new();
     let mut last = None;
+    let mut directory = bell.directory();
     loop {
         let room = MAX_OFFERS.saturating_sub(under_way.len());
         if room > 0 {
@@ -53,6 +56,8 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
         tokio::select! {
             _ = connection.closed() => return,
             rung = bell.recipients() => active.extend(rung),
+            // An agency that moved to this node may bring a queue with it.
+            Ok(()) = directory.changed() => active.extend(exchange.with_directory(|d| d.hosted_by(&node))),
             Some(ended) = offers.join_next() => match ended {
                 Ok(key) => {
                     under_way.remove(&key);
@@ -93,18 +98,27 @@ fn pick(
 
 async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, waiting: Waiting) -> Key {
     let key = (waiting.seq, waiting.recipient.clone());
-    match hand_over(&exchange, &node, &connection, waiting).await {
-        Ok(()) => {}
+    let rest = match hand_over(&exchange, &node, &connection, waiting).await {
+        Ok(Offered::Recorded) => return key,
+        // It has just expired, or its outcome was recorded on another way: the queue will say so in a moment.
+        Ok(Offered::NoLongerDue) => SETTLE,
         Err(error) => {
             let (seq, recipient) = (key.0.0, &key.1);
             tracing::warn!(%node, seq, %recipient, %error, "an offer was not taken; it waits on");
-            tokio::select! {
-                () = tokio::time::sleep(REST) => {}
-                _ = connection.closed() => {}
-            }
+            REST
         }
+    };
+    tokio::select! {
+        () = tokio::time::sleep(rest) => {}
+        _ = connection.closed() => {}
     }
     key
+}
+
+/// How an offer ended without an error.
+enum Offered {
+    Recorded,
+    NoLongerDue,
 }
 
 async fn hand_over(
@@ -112,7 +126,7 @@ async fn hand_over(
     node: &NodeId,
     connection: &Connection,
     waiting: Waiting,
-) -> Result<(), StreamError> {
+) -> Result<Offered, StreamError> {
     let reader = exchange.clone();
     let prepared = exchange
         .workers
@@ -120,7 +134,7 @@ async fn hand_over(
         .await
         .map_err(crate::dispatch::ExchangeError::from)??;
     let Some(offering) = prepared else {
-        return Ok(());
+        return Ok(Offered::NoLongerDue);
     };
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
     // QUIC sends higher numbers first: an urgent letter passes in the middle of a large part.
@@ -132,7 +146,7 @@ async fn hand_over(
     {
         let _gone = (send.reset(io.code()), recv.stop(io.code()));
     }
-    told
+    told.map(|()| Offered::Recorded)
 }
 
 async fn converse(

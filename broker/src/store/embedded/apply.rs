@@ -135,8 +135,7 @@ fn apply_accepted(
 pub fn keep_bodies(bodies: &[BodyV1], meta_len: usize, at: Location, rows: &mut Staged<'_>) -> Result<(), StoreError> {
     let mut offset = at.offset + (FRAME_HEADER_BYTES + meta_len) as u64;
     for body in bodies {
-        let owners = keys::owners(&body.sha256);
-        if !rows.scan(&owners, &keys::end_of(&owners), 1)?.is_empty() {
+        if is_named(&body.sha256, rows)? {
             drop_body(&body.sha256, rows)?;
             add_live(at.segment, i64::from(body.size), rows)?;
             let place = BodyPlace::Journal { segment: at.segment, offset };
@@ -145,6 +144,14 @@ pub fn keep_bodies(bodies: &[BodyV1], meta_len: usize, at: Location, rows: &mut 
         offset += u64::from(body.size);
     }
     Ok(())
+}
+
+/// Whether a dispatch names the body. A new dispatch's own row is staged, and spares the look into the index.
+fn is_named(sha256: &[u8; 32], rows: &Staged<'_>) -> Result<bool, StoreError> {
+    let owners = keys::owners(sha256);
+    let end = keys::end_of(&owners);
+    let staged = rows.changes.range(owners.clone()..end.clone()).any(|(_, value)| value.is_some());
+    Ok(staged || !rows.scan(&owners, &end, 1)?.is_empty())
 }
 
 fn drop_body(sha256: &[u8; 32], rows: &mut Staged<'_>) -> Result<(), StoreError> {
@@ -213,8 +220,7 @@ fn apply_pruned(pruned: &PrunedV1, rows: &mut Staged<'_>) -> Result<(), StoreErr
     rows.remove(keys::finished(pruned.finished_ms, pruned.seq));
     for sha256 in &pruned.parts {
         rows.remove(keys::owner(sha256, &pruned.sender, pruned.seq));
-        let owners = keys::owners(sha256);
-        if rows.scan(&owners, &keys::end_of(&owners), 1)?.is_empty() {
+        if !is_named(sha256, rows)? {
             drop_body(sha256, rows)?;
         }
     }

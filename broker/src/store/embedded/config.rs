@@ -60,7 +60,7 @@ impl Default for EmbeddedConfig {
             keep_bodies: Duration::from_secs(30 * 24 * 3600),
             index: IndexKind::Sled,
             index_cache_bytes: 64 << 20,
-            index_batch_rows: 32 << 10,
+            index_batch_rows: 4 << 10,
             index_every: Duration::from_secs(1),
         }
     }

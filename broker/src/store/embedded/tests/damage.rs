@@ -92,12 +92,14 @@ fn a_flipped_bit_in_the_last_group_is_damage_once_the_store_was_idle_or_closed()
 fn flipped_bits_in_headers_and_evidence_are_found() {
     let (disk, index) = (SimDisk::new(), Arc::default());
     let store = open(&disk, &index).unwrap();
-    Acknowledged::default().work(&store, 0, 30).unwrap();
+    let mut acknowledged = Acknowledged::default();
+    acknowledged.work(&store, 0, 30).unwrap();
     wait(store.close()).unwrap();
     drop(store);
     let evidence = disk.list(&Path::new(DATA).join("evidence")).unwrap();
     assert!(evidence.len() > 1, "several files of evidence: {evidence:?}");
     let mut files: Vec<_> = evidence.iter().map(|name| Path::new(DATA).join("evidence").join(name)).collect();
+    let newest_evidence = files.last().cloned();
     let journal = disk.list(&Path::new(DATA).join("journal")).unwrap();
     let newest = journal.iter().rfind(|name| name.ends_with("segment")).unwrap();
     files.push(Path::new(DATA).join("journal").join(newest));
@@ -112,8 +114,15 @@ fn flipped_bits_in_headers_and_evidence_are_found() {
             }
             let after = disk.after(Cut::Drop);
             after.tamper(&file, |bytes| bytes[byte] ^= 4).unwrap();
-            let result = leaves(&after);
-            assert!(matches!(result, Err(StoreError::Damaged(_))), "{} byte {byte}: {result:?}", file.display());
+            let store = open(&after, &Arc::default());
+            match store {
+                Err(StoreError::Damaged(_)) => {}
+                // The newest copy's journal segment may not be freed yet: then it is cut, and copied once more.
+                Ok(store) if Some(&file) == newest_evidence.as_ref() => {
+                    acknowledged.check(&store, &format!("{} byte {byte}", file.display()));
+                }
+                other => panic!("{} byte {byte}: {:?}", file.display(), other.err()),
+            }
         }
     }
 }
