@@ -51,6 +51,7 @@ struct Raw {
 /// Overwrites a pre-written file in groups of `bytes`, syncing each.
 fn raw_rate(path: &Path, bytes: f64) -> anyhow::Result<Raw> {
     const FILE_BYTES: u64 = 64 << 20;
+    #[allow(clippy::cast_possible_truncation, reason = "a group has a few MiB")]
     let group = vec![7; ((bytes / 4096.0).ceil().max(1.0) as usize) * 4096];
     let file = RealDisk.create(path)?;
     file.write_zeros(FILE_BYTES)?;

@@ -32,13 +32,15 @@ pub fn node_id(text: &str) -> NodeId {
     text.parse().unwrap()
 }
 
+type Edit = Box<dyn FnOnce(&mut BrokerConfig)>;
+
 /// What an exchange shall have.
 #[derive(Default)]
 pub struct TestNet {
     nodes: Vec<(String, Vec<AgencyCode>)>,
     agencies: Vec<AgencyCode>,
     founded: Option<Timestamp>,
-    edits: Vec<Box<dyn FnOnce(&mut BrokerConfig)>>,
+    edits: Vec<Edit>,
 }
 
 impl TestNet {

@@ -127,7 +127,7 @@ async fn refused_by_node(broker: &BrokerIdentity, node: &NodeIdentity, name: &st
         within("a handshake", incoming.into_future()).await.map(|_| ()).expect_err("the node let the broker in")
     };
     let (refused, told) = tokio::join!(dial(tls, address, name), accept);
-    (heard(&refused.err().expect("the node let the broker in")), heard(&told))
+    (heard(&refused.expect_err("the node let the broker in")), heard(&told))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

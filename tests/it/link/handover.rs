@@ -39,7 +39,7 @@ async fn an_offer_that_is_taken_becomes_evidence_that_its_sender_receives() {
     let item = |leaf, evidence, statement_chain| EvidenceItem { sender: code(G22.0), leaf, evidence, statement_chain };
     let handover = item(1, outcome.evidence, Some(statement.chain.clone()));
     assert_eq!(news, [item(0, accepted.evidence.clone(), None), handover.clone()]);
-    assert_eq!(g22.follow(G22.0, 1, 1).await, [handover.clone()]);
+    assert_eq!(g22.follow(G22.0, 1, 1).await, std::slice::from_ref(&handover));
     let evidence = read(&exchange, &g22, &handover.evidence);
     let stated = docaxis_protocol::evidence::StatementInEvidence::new(&statement, &h37.seal_of(DN).0.key.public());
     assert_eq!(
@@ -150,7 +150,8 @@ async fn statuses_follow_the_handover_once_each_and_one_answer_excludes_the_othe
     let registered = h37.state(DN, about(&sealed), Event::Registered, &[]);
     let early = h37.report(std::slice::from_ref(&registered)).await.remove(0);
     assert_eq!(early.unwrap_err().code, "other", "before the handover");
-    (h37.take().await, h37.take().await);
+    h37.take().await;
+    h37.take().await;
     let refused = h37.state(TC, about(&sealed), Event::Refused, std::slice::from_ref(&why));
     let answers = h37.report(&[registered.clone(), refused.clone(), registered.clone()]).await;
     let standings: Vec<Standing> = answers.iter().map(|answer| answer.as_ref().unwrap().standing).collect();
@@ -222,7 +223,7 @@ async fn every_piece_of_evidence_is_proven_to_be_in_the_log() {
 async fn large_bodies_are_delivered_byte_for_byte() {
     let exchange = net().start();
     let (g22, h37) = (RawNode::link(&exchange, "g22").await, RawNode::link(&exchange, "h37").await);
-    let pattern = |size: usize, seed: u8| (0..size).map(|at| (at / 7 % 251) as u8 ^ seed).collect::<Vec<u8>>();
+    let pattern = |size: usize, seed: u8| (0..size).map(|at| (at / 7).to_le_bytes()[0] ^ seed).collect::<Vec<u8>>();
     let bodies = [pattern(5 << 20, 1), pattern(10, 2), pattern(100_000, 3), pattern(64 << 10, 4), Vec::new()];
     let sealed = letter(&[DN], &bodies.each_ref().map(Vec::as_slice)).seal(&g22);
     let submitted = g22.submit(&sealed).await;
