@@ -6,6 +6,7 @@ mod audit_verify;
 mod cli;
 mod enrol;
 mod exchange;
+mod kill;
 mod layout;
 mod link;
 mod net;
