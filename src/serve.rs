@@ -27,6 +27,15 @@ fn is_terminal() -> bool {
 /// How often a running command looks whether it must give up by itself.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(500);
 
+/// Set to a process id: the command stops when that process is no longer its parent.
+pub const STOP_WITH_PARENT: &str = "DOCAXIS_STOP_WITH_PARENT";
+
+/// Whether the process that this one was to live as long as is gone.
+fn orphaned() -> bool {
+    let parent = std::env::var(STOP_WITH_PARENT).ok().and_then(|text| text.parse::<i32>().ok());
+    parent.is_some_and(|pid| rustix::process::getppid().is_none_or(|now| now.as_raw_nonzero().get() != pid))
+}
+
 /// Waits for SIGTERM or SIGINT, or until `given_up` says why it cannot go on.
 pub fn wait_for_stop(given_up: impl Fn() -> Option<Failure>) -> Result<(), Failure> {
     block_on(async {
@@ -39,6 +48,7 @@ pub fn wait_for_stop(given_up: impl Fn() -> Option<Failure>) -> Result<(), Failu
                 _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
                 () = tokio::time::sleep(LOOK) => match given_up() {
                     Some(failure) => return Err(failure),
+                    None if orphaned() => tracing::info!("the parent process is gone: stopping"),
                     None => continue,
                 },
             }

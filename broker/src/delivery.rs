@@ -36,6 +36,9 @@ pub struct Stated {
     pub reasons: Vec<Reason>,
 }
 
+/// Why a recipient's node may refuse a handover: what it can see for itself. The other reasons are the exchange's word.
+const NODE_REASONS: [ReasonCode; 3] = [ReasonCode::BadSeal, ReasonCode::DigestMismatch, ReasonCode::WrongAddressee];
+
 /// Decides about a recipient's statement.
 pub fn on_statement(state: DeliveryState, stated: &Stated, now: Timestamp, expires: Timestamp) -> Decision {
     use DeliveryState as S;
@@ -51,7 +54,15 @@ pub fn on_statement(state: DeliveryState, stated: &Stated, now: Timestamp, expir
             Decision::Answer { event: Event::ContentHandover }
         }
         (Event::ContentHandover, S::Failed | S::Expired | S::Withdrawn) => Decision::RecordLate { state },
-        (Event::ContentHandoverFailure, S::Waiting) => record(S::Failed),
+        (Event::ContentHandoverFailure, S::Waiting) => {
+            match stated.reasons.iter().find(|reason| !NODE_REASONS.contains(&reason.known())) {
+                None => record(S::Failed),
+                Some(foreign) => {
+                    let text = format!("{} is not for a recipient's node to state", foreign.code);
+                    Decision::Refuse(ReasonCode::Malformed.because(text))
+                }
+            }
+        }
         (Event::ContentHandoverFailure, S::Failed | S::Expired | S::Withdrawn) => {
             Decision::Answer { event: Event::ContentHandoverFailure }
         }
@@ -175,6 +186,16 @@ mod tests {
         assert_eq!(decide(Event::ContentHandover, DeliveryState::Waiting, 99), "ContentHandover -> HandedOver");
         assert_eq!(decide(Event::ContentHandover, DeliveryState::Waiting, 100), "ContentHandoverFailure -> Expired");
         assert_eq!(decide(Event::ContentHandover, DeliveryState::HandedOver, 500), "answer ContentHandover");
+    }
+
+    #[test]
+    fn a_node_may_not_state_what_only_the_exchange_can_know() {
+        let refuse = |code: ReasonCode| {
+            let stated = Stated { event: Event::ContentHandoverFailure, reasons: vec![code.because("x")] };
+            matches!(on_statement(DeliveryState::Waiting, &stated, at(1), at(100)), Decision::Refuse(_))
+        };
+        assert!(refuse(ReasonCode::Withdrawn) && refuse(ReasonCode::Expired) && refuse(ReasonCode::Other));
+        assert!(!refuse(ReasonCode::BadSeal) && !refuse(ReasonCode::DigestMismatch));
     }
 
     #[test]

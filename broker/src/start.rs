@@ -104,9 +104,13 @@ impl Broker {
         self.link.address()
     }
 
-    /// Why nothing more is acknowledged, if a write failed: the process must stop and be started again.
+    /// Why the broker cannot go on, if a write failed or a thread ended: the process must stop and be started again.
     pub fn poisoned(&self) -> Option<StoreError> {
-        self.embedded.poisoned()
+        let ended = self.threads.iter().find(|thread| thread.is_finished());
+        let ended = ended.map(|thread| thread.thread().name().unwrap_or("a thread").to_owned());
+        self.embedded
+            .poisoned()
+            .or_else(|| ended.map(|name| StoreError::Poisoned(format!("{name} has ended; the log says why"))))
     }
 
     /// The exchange, for tests that look inside.

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::MAX_REASON_TEXT_BYTES;
+
 /// What a reason means to a person and to a script.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReasonText {
@@ -77,9 +79,13 @@ impl ReasonCode {
         self.text().code
     }
 
-    /// A reason with this code and a sentence about the particular case.
+    /// A reason with this code and a sentence about the particular case, cut at [`MAX_REASON_TEXT_BYTES`]: it may quote
+    /// what a peer sent.
     pub fn because(self, text: impl Into<String>) -> Reason {
-        Reason { code: self.as_str().to_owned(), text: text.into() }
+        let mut text = text.into();
+        let end = text.floor_char_boundary(MAX_REASON_TEXT_BYTES);
+        text.truncate(end);
+        Reason { code: self.as_str().to_owned(), text }
     }
 }
 
@@ -138,6 +144,12 @@ impl fmt::Display for Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_that_quotes_too_much_is_cut_on_a_character() {
+        let reason = ReasonCode::UnsafeName.because("đ".repeat(5_000));
+        assert_eq!(reason.text, "đ".repeat(MAX_REASON_TEXT_BYTES / 2));
+    }
 
     #[test]
     fn every_reason_has_both_languages_a_next_step_and_its_own_code() {

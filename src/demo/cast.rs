@@ -54,6 +54,12 @@ impl Cast {
         for (n, code) in others.difference(&senders).enumerate() {
             agencies.insert(code.clone(), (format!("agency {code}"), 1 + n % (NODES.len() - 1)));
         }
+        // Where no file is a document of anybody, the first node still plays, for the agency that it is named after.
+        if !agencies.values().any(|(_, node)| *node == 0)
+            && let Ok(code) = letters::AGENCIES[0].0.parse()
+        {
+            agencies.insert(code, (letters::AGENCIES[0].1.to_owned(), 0));
+        }
         let node_of = |message: &Option<Message>| {
             let sender = match message {
                 Some(Message::Document(document)) => &document.sender.code,

@@ -9,6 +9,7 @@ mod story;
 use std::path::PathBuf;
 
 use clap::Args;
+use docaxis_protocol::ReasonCode;
 use serde_json::json;
 
 use crate::out::{Failure, Out};
@@ -28,6 +29,9 @@ pub struct DemoArgs {
 }
 
 pub fn run(args: &DemoArgs, out: Out) -> Result<(), Failure> {
+    if let Some(absent) = args.files.iter().find(|file| !file.is_file()) {
+        return Err(Failure::new(ReasonCode::NotFound, format!("there is no file {}", absent.display())));
+    }
     // Held to the end: without --dir everything goes with it.
     let temporary = tempfile::tempdir()?;
     let dir = match &args.dir {

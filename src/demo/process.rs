@@ -1,4 +1,5 @@
-//! Child processes of this same program, each with a log file. None outlives the demo.
+//! Child processes of this same program, each with a log file. None outlives the demo, however it ends: each of them
+//! watches its parent.
 
 use std::fs::File;
 use std::net::UdpSocket;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::control::Control;
 use crate::out::Failure;
+use crate::serve;
 
 /// How long a process may take to answer after its start.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -25,6 +27,7 @@ impl Process {
         let log = File::options().create(true).append(true).open(logs.join(format!("{name}.log")))?;
         let child = Command::new(std::env::current_exe()?)
             .args(args)
+            .env(serve::STOP_WITH_PARENT, std::process::id().to_string())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

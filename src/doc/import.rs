@@ -1,6 +1,8 @@
 //! edXML in and out: a file becomes a dispatch or a reported status; a dispatch becomes a file.
 
+use std::fs::Permissions;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -118,8 +120,8 @@ pub fn run(args: &ImportArgs, out: Out) -> Result<(), Failure> {
         }
         _ => {
             out.data(&all, words)?;
-            let text = format!("{} of {} files were refused", refused.len(), all.len());
-            Err(Failure { exit: 5, ..Failure::new(ReasonCode::Malformed, text).hint("Each refusal is listed above.") })
+            out.talk(format!("{} of {} files were refused", refused.len(), all.len()));
+            Err(Failure::told(5))
         }
     }
 }
@@ -166,7 +168,7 @@ fn take_document(control: &Control, file: &Path, document: Document, original: &
 
 /// Hands a document to the agent: attachments as parts, and the file itself as it came.
 fn queue(control: &Control, file: &Path, document: &Document, original: &[u8]) -> Result<DispatchId, Failure> {
-    let folder = tempfile::tempdir()?;
+    let folder = tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir()?;
     let mut parts = Vec::new();
     let mut add = |name: &str, media_type: &str, role: &str, bytes: &[u8]| -> Result<(), Failure> {
         let path = folder.path().join(parts.len().to_string());

@@ -217,6 +217,8 @@ fn a_list_is_imported_row_by_row() {
     let report = exchange.agency(&["import", list.to_str().unwrap()]).done();
     let refused: Vec<&Value> = report["refused"].as_array().unwrap().iter().map(|row| &row["line"]).collect();
     assert_eq!((&report["added"], &report["unchanged"], refused), (&json!(1), &json!(1), vec![&json!(4), &json!(5)]));
+    std::fs::write(&list, "organ_id,name\nnot a code,C\nnull,D\n").unwrap();
+    assert_eq!(exchange.agency(&["import", list.to_str().unwrap()]).0.status.code(), Some(5));
     let absent = exchange.path("absent.csv");
     assert_eq!(exchange.agency(&["import", absent.to_str().unwrap()]).refused(), (3, "not-found".into()));
 }

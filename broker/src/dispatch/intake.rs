@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::frame::{self, Done, Submit};
-use docaxis_protocol::limits::{MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES};
-use docaxis_protocol::{Digest, Envelope, NodeId, Reason, ReasonCode, SealedEnvelope};
+use docaxis_protocol::limits::{MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES, MAX_LARGE_FRAME_BYTES};
+use docaxis_protocol::{Digest, Envelope, NodeId, Reason, ReasonCode, SealedEnvelope, Timestamp};
 
 use super::{Exchange, ExchangeError};
 use crate::admission::{self, Refused, Situation, Standing};
@@ -32,6 +32,12 @@ pub enum Intake {
     /// A link error.
     Refused(Reason),
 }
+
+/// A signed acceptance, or why the dispatch may no longer be accepted.
+type Signed = Result<(Envelope, Acceptance), (Box<Admitted>, Reason)>;
+
+/// Room in an offer for certificates, names and lengths beside envelope and receipt.
+const OFFER_OVERHEAD_BYTES: usize = 40 << 10;
 
 enum Look {
     Admitted(Box<Admitted>),
@@ -155,8 +161,10 @@ impl Exchange {
     /// Commits an admitted dispatch whose bodies are all there, and answers with its receipt.
     pub async fn accept(self: &Arc<Self>, admitted: Box<Admitted>) -> Result<Done, ExchangeError> {
         let exchange = self.clone();
-        let acceptance = self.workers.run(move || exchange.sign_acceptance(*admitted)).await??;
-        let (envelope, sealed) = acceptance;
+        let (envelope, sealed) = match self.workers.run(move || exchange.sign_acceptance(*admitted)).await?? {
+            Ok(acceptance) => acceptance,
+            Err((admitted, reason)) => return self.reject_admitted(admitted, reason).await,
+        };
         let evidence = sealed.evidence.clone();
         let (rejected, digest) = (sealed.envelope.clone(), sealed.envelope_sha256);
         let done = match self.store.accept(sealed).await? {
@@ -165,7 +173,10 @@ impl Exchange {
                 self.ring_sender(&envelope.sender.agency);
                 Done { intake: frame::Intake::Accepted, leaf: seq.0, evidence }
             }
-            Accepted::Already(seq, evidence) => Done { intake: frame::Intake::Already, leaf: seq.0, evidence },
+            Accepted::Already(seq, evidence) => {
+                self.ring_recipients(envelope.recipients.iter());
+                Done { intake: frame::Intake::Already, leaf: seq.0, evidence }
+            }
             Accepted::Conflict { envelope_sha256 } => {
                 let reason = conflict(&envelope, envelope_sha256, digest);
                 self.reject(&envelope, digest, rejected, reason).await?
@@ -174,10 +185,18 @@ impl Exchange {
         Ok(done)
     }
 
-    fn sign_acceptance(&self, admitted: Admitted) -> Result<(Envelope, Acceptance), ExchangeError> {
-        let Admitted { envelope, digest, sealed, bodies, .. } = admitted;
-        // Never dated before the envelope itself, whose clock may be a little ahead of ours.
+    /// Signs the acceptance of a dispatch whose bodies are all here. It is judged once more at the time that the
+    /// evidence will name: a large body may have taken longer than the dispatch, the seal or a lock allowed.
+    fn sign_acceptance(&self, admitted: Admitted) -> Result<Signed, ExchangeError> {
         let accepted = self.now();
+        let verdict = match self.seals.check_envelope(&admitted.envelope, &admitted.sealed, accepted) {
+            Ok(()) => self.judge(&admitted.envelope, accepted).map_err(|refused| refused.reason().clone()),
+            Err(error) => Err(ReasonCode::BadSeal.because(error.to_string())),
+        };
+        if let Err(reason) = verdict {
+            return Ok(Err((Box::new(admitted), reason)));
+        }
+        let Admitted { envelope, digest, sealed, bodies, .. } = admitted;
         let evidence = self.issuer.acceptance(&envelope, digest, accepted)?;
         let acceptance = Acceptance {
             sender: envelope.sender.agency.clone(),
@@ -193,7 +212,32 @@ impl Exchange {
             evidence,
             recipients: envelope.recipients.iter().map(|code| (code.clone(), None)).collect(),
         };
-        Ok((envelope, acceptance))
+        let offered = acceptance.envelope.bytes.len() + acceptance.evidence.bytes.len() + OFFER_OVERHEAD_BYTES;
+        if offered > MAX_LARGE_FRAME_BYTES {
+            let text = format!(
+                "envelope and receipt are {offered} bytes together; an offer has room for {MAX_LARGE_FRAME_BYTES}"
+            );
+            let Acceptance { envelope: sealed, .. } = acceptance;
+            let admitted = Admitted { envelope, digest, sealed, bodies: BTreeMap::new(), missing: Vec::new() };
+            return Ok(Err((Box::new(admitted), ReasonCode::TooLarge.because(text))));
+        }
+        Ok(Ok((envelope, acceptance)))
+    }
+
+    /// The rules of admission at one time.
+    fn judge(&self, envelope: &Envelope, now: Timestamp) -> Result<(), Refused> {
+        let node = &envelope.sender.node;
+        let situation = Situation {
+            origin: &self.origin,
+            node,
+            now,
+            max_part_bytes: self.max_part_bytes,
+            hosted: &|code| self.hosts(node, code),
+            recipient: &|code| self.with_directory(|directory| directory.standing(code)),
+            sender_locked: self.with_directory(|d| d.standing(&envelope.sender.agency)) == Standing::Locked,
+        };
+        admission::may_speak(envelope, &situation)?;
+        admission::admit(envelope, &situation)
     }
 
     /// Issues a SubmissionRejection.
@@ -222,6 +266,10 @@ impl Exchange {
 /// The sizes of the bodies that follow a `Submit` inline, if they are within bounds. Known before anything is read.
 pub fn inline_sizes(envelope_bytes: &[u8], inline: &[u16]) -> Result<Vec<(u16, usize)>, Reason> {
     let envelope = Envelope::parse(envelope_bytes).map_err(|e| e.reason())?;
+    if inline.len() > envelope.parts.len() {
+        let text = format!("{} bodies are announced for {} parts", inline.len(), envelope.parts.len());
+        return Err(ReasonCode::Malformed.because(text));
+    }
     let mut total = 0;
     let mut sizes = Vec::with_capacity(inline.len());
     for index in inline {

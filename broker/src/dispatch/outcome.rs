@@ -71,6 +71,12 @@ impl Exchange {
             Ok(statement) => statement,
             Err(error) => return refuse(ReasonCode::Malformed, error.to_string()),
         };
+        // The evidence repeats the reasons; a verifier compares them with the statement's to the letter.
+        let said: serde_json::Value = serde_json::from_slice(&sealed.bytes).unwrap_or_default();
+        let repeated = serde_json::to_value(&statement.reasons).unwrap_or_default();
+        if !statement.reasons.is_empty() && said.get("reasons") != Some(&repeated) {
+            return refuse(ReasonCode::Malformed, "a reason has exactly a code and a text".into());
+        }
         let recipient = statement.recipient;
         if statement.exchange != self.origin {
             let found = statement.exchange;
@@ -159,8 +165,19 @@ impl Exchange {
                 let own_word = state == DeliveryState::Expired;
                 about.event = event;
                 about.reasons = reasons;
+                if own_word {
+                    about.not_before = about.not_before.max(dispatch.expires);
+                }
                 about.statement = about.statement.filter(|_| !own_word);
                 (state, (!own_word).then(|| sealed.clone()))
+            }
+            // One late handover is on record; the same node saying it again with another time adds nothing.
+            Decision::RecordLate { .. } if newest(&chain, Event::ContentHandover).is_some() => {
+                let Some((piece, _)) = newest(&chain, Event::ContentHandoverFailure) else {
+                    let text = format!("dispatch {} failed without evidence of it", dispatch.id);
+                    return Err(StoreError::Damaged(text).into());
+                };
+                return Ok(Some(Ok(answer(piece, delivery.state))));
             }
             Decision::RecordLate { state } => {
                 about.late_after = newest(&chain, Event::ContentHandoverFailure).map(|(_, evidence)| evidence.id);
@@ -242,7 +259,8 @@ impl Exchange {
                     event,
                     recipient,
                     previous: delivery.head,
-                    not_before: delivery.head_time,
+                    // Decided by one look at the clock and dated by another: never dated before the expiry.
+                    not_before: delivery.head_time.max(dispatch.expires),
                     reasons,
                     statement: None,
                     late_after: None,

@@ -41,6 +41,11 @@ pub enum LogError {
          restore the newest backup of DATA"
     )]
     Fork { size: u64, expected: Digest, found: Digest },
+    #[error(
+        "the store holds {stored} leaves, but the log has no checkpoint: which history was signed last is unknown. Nothing \
+         is signed; restore DATA/log from the newest backup"
+    )]
+    NoCheckpoint { stored: u64 },
     #[error("no proof for leaf {leaf}: {why}")]
     Proof { leaf: u64, why: String },
 }
@@ -98,7 +103,11 @@ impl LogKeeper {
                 let signed = Checkpoint::open(&note, &key, &[], 0)?.checkpoint;
                 (Self::agree(folder, &signed, store)?, note)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => (Tiles::empty(folder), String::new()),
+            // An empty log publishes its first checkpoint before any leaf can be committed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match store.counts().leaves {
+                0 => (Tiles::empty(folder), String::new()),
+                stored => return Err(LogError::NoCheckpoint { stored }),
+            },
             Err(error) => return Err(error.into()),
         };
         let published = Arc::new(RwLock::new(Published { size: tiles.size(), note }));

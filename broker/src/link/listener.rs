@@ -86,14 +86,13 @@ impl Link {
         let endpoint_config = endpoint_config(identity, exchange.env.clone());
         let (stop, stopped) = watch::channel(false);
         let (served, max_connections) = (links.clone(), config.max_connections);
+        let endpoint = {
+            let _in_runtime = runtime.enter();
+            Endpoint::new(endpoint_config, Some(server), socket, Arc::new(quinn::TokioRuntime))
+                .map_err(LinkError::Thread)?
+        };
         let serve = move || {
-            runtime.block_on(async move {
-                let endpoint = Endpoint::new(endpoint_config, Some(server), socket, Arc::new(quinn::TokioRuntime));
-                match endpoint {
-                    Ok(endpoint) => accept(endpoint, trust, exchange, served, max_connections, stopped).await,
-                    Err(error) => tracing::error!(%error, "the link's endpoint could not be made"),
-                }
-            });
+            runtime.block_on(accept(endpoint, trust, exchange, served, max_connections, stopped));
             // Disk threads that still serve a lost transfer must not hold up the end.
             runtime.shutdown_timeout(CLOSE_TIMEOUT);
         };
@@ -244,7 +243,12 @@ async fn session(
         Ok(TlsPeer::Joining) => super::join::serve(exchange, connection, authority).await,
         Ok(TlsPeer::Linked(peer)) => match peer.identity.clone() {
             Identity::Node(node) => {
+                let serial = peer.serial.clone();
                 links.up(&node, peer, connection.clone());
+                // A list that came between the handshake and this line closed nothing.
+                if trust.is_revoked(&serial) {
+                    connection.close(code::REVOKED.into(), b"revoked");
+                }
                 session::serve(exchange, connection.clone(), Peer::Node(node.clone())).await;
                 links.down(&node, &connection);
             }

@@ -24,6 +24,8 @@ const MAX_OFFERS: usize = 32;
 const REST: Duration = Duration::from_secs(5);
 /// How long a delivery that is no longer due is left alone, so that its place in the queue can be cleared.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How often all queues of a node are looked at, whether or not the bell rang.
+const ROUND: Duration = Duration::from_secs(30);
 /// How long the node may take from the last byte of the bodies to its statement: it hashes and syncs meanwhile.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -37,13 +39,15 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
     let mut offers: JoinSet<Key> = JoinSet::new();
     let mut last = None;
     let mut directory = bell.directory();
+    let mut round = tokio::time::interval(ROUND);
     loop {
         let room = MAX_OFFERS.saturating_sub(under_way.len());
         if room > 0 {
             let picked = match pick(&exchange, &mut active, &under_way, last.as_ref(), room) {
                 Ok(picked) => picked,
                 Err(error) => {
-                    tracing::error!(%node, %error, "nothing can be offered: the store does not answer");
+                    tracing::error!(%node, %error, "nothing can be offered: the store does not answer; the link is closed");
+                    connection.close(io::code::STOPPING.into(), b"the store does not answer");
                     return;
                 }
             };
@@ -56,6 +60,8 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
         tokio::select! {
             _ = connection.closed() => return,
             rung = bell.recipients() => active.extend(rung),
+            // A bell may be lost with the request that was to ring it; the queue is the truth.
+            _ = round.tick() => active.extend(exchange.with_directory(|d| d.hosted_by(&node))),
             // An agency that moved to this node may bring a queue with it.
             Ok(()) = directory.changed() => active.extend(exchange.with_directory(|d| d.hosted_by(&node))),
             Some(ended) = offers.join_next() => match ended {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use docaxis_protocol::frame::{Class, Follow, Frame, Hello, Notices, Report, Reported, VERSION, Welcome};
-use docaxis_protocol::limits::{MAX_BATCH, MAX_CLOCK_SKEW};
-use docaxis_protocol::{NodeId, Reason, ReasonCode};
+use docaxis_protocol::limits::{MAX_BATCH, MAX_CLOCK_SKEW, MAX_ENVELOPE_BYTES};
+use docaxis_protocol::{AgencyCode, NodeId, Reason, ReasonCode};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
 
@@ -18,6 +18,8 @@ use super::submit::{self, StreamError};
 use crate::bells::Bell;
 use crate::dispatch::{Exchange, ExchangeError};
 
+/// How often a follower's evidence is looked for, whether or not the bell rang.
+const ROUND: Duration = Duration::from_secs(30);
 /// How long a new connection may take to say `Hello`.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -183,8 +185,16 @@ async fn take_report(
         return Ok(io::refuse(send, reason, exchange.now()).await?);
     }
     let mut answers = Vec::with_capacity(report.statements.len());
+    let mut bytes = 0;
     for statement in report.statements {
-        answers.push(exchange.state(node, statement).await?);
+        // What does not fit into one answer is not recorded now: the node asks again.
+        if bytes > MAX_ENVELOPE_BYTES / 2 {
+            answers.push(Err(ReasonCode::Busy.because("the answer to this report is full; report it again")));
+            continue;
+        }
+        let answer = exchange.state(node, statement).await?;
+        bytes += answer.as_ref().map_or(0, |outcome| outcome.evidence.bytes.len());
+        answers.push(answer);
     }
     io::write(send, &Frame::Reported(Reported { answers })).await?;
     io::finish(send);
@@ -199,7 +209,8 @@ async fn feed_evidence(
     follow: Follow,
     send: &mut SendStream,
 ) -> Result<(), StreamError> {
-    let mut cursors = follow.cursors;
+    // At most one cursor for each agency of the node, however many a peer names.
+    let mut cursors: BTreeMap<AgencyCode, u64> = follow.cursors.into_iter().collect();
     if let Some((foreign, _)) = cursors.iter().find(|(agency, _)| !exchange.hosts(node, agency)) {
         let reason = ReasonCode::NotHosted.because(format!("node {node} may not follow what {foreign} sent"));
         return Ok(io::refuse(send, reason, exchange.now()).await?);
@@ -221,6 +232,7 @@ async fn feed_evidence(
         if !found {
             tokio::select! {
                 _ = rung.changed() => {}
+                () = tokio::time::sleep(ROUND) => {}
                 _ = send.stopped() => return Ok(()),
             }
         }
