@@ -27,6 +27,8 @@ pub struct Seals {
     issuers: Vec<u8>,
     chains: RwLock<SealChains>,
     crl: RwLock<Option<Vec<u8>>>,
+    /// The lists of the identity folder: what they revoke stays revoked, whatever comes later.
+    first_crls: Vec<Vec<u8>>,
     remembered: Mutex<BTreeMap<(Digest, AgencyCode), CertifiedKey>>,
 }
 
@@ -36,12 +38,13 @@ impl Seals {
         let root = TrustRoot::new(root_pem)?;
         let chains = RwLock::new(SealChains::new(root.clone(), &issuers, crls)?);
         let crl = RwLock::new(crls.first().cloned());
-        Ok(Self { root, issuers, chains, crl, remembered: Mutex::default() })
+        Ok(Self { root, issuers, chains, crl, first_crls: crls.to_vec(), remembered: Mutex::default() })
     }
 
     /// Takes up newer revocation lists. Keys certified before are looked up in them at their next use.
     pub fn replace_crls(&self, crls: &[Vec<u8>]) -> Result<(), ChainError> {
-        let chains = SealChains::new(self.root.clone(), &self.issuers, crls)?;
+        let all = self.first_crls.iter().chain(crls);
+        let chains = SealChains::new(self.root.clone(), &self.issuers, all)?;
         *self.chains.write().unwrap_or_else(PoisonError::into_inner) = chains;
         *self.crl.write().unwrap_or_else(PoisonError::into_inner) = crls.first().cloned();
         Ok(())

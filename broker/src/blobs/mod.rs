@@ -186,7 +186,10 @@ impl BlobWriter {
         self.disk.create_dir_all(&folder).map_err(|e| self.failed("creating the folder of", e))?;
         self.disk.rename(&self.temporary, &self.target).map_err(|e| self.failed("renaming", e))?;
         self.finished = true;
-        self.disk.sync_dir(&folder).map_err(|e| self.failed("syncing the folder of", e))
+        self.disk.sync_dir(&folder).map_err(|e| self.failed("syncing the folder of", e))?;
+        // The folder may have been made a moment ago by another upload that has not synced its name yet.
+        let above = folder.parent().unwrap_or(Path::new(""));
+        self.disk.sync_dir(above).map_err(|e| self.failed("syncing the folder above", e))
     }
 
     fn failed(&self, operation: &'static str, source: io::Error) -> BlobError {
