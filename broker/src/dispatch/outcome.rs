@@ -128,10 +128,12 @@ impl Exchange {
     }
 
     /// One round: decides from the delivery as it is; `None` if it changed meanwhile.
-    async fn settle(&self, checked: &Checked) -> Result<Option<Result<Outcome, Reason>>, ExchangeError> {
+    async fn settle(self: &Arc<Self>, checked: &Checked) -> Result<Option<Result<Outcome, Reason>>, ExchangeError> {
         let Checked { stated, recipient, dispatch, sealed, in_evidence } = checked;
-        let delivery = self.delivery(dispatch.seq, recipient)?;
-        let chain = self.chain_of(dispatch.seq, recipient)?;
+        let (exchange, seq, who) = (self.clone(), dispatch.seq, recipient.clone());
+        // Reads from the disk: not on the link's thread.
+        let read = move || Ok::<_, ExchangeError>((exchange.delivery(seq, &who)?, exchange.chain_of(seq, &who)?));
+        let (delivery, chain) = self.workers.run(read).await??;
         if let Some((piece, _)) = chain.iter().find(|(_, evidence)| evidence.statement.as_ref() == Some(in_evidence)) {
             // These very bytes were recorded before. A late handover is on record, but the outcome is what counts.
             let of_outcome = outcome_event(delivery.state).filter(|_| stated.event == Event::ContentHandover);
