@@ -1,7 +1,10 @@
 //! The agent against a broker that says exactly what each test needs.
 
 use docaxis_protocol::evidence::StatementInEvidence;
-use docaxis_protocol::frame::{Class, Done, EvidenceItem, Frame, Intake, Refusal, Reported, Standing};
+use docaxis_protocol::frame::{
+    Class, Done, EvidenceItem, Frame, Intake, Notices, Refusal, Reported, SignedBytes, Standing,
+};
+use docaxis_protocol::key::RawSignature;
 use docaxis_protocol::{Digest, Event, PartRole, ReasonCode, SealedStatement, Statement};
 
 use crate::link::testing::{Exchange, bodies_in, code, handover, sealed, until};
@@ -329,15 +332,50 @@ async fn evidence_of_deliveries_is_verified_stored_once_and_read_on_from_the_cur
     })
     .await;
 
-    // Without the recipient's own word it is not believed, whatever the exchange signs; the cursor has moved on.
-    let unsigned = item(&|evidence| evidence.statement = None);
-    news.write(&Frame::Evidence(vec![EvidenceItem { leaf: 6, ..unsigned }])).await.unwrap();
-    let link = exchange.accept().await;
-    let (Frame::Follow(follow), _news) = link.next("Follow").await else { panic!() };
-    assert_eq!(follow.cursors, [(code("000.00.00.G22"), 6)]);
+    // Without the recipient's own word it is kept as the exchange's, and moves nothing; what the exchange did not sign
+    // is not stored. Neither holds up what came before it, nor anything else over this connection.
+    let unsigned = item(&|evidence| {
+        evidence.event = Event::Refused;
+        evidence.uri = Event::Refused.uri();
+        evidence.statement = None;
+    });
+    let mut altered = EvidenceItem { leaf: 7, ..item(&|_| ()) };
+    altered.evidence.signature.0[5] ^= 1;
+    let batch = vec![EvidenceItem { leaf: 6, ..unsigned }, altered, EvidenceItem { leaf: 8, ..item(&|_| ()) }];
+    for _ in 0..3 {
+        news.write(&Frame::Evidence(batch.clone())).await.unwrap();
+        let (Frame::Follow(follow), next) = link.next("Follow").await else { panic!() };
+        assert_eq!(follow.cursors, [(code("000.00.00.G22"), 7)]);
+        news = next;
+    }
     let stored: Vec<u64> = agent.evidence(id).await.unwrap().iter().map(|row| row.leaf).collect();
-    assert_eq!(stored, [4, 5]);
-    assert!(agent.status().await.unwrap().alarms.iter().any(|alarm| alarm.text.contains("leaf 6")));
+    assert_eq!(stored, [4, 5, 6]);
+    let state = agent.show(id).await.unwrap().outgoing.unwrap().deliveries[0].state;
+    assert_eq!(state, DeliveryState::HandedOver);
+    let alarms: Vec<String> = agent.status().await.unwrap().alarms.into_iter().map(|alarm| alarm.text).collect();
+    for leaf in [6, 7] {
+        assert!(alarms.iter().any(|alarm| alarm.contains(&format!("leaf {leaf} "))), "{alarms:?}");
+    }
+    let second = agent.compose(letter(b"def")).await.unwrap();
+    let (Frame::Submit(submit), _stream) = link.next("Submit").await else { panic!() };
+    assert_eq!(docaxis_protocol::Envelope::parse(&submit.envelope.bytes).unwrap().id, second);
+    agent.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_entry_of_the_directory_is_asked_for_again_over_the_same_connection() {
+    let mut exchange = Exchange::start();
+    let node = exchange.join("g22", &["000.00.00.G22"]);
+    let agent = exchange.agent(&node, "agent");
+    let link = exchange.accept().await;
+    for _ in 0..2 {
+        let (Frame::Directory(0), mut stream) = link.next("Directory").await else { panic!() };
+        let entries = vec![SignedBytes { bytes: b"{}".to_vec(), signature: RawSignature([1; 64]) }];
+        stream.write(&Frame::Notices(Notices { version: 5, entries, crls: vec![] })).await.unwrap();
+    }
+    let (Frame::Directory(0), _stream) = link.next("Directory").await else { panic!() };
+    let alarms = agent.status().await.unwrap().alarms;
+    assert!(alarms.iter().any(|alarm| alarm.text.contains("an entry of the directory was not taken")), "{alarms:?}");
     agent.shutdown().await.unwrap();
 }
 

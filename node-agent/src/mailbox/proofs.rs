@@ -25,7 +25,7 @@ pub struct EvidenceRow {
     pub stored: Timestamp,
 }
 
-/// A verified piece of evidence about something that an agency of ours sent.
+/// A piece of evidence, verified under the exchange's key, about something that an agency of ours sent.
 #[derive(Debug, Clone)]
 pub struct Follows {
     pub row: EvidenceRow,
@@ -34,6 +34,8 @@ pub struct Follows {
     pub previous: Option<Digest>,
     pub late: bool,
     pub reason: Option<Reason>,
+    /// Whether the recipient's own word stands behind it where its event needs that. If not, it is kept and moves nothing.
+    pub believed: bool,
 }
 
 /// What became of a batch of evidence.
@@ -217,6 +219,10 @@ impl Mailbox {
 /// Stores one piece; `false` if it builds on one that is still on its way.
 fn follow_one(connection: &Connection, item: &Follows, alarms: &mut Vec<String>) -> Result<bool, MailboxError> {
     let row = &item.row;
+    if !item.believed {
+        insert_evidence(connection, row)?;
+        return Ok(true);
+    }
     let known: Option<(String, Vec<u8>, String)> = connection
         .prepare_cached("SELECT sender, envelope_sha256, state FROM outgoing WHERE id = ?1")?
         .query_row([row.dispatch.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
