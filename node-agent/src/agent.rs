@@ -90,6 +90,8 @@ impl Shared {
             alarms.pop_front();
         }
         alarms.push_back(Alarm { time: self.env.now(), text });
+        drop(alarms);
+        self.changed();
     }
 
     pub fn alarms(&self) -> Vec<Alarm> {

@@ -11,7 +11,7 @@ use super::LinkError;
 use super::io::Stream;
 use super::session::Session;
 use crate::inbox::{self, NotTaken};
-use crate::mailbox::{EvidenceRow, QueuedPart, StatementRow, Take, TakeBody, Taken};
+use crate::mailbox::{self, EvidenceRow, QueuedPart, StatementRow, Take, TakeBody, Taken};
 use crate::parts::Pin;
 
 pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<(), LinkError> {
@@ -178,6 +178,11 @@ async fn state(
             }
             Taken::Already(earlier) => return Ok(earlier),
             Taken::Conflict => fault = Some(conflict(envelope)),
+            Taken::Contradiction => {
+                return Err(Problem::Unsigned(
+                    ReasonCode::Malformed.because(mailbox::contradiction(offer.acceptance_leaf)),
+                ));
+            }
             Taken::HeldPartGone => {
                 let text = "a part was destroyed while it was offered again; offer it once more";
                 return Err(Problem::Unsigned(ReasonCode::Busy.because(text)));
@@ -294,17 +299,38 @@ pub fn row_of(
     }
 }
 
+/// Whether the statement inside evidence is this one, byte for byte.
+fn is_statement(evidence: &Evidence, sealed: &SealedStatement) -> bool {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    evidence.statement.as_ref().is_some_and(|inside| {
+        inside.bytes == STANDARD.encode(&sealed.bytes) && inside.signature == STANDARD.encode(sealed.signature.0)
+    })
+}
+
 /// Takes in the exchange's answer to a statement: its evidence, and what it does to the dispatch here.
 pub async fn record(session: &Session, sealed: SealedStatement, outcome: Outcome) -> Result<(), LinkError> {
     let shared = &session.shared;
     let said = Statement::parse(&sealed.bytes).map_err(crate::identity::TrustError::Statement)?;
-    let evidence = shared.keys.verify(&shared.identity.load(), &outcome.evidence)?;
+    let identity = shared.identity.load_full();
+    let evidence = shared.keys.verify(&identity, &outcome.evidence)?;
     if !inbox::answers(&evidence, said.dispatch, said.envelope_sha256, &said.recipient) {
         let text = format!("its {} does not answer the statement about dispatch {}", evidence.event, said.dispatch);
         shared.alarm(format!("the broker does not keep to the protocol: {text}"));
         return Err(LinkError::Protocol(text));
     }
     let moved = inbox::after_recorded(said.event, outcome.standing);
+    // Other words under our own seal are ours as well: a mailbox that was restored states anew.
+    let ours = is_statement(&evidence, &sealed)
+        || (evidence.statement.is_some() && identity.check_statement(&evidence, Some(&sealed.chain)).is_ok());
+    if !inbox::rests_on(moved, said.event, &evidence, ours) {
+        let text = format!(
+            "its {} of dispatch {} does not bear that this is {:?}",
+            evidence.event, said.dispatch, outcome.standing
+        );
+        shared.alarm(format!("the broker does not keep to the protocol: {text}"));
+        return Err(LinkError::Protocol(text));
+    }
     if let (Event::ContentHandover, Standing::Withdrawn | Standing::Expired | Standing::Failed) =
         (said.event, outcome.standing)
     {
@@ -324,7 +350,11 @@ pub async fn record(session: &Session, sealed: SealedStatement, outcome: Outcome
     let reason = evidence.reasons.first().cloned();
     let mut row = row_of(&evidence, outcome.evidence, outcome.leaf, shared.env.now());
     row.statement_chain = evidence.statement.is_some().then_some(sealed.chain);
-    let destroyed = shared.mailbox.recorded(&about, moved, row, reason).await?;
+    let Some(destroyed) = shared.mailbox.recorded(&about, moved, row, reason).await? else {
+        let text = mailbox::contradiction(outcome.leaf);
+        shared.alarm(text.clone());
+        return Err(LinkError::Protocol(text));
+    };
     shared
         .blocking(move |parts| destroyed.unreferenced.into_iter().try_for_each(|sha256| parts.remove(sha256)))
         .await?;

@@ -130,9 +130,29 @@ async fn a_statement_is_stored_before_it_is_sent_and_nothing_is_visible_before_i
     let link = exchange.accept().await;
     let (Frame::Report(report), mut reported) = link.next("Report").await else { panic!() };
     assert_eq!(report.statements, std::slice::from_ref(&first));
-    let mut stream = link.offer(offer, &[b"small"]).await;
+    let mut stream = link.offer(offer.clone(), &[b"small"]).await;
     assert_eq!(handover(&mut stream).await, first);
     assert!(agent.show(id).await.is_err());
+    // What nobody signed shows nothing: a failure called a handover, and another's words in place of ours.
+    let failed = (Event::ContentHandoverFailure, Some(ReasonCode::Expired.because("too late")));
+    let lie = exchange.outcome(Standing::HandedOver, 8, failed, &envelope, &first);
+    stream.write(&Frame::Recorded(lie)).await.unwrap();
+    let alarms = async |n: usize| {
+        let status = agent.status().await.unwrap();
+        (status.alarms.iter().filter(|alarm| alarm.text.contains("does not bear")).count() == n).then_some(())
+    };
+    until(&agent, || alarms(1)).await;
+    let mut stream = link.offer(offer.clone(), &[b"small"]).await;
+    assert_eq!(handover(&mut stream).await, first);
+    let mut lie = exchange.outcome(Standing::HandedOver, 8, (Event::ContentHandover, None), &envelope, &first);
+    let mut foreign = docaxis_protocol::Evidence::parse(&lie.evidence.bytes).unwrap();
+    foreign.statement.as_mut().unwrap().bytes = "e30=".into();
+    lie.evidence = docaxis_protocol::SignedEvidence::sign(&foreign, &exchange.broker.evidence_key).unwrap();
+    stream.write(&Frame::Recorded(lie)).await.unwrap();
+    until(&agent, || alarms(2)).await;
+    assert!(agent.show(id).await.is_err());
+    let mut stream = link.offer(offer, &[b"small"]).await;
+    assert_eq!(handover(&mut stream).await, first);
     let outcome = exchange.outcome(Standing::HandedOver, 8, (Event::ContentHandover, None), &envelope, &first);
     stream.write(&Frame::Recorded(outcome.clone())).await.unwrap();
     reported.write(&Frame::Reported(Reported { answers: vec![Ok(outcome.clone())] })).await.unwrap();
@@ -249,8 +269,10 @@ async fn a_dispatch_that_was_withdrawn_first_is_destroyed_and_a_body_in_use_else
     let gone = sealed(&sender, &["H37.DN.001", "H37.DN.002"], &[b"shared", b"secret plan"], |_| ());
     let id = docaxis_protocol::Envelope::parse(&gone.bytes).unwrap().id;
     // The first agency was given "shared" before and is not asked to take it again; the other one never saw it.
+    let offer = docaxis_protocol::frame::Offer { acceptance_leaf: 6, ..exchange.offer("H37.DN.001", &gone, vec![]) };
     for (agency, expected) in [("H37.DN.001", vec![(1, 0)]), ("H37.DN.002", vec![(0, 0), (1, 0)])] {
-        let mut stream = link.offer(exchange.offer(agency, &gone, vec![]), &[]).await;
+        let offer = docaxis_protocol::frame::Offer { recipient: code(agency), ..offer.clone() };
+        let mut stream = link.offer(offer, &[]).await;
         let Frame::Need(need) = stream.read(Class::Large).await.unwrap() else { panic!() };
         let mut asked = need.parts.clone();
         asked.sort();

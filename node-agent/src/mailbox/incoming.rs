@@ -42,6 +42,8 @@ pub enum Taken {
     Already(SealedStatement),
     /// The agency has another dispatch under this id.
     Conflict,
+    /// Other evidence is here under the acceptance's place in the log.
+    Contradiction,
     /// A part that was held when the offer came has been destroyed since.
     HeldPartGone,
 }
@@ -117,6 +119,9 @@ impl Mailbox {
                     if !holds(connection, &take.recipient, *sha256)? {
                         return Ok(Taken::HeldPartGone);
                     }
+                }
+                if !insert_evidence(connection, &body.acceptance)? {
+                    return Ok(Taken::Contradiction);
                 }
                 insert(connection, &take, body)?;
             }
@@ -269,7 +274,6 @@ fn insert(connection: &Connection, take: &Take, body: &TakeBody) -> Result<(), M
             rows::int(body.acceptance.leaf),
             take.time.unix_ms(),
         ])?;
-    insert_evidence(connection, &body.acceptance)?;
     for part in &body.parts {
         connection.prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 1, ?3, ?4)")?.execute(params![
             part.sha256.as_bytes(),

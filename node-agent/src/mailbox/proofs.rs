@@ -219,25 +219,33 @@ impl Mailbox {
 /// Stores one piece; `false` if it builds on one that is still on its way.
 fn follow_one(connection: &Connection, item: &Follows, alarms: &mut Vec<String>) -> Result<bool, MailboxError> {
     let row = &item.row;
-    if !item.believed {
-        insert_evidence(connection, row)?;
-        return Ok(true);
-    }
     let known: Option<(String, Vec<u8>, String)> = connection
         .prepare_cached("SELECT sender, envelope_sha256, state FROM outgoing WHERE id = ?1")?
         .query_row([row.dispatch.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
     let name = || format!("{} of dispatch {} (leaf {})", row.event, row.dispatch, row.leaf);
-    let ours = match &known {
-        Some((sender, sha256, _)) => sender == item.sender.as_str() && sha256 == item.envelope_sha256.as_bytes(),
-        None => false,
+    let (ours, queued) = match &known {
+        Some((sender, sha256, state)) => (
+            sender == item.sender.as_str() && sha256 == item.envelope_sha256.as_bytes(),
+            state == OutState::Queued.as_str(),
+        ),
+        None => (false, false),
     };
-    if !ours {
-        alarms.push(format!("{} is about a dispatch that {} did not send from here", name(), item.sender));
-        insert_evidence(connection, row)?;
+    let builds = row.event.is_submission() || builds_on_known(connection, item)?;
+    if item.believed && ours && queued && !builds {
+        return Ok(false);
+    }
+    if !insert_evidence(connection, row)? {
+        alarms.push(contradiction(row.leaf));
         return Ok(true);
     }
-    let queued = known.is_some_and(|(_, _, state)| state == OutState::Queued.as_str());
+    if !item.believed {
+        return Ok(true);
+    }
+    if !ours {
+        alarms.push(format!("{} is about a dispatch that {} did not send from here", name(), item.sender));
+        return Ok(true);
+    }
     match row.event {
         Event::SubmissionAcceptance => {
             settle(connection, row.dispatch, OutState::Accepted, row.time, None)?;
@@ -246,16 +254,12 @@ fn follow_one(connection: &Connection, item: &Follows, alarms: &mut Vec<String>)
             settle(connection, row.dispatch, OutState::Rejected, row.time, item.reason.as_ref())?;
         }
         _ => {
-            if !builds_on_known(connection, item)? {
-                if queued {
-                    return Ok(false);
-                }
+            if !builds {
                 alarms.push(format!("{} does not follow any evidence that is here", name()));
             }
             deliver(connection, item)?;
         }
     }
-    insert_evidence(connection, row)?;
     Ok(true)
 }
 
@@ -297,17 +301,32 @@ fn deliver(connection: &Connection, item: &Follows) -> Result<(), MailboxError> 
     Ok(())
 }
 
-/// Stores evidence once. What is here under the same leaf stays; only a missing chain is filled in.
-pub(super) fn insert_evidence(connection: &Connection, row: &EvidenceRow) -> Result<(), MailboxError> {
+/// What to say where two pieces of evidence claim one place in the log.
+pub fn contradiction(leaf: u64) -> String {
+    format!(
+        "the exchange gave two pieces of evidence for leaf {leaf} of its log; both are kept, the second moves nothing"
+    )
+}
+
+/// Stores evidence once. What is here under the same leaf stays; only a missing chain is filled in. `false` if other
+/// bytes are here: both are kept, as proof against the exchange, and nothing may follow from the second.
+pub(super) fn insert_evidence(connection: &Connection, row: &EvidenceRow) -> Result<bool, MailboxError> {
     let sha256 = row.signed.digest();
     let there: Option<Vec<u8>> = connection
         .prepare_cached("SELECT sha256 FROM evidence WHERE leaf = ?1")?
         .query_row([rows::int(row.leaf)], |row| row.get(0))
         .optional()?;
     if there.is_some_and(|there| there != sha256.as_bytes()) {
-        tracing::error!(leaf = row.leaf, dispatch = %row.dispatch,
-            "the exchange gave two pieces of evidence for one place in its log; the first is kept");
-        return Ok(());
+        connection.prepare_cached("INSERT OR IGNORE INTO contradictions VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(
+            params![
+                rows::int(row.leaf),
+                sha256.as_bytes(),
+                row.signed.bytes,
+                row.signed.signature.0,
+                row.stored.unix_ms()
+            ],
+        )?;
+        return Ok(false);
     }
     connection
         .prepare_cached(
@@ -327,5 +346,5 @@ pub(super) fn insert_evidence(connection: &Connection, row: &EvidenceRow) -> Res
             row.proof,
             row.stored.unix_ms()
         ])?;
-    Ok(())
+    Ok(true)
 }

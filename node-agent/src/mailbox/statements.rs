@@ -119,23 +119,26 @@ impl Mailbox {
         .await
     }
 
-    /// The exchange recorded a statement: its evidence and what follows from it become durable together.
+    /// The exchange recorded a statement: its evidence and what follows from it become durable together. `None` if
+    /// other evidence is here under the same leaf: then nothing follows.
     pub async fn recorded(
         &self,
         about: &StatementRow,
         moved: Option<InState>,
         evidence: EvidenceRow,
         reason: Option<Reason>,
-    ) -> Result<Destroyed, MailboxError> {
+    ) -> Result<Option<Destroyed>, MailboxError> {
         let (id, recipient, sha256, event) =
             (about.dispatch, about.recipient.clone(), about.envelope_sha256, about.event);
         self.write(move |connection| {
-            insert_evidence(connection, &evidence)?;
-            close(connection, id, &recipient, sha256, event, None)?;
-            match moved {
-                Some(state) => move_on(connection, id, &recipient, state, evidence.time, reason.as_ref()),
-                None => Ok(Destroyed::default()),
+            if !insert_evidence(connection, &evidence)? {
+                return Ok(None);
             }
+            close(connection, id, &recipient, sha256, event, None)?;
+            Ok(Some(match moved {
+                Some(state) => move_on(connection, id, &recipient, state, evidence.time, reason.as_ref())?,
+                None => Destroyed::default(),
+            }))
         })
         .await
     }
