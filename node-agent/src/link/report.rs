@@ -108,7 +108,10 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
                     "the exchange refused the statement {} about {}: {reason}",
                     row.event, row.dispatch
                 ));
-                shared.mailbox.statement_refused(&row, reason).await?;
+                let aside = shared.mailbox.statement_refused(&row, reason).await?;
+                shared
+                    .blocking(move |parts| aside.unreferenced.into_iter().try_for_each(|sha256| parts.remove(sha256)))
+                    .await?;
             }
         }
     }
