@@ -12,7 +12,7 @@ use super::io::Stream;
 use super::session::Session;
 use crate::inbox::{self, NotTaken};
 use crate::mailbox::{self, EvidenceRow, QueuedPart, StatementRow, Take, TakeBody, Taken};
-use crate::parts::Pin;
+use crate::parts::{PartsError, Pin};
 
 pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<(), LinkError> {
     let shared = &session.shared;
@@ -235,8 +235,12 @@ async fn fetch(
     inline: Vec<(u16, Vec<u8>)>,
 ) -> Result<Result<Fetched, Reason>, Problem> {
     let shared = &session.shared;
-    let mut held = shared.mailbox.held(offer.recipient.clone(), bodies.to_vec()).await?;
-    let mut fetched = Fetched { held: vec![], pins: held.iter().map(|sha256| shared.parts.pin(*sha256)).collect() };
+    let known = shared.mailbox.held(offer.recipient.clone(), bodies.to_vec()).await?;
+    let mut fetched = Fetched { held: vec![], pins: known.iter().map(|sha256| shared.parts.pin(*sha256)).collect() };
+    let (mut held, damaged) = whole(session, known).await;
+    for error in damaged {
+        shared.alarm(format!("a body that should be here is asked for again: {error}"));
+    }
     let mut there: Vec<Digest> = held.clone();
     for (index, bytes) in inline {
         let Some(part) = envelope.parts.get(usize::from(index)) else { continue };
@@ -274,6 +278,26 @@ async fn fetch(
         Some(reason) => Err(reason),
         None => Ok(fetched),
     })
+}
+
+/// Reads bodies to their ends: nobody signs for what the disk may have lost meanwhile.
+async fn whole(session: &Session, known: Vec<Digest>) -> (Vec<Digest>, Vec<PartsError>) {
+    let read = session.shared.blocking(move |parts| {
+        let check = |sha256| {
+            let mut reader = parts.read(sha256)?;
+            while reader.next_chunk()?.is_some() {}
+            Ok(sha256)
+        };
+        known.into_iter().map(check).collect::<Vec<Result<Digest, PartsError>>>()
+    });
+    let (mut held, mut damaged) = (Vec::new(), Vec::new());
+    for one in read.await {
+        match one {
+            Ok(sha256) => held.push(sha256),
+            Err(error) => damaged.push(error),
+        }
+    }
+    (held, damaged)
 }
 
 fn mismatch(name: &str, expected: Digest, found: Digest) -> Reason {

@@ -179,6 +179,15 @@ async fn a_statement_is_stored_before_it_is_sent_and_nothing_is_visible_before_i
         (view.incoming[0].state == InState::Registered).then_some(())
     })
     .await;
+
+    // The handover's answer once more takes nothing back.
+    let handed_over = agent.statements(id).await.unwrap().remove(0);
+    let evidence = agent.evidence(id).await.unwrap().remove(1);
+    for state in [InState::Visible, InState::Destroyed] {
+        let destroyed = agent.shared.mailbox.recorded(&handed_over, Some(state), evidence.clone(), None).await.unwrap();
+        assert_eq!(destroyed.unwrap().unreferenced, []);
+        assert_eq!(agent.show(id).await.unwrap().incoming[0].state, InState::Registered);
+    }
     agent.shutdown().await.unwrap();
 }
 
@@ -381,6 +390,72 @@ async fn evidence_of_deliveries_is_verified_stored_once_and_read_on_from_the_cur
     let second = agent.compose(letter(b"def")).await.unwrap();
     let (Frame::Submit(submit), _stream) = link.next("Submit").await else { panic!() };
     assert_eq!(docaxis_protocol::Envelope::parse(&submit.envelope.bytes).unwrap().id, second);
+    agent.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_was_refused_for_good_was_never_made() {
+    let mut exchange = Exchange::start();
+    let sender = exchange.join("g22", &["000.00.00.G22"]);
+    let node = exchange.join("h37", &["H37.DN.001"]);
+    let agent = exchange.agent(&node, "agent");
+    let envelope = sealed(&sender, &["H37.DN.001"], &[b"abc"], |_| ());
+    let offer = exchange.offer("H37.DN.001", &envelope, vec![0]);
+    let id = docaxis_protocol::Envelope::parse(&envelope.bytes).unwrap().id;
+    let bad_seal = ReasonCode::BadSeal.because("revoked");
+    let refusal = async || {
+        let row = agent.statements(id).await.unwrap().into_iter().find(|row| row.refusal.is_some())?;
+        Some((row.event, row.refusal))
+    };
+
+    let link = exchange.accept().await;
+    let mut stream = link.offer(offer.clone(), &[b"abc"]).await;
+    let first = handover(&mut stream).await;
+    link.cut();
+    let link = exchange.accept().await;
+    let (Frame::Report(_), mut reported) = link.next("Report").await else { panic!() };
+    reported.write(&Frame::Reported(Reported { answers: vec![Err(bad_seal.clone())] })).await.unwrap();
+    assert_eq!(until(&agent, &refusal).await, (Event::ContentHandover, Some(bad_seal.clone())));
+    let mut stream = link.offer(offer, &[b"abc"]).await;
+    let second = handover(&mut stream).await;
+    assert_eq!((said(&second).0, second == first), (Event::ContentHandover, false));
+    let outcome = exchange.outcome(Standing::HandedOver, 8, (Event::ContentHandover, None), &envelope, &second);
+    stream.write(&Frame::Recorded(outcome)).await.unwrap();
+    until(&agent, || async { agent.show(id).await.ok() }).await;
+
+    // An officer's word likewise: the reason is shown, and another word may follow.
+    agent.register(id, code("H37.DN.001")).await.unwrap();
+    let (Frame::Report(_), mut reported) = link.next("Report").await else { panic!() };
+    reported.write(&Frame::Reported(Reported { answers: vec![Err(bad_seal.clone())] })).await.unwrap();
+    assert_eq!(until(&agent, &refusal).await, (Event::Registered, Some(bad_seal.clone())));
+    let view = agent.show(id).await.unwrap().incoming.remove(0);
+    assert_eq!((view.state, view.reason, view.waiting.is_some()), (InState::Visible, Some(bad_seal), true));
+    agent.refuse(id, code("H37.DN.001"), ReasonCode::Other.because("not ours")).await.unwrap();
+    let (Frame::Report(report), _reported) = link.next("Report").await else { panic!() };
+    assert_eq!(report.statements.iter().map(|one| said(one).0).collect::<Vec<_>>(), [Event::Refused]);
+    agent.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_body_that_the_disk_damaged_is_asked_for_again_before_anything_is_signed() {
+    let mut exchange = Exchange::start();
+    let sender = exchange.join("g22", &["000.00.00.G22"]);
+    let node = exchange.join("h37", &["H37.DN.001"]);
+    let agent = exchange.agent(&node, "agent");
+    let link = exchange.accept().await;
+    let first = sealed(&sender, &["H37.DN.001"], &[b"shared"], |_| ());
+    let mut stream = link.offer(exchange.offer("H37.DN.001", &first, vec![0]), &[b"shared"]).await;
+    handover(&mut stream).await;
+    std::fs::write(agent.shared.parts.path(Digest::of(b"shared")), b"scared").unwrap();
+
+    let second = sealed(&sender, &["H37.DN.001"], &[b"shared"], |_| ());
+    let offer = docaxis_protocol::frame::Offer { acceptance_leaf: 9, ..exchange.offer("H37.DN.001", &second, vec![]) };
+    let mut stream = link.offer(offer, &[]).await;
+    let Frame::Need(need) = stream.read(Class::Large).await.unwrap() else { panic!("signed for a damaged body") };
+    assert_eq!(need.parts, [(0, 0)]);
+    stream.write_raw(bytes::Bytes::from_static(b"shared")).await.unwrap();
+    assert_eq!(said(&handover(&mut stream).await), (Event::ContentHandover, vec![]));
+    assert_eq!(agent.shared.parts.read_small(Digest::of(b"shared")).unwrap(), b"shared");
     agent.shutdown().await.unwrap();
 }
 
