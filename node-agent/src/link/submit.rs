@@ -91,6 +91,12 @@ async fn send_one(session: &Session, row: OutgoingRow) -> Result<(), LinkError> 
         }
         Err(LinkError::Refused(refusal)) => (Answer::Refused(refusal.reason), None),
         Err(LinkError::Mailbox(error)) => return Err(error.into()),
+        Err(LinkError::Parts(error)) => {
+            shared.alarm(format!("dispatch {} cannot be sent: {error}", row.id));
+            let code = if error.is_disk_full() { ReasonCode::DiskFull } else { ReasonCode::DigestMismatch };
+            let expires = Envelope::parse(&row.sealed.bytes).map_or(row.queued, |envelope| envelope.expires);
+            (Answer::Broken { why: code.because(error.to_string()), expires }, None)
+        }
         Err(error) => (Answer::Lost(error.to_string()), None),
     };
     let bounds = (shared.config.outbox.retry_min, shared.config.outbox.retry_max);

@@ -460,6 +460,29 @@ async fn a_held_body_that_the_disk_damaged_is_asked_for_again_before_anything_is
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_was_lost_before_it_was_sent_is_the_administrators_and_ends_when_it_expires() {
+    let mut exchange = Exchange::start();
+    let node = exchange.join("g22", &["000.00.00.G22"]);
+    let agent = exchange.agent(&node, "agent");
+    let id = agent.compose(letter(b"abc")).await.unwrap();
+    std::fs::write(agent.shared.parts.path(Digest::of(b"abc")), b"abd").unwrap();
+    let link = exchange.accept().await;
+    let whose = until(&agent, || async {
+        let waiting = agent.show(id).await.unwrap().outgoing.unwrap().waiting.unwrap();
+        waiting.why.contains("digest-mismatch").then_some(waiting.whose_move)
+    })
+    .await;
+    assert_eq!(whose, crate::uplink::Whose::Administrator);
+    let alarms = agent.status().await.unwrap().alarms;
+    assert!(alarms.iter().any(|alarm| alarm.text.contains(&format!("dispatch {id} cannot be sent"))), "{alarms:?}");
+
+    // Put back, it goes.
+    std::fs::write(agent.shared.parts.path(Digest::of(b"abc")), b"abc").unwrap();
+    let (Frame::Submit(_), _stream) = link.next("Submit").await else { panic!() };
+    agent.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_entry_of_the_directory_is_asked_for_again_over_the_same_connection() {
     let mut exchange = Exchange::start();
     let node = exchange.join("g22", &["000.00.00.G22"]);
