@@ -379,9 +379,7 @@ pub async fn record(session: &Session, sealed: SealedStatement, outcome: Outcome
         shared.alarm(text.clone());
         return Err(LinkError::Protocol(text));
     };
-    shared
-        .blocking(move |parts| destroyed.unreferenced.into_iter().try_for_each(|sha256| parts.remove(sha256)))
-        .await?;
+    shared.clear(destroyed.unreferenced).await??;
     shared.changed();
     Ok(())
 }

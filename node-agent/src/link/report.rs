@@ -109,9 +109,7 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
                     row.event, row.dispatch
                 ));
                 let aside = shared.mailbox.statement_refused(&row, reason).await?;
-                shared
-                    .blocking(move |parts| aside.unreferenced.into_iter().try_for_each(|sha256| parts.remove(sha256)))
-                    .await?;
+                shared.clear(aside.unreferenced).await??;
             }
         }
     }

@@ -229,6 +229,16 @@ impl Mailbox {
         .await
     }
 
+    /// Removes those of these bodies that nothing refers to. In the writer: between the look and the removal nobody can
+    /// make a reference, and whoever is about to holds a pin.
+    pub async fn remove_unreferenced<E: Send + 'static>(
+        &self,
+        candidates: Vec<Digest>,
+        remove: impl FnMut(Digest) -> Result<(), E> + Send + 'static,
+    ) -> Result<Result<(), E>, MailboxError> {
+        self.write(move |connection| Ok(unreferenced(connection, candidates)?.into_iter().try_for_each(remove))).await
+    }
+
     /// Which of these bodies nothing refers to.
     pub async fn unreferenced(&self, candidates: Vec<Digest>) -> Result<Vec<Digest>, MailboxError> {
         // In the writer, so that every reference that was answered for is seen.

@@ -165,6 +165,20 @@ fn a_second_piece_of_evidence_for_one_leaf_is_kept_apart_and_moves_nothing() {
 }
 
 #[test]
+fn a_body_that_was_referred_to_meanwhile_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+    runtime().block_on(async {
+        mailbox.queue(queued(1)).await.unwrap().unwrap();
+        let (kept, free) = (queued(1).parts[0].sha256, queued(2).parts[0].sha256);
+        let (tell, told) = std::sync::mpsc::channel();
+        mailbox.remove_unreferenced(vec![kept, free], move |sha256| tell.send(sha256)).await.unwrap().unwrap();
+        assert_eq!(told.iter().collect::<Vec<_>>(), [free]);
+    });
+    mailbox.close();
+}
+
+#[test]
 fn urgent_goes_before_normal_then_the_oldest_and_what_is_postponed_waits() {
     let folder = tempfile::tempdir().unwrap();
     let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
