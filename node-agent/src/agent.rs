@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use docaxis_protocol::Timestamp;
+use docaxis_protocol::{Digest, Timestamp};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
@@ -90,10 +90,21 @@ impl Shared {
             alarms.pop_front();
         }
         alarms.push_back(Alarm { time: self.env.now(), text });
+        drop(alarms);
+        self.changed();
     }
 
     pub fn alarms(&self) -> Vec<Alarm> {
         self.alarms.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// Removes those of these bodies that nothing refers to.
+    pub async fn clear(&self, candidates: Vec<Digest>) -> Result<Result<(), PartsError>, MailboxError> {
+        let parts = self.parts.clone();
+        if candidates.is_empty() {
+            return Ok(Ok(()));
+        }
+        self.mailbox.remove_unreferenced(candidates, move |sha256| parts.remove(sha256)).await
     }
 
     /// Runs file work off the asynchronous threads.

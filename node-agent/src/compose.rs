@@ -169,8 +169,7 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId,
             Ok(id)
         }
         Err(refused) => {
-            let unreferenced = shared.mailbox.unreferenced(bodies).await?;
-            shared.blocking(move |parts| unreferenced.into_iter().try_for_each(|sha256| parts.remove(sha256))).await?;
+            shared.clear(bodies).await??;
             Err(refused)
         }
     }

@@ -90,6 +90,19 @@ pub fn answers(evidence: &Evidence, dispatch: docaxis_protocol::DispatchId, sha2
     evidence.dispatch == dispatch && evidence.envelope_sha256 == sha256 && evidence.recipient.as_ref() == Some(who)
 }
 
+/// Whether signed bytes bear what the exchange says about a statement: its standing alone is signed by nobody. `ours`
+/// says whether the statement inside the evidence is one that this recipient sealed.
+pub fn rests_on(moved: Option<InState>, stated: Event, evidence: &Evidence, ours: bool) -> bool {
+    let recorded = evidence.event == stated && !evidence.late && ours;
+    match moved {
+        Some(InState::Visible | InState::Registered | InState::Refused) => recorded,
+        Some(InState::Destroyed) => {
+            evidence.event == Event::ContentHandoverFailure || (evidence.event == stated && evidence.late)
+        }
+        Some(InState::Taken) | None => true,
+    }
+}
+
 /// The time of a statement: our clock, but never before the acceptance that it answers, so that times do not run
 /// backwards along the chain when our clock is a little behind.
 pub fn statement_time(now: Timestamp, acceptance: Timestamp) -> Timestamp {
@@ -201,6 +214,24 @@ mod tests {
         assert_eq!(bodies(&envelope).unwrap().len(), 2);
         envelope.parts[2].size = 4;
         assert_eq!(bodies(&envelope).unwrap_err().code, "digest-mismatch");
+    }
+
+    #[test]
+    fn a_standing_counts_only_with_signed_bytes_that_bear_it() {
+        let bears = |moved: InState, stated: Event, event: Event, late: bool, ours: bool| {
+            let evidence = Evidence { event, late, ..acceptance(&envelope()) };
+            rests_on(Some(moved), stated, &evidence, ours)
+        };
+        let (handover, failure) = (Event::ContentHandover, Event::ContentHandoverFailure);
+        assert!(bears(InState::Visible, handover, handover, false, true));
+        assert!(!bears(InState::Visible, handover, handover, false, false), "someone else's statement");
+        assert!(!bears(InState::Visible, handover, handover, true, true), "a late handover");
+        assert!(!bears(InState::Visible, handover, failure, false, true), "a failure");
+        assert!(bears(InState::Destroyed, handover, failure, false, false));
+        assert!(bears(InState::Destroyed, handover, handover, true, true));
+        assert!(!bears(InState::Destroyed, handover, handover, false, true), "a recorded handover");
+        assert!(!bears(InState::Registered, Event::Registered, Event::Refused, false, true));
+        assert!(bears(InState::Registered, Event::Registered, Event::Registered, false, true));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub enum Answer {
     Refused(Reason),
     /// No answer came.
     Lost(String),
+    /// A body of ours is missing or damaged: no try can end well before a person has put it back.
+    Broken { why: Reason, expires: Timestamp },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +52,11 @@ pub fn verdict(
         Answer::Refused(why) if why.known().text().retryable => retry(why, failures),
         // A person has to change something (who hosts the agency, a certificate): rarely, but for ever.
         Answer::Refused(why) => retry(why, u32::MAX - 1),
+        Answer::Broken { why, expires } if now >= expires => Verdict::Rejected(why),
+        // The pause counts from here, and never runs past the end.
+        Answer::Broken { why, expires } => {
+            Verdict::RetryAt { at: now.plus(back_off(u32::MAX, min, max, random)).min(expires), why }
+        }
         Answer::Lost(text) => retry(ReasonCode::Busy.because(text), failures),
     }
 }
@@ -96,6 +103,12 @@ mod tests {
         assert_eq!(decide(Answer::Lost("reset".into()), 1), retry(2, lost));
         assert_eq!(decide(Answer::Refused(hosted.clone()), 0), retry(60, hosted));
         assert_eq!(decide(Answer::Refused(malformed.clone()), 0), Verdict::Rejected(malformed));
+        let why = ReasonCode::DigestMismatch.because("the body is damaged");
+        let broken =
+            |seconds: i64| Answer::Broken { why: why.clone(), expires: Timestamp::from_unix_ms(seconds * 1000) };
+        assert_eq!(decide(broken(100), 0), retry(60, why.clone()));
+        assert_eq!(decide(broken(7), 0), retry(7, why.clone()));
+        assert_eq!(decide(broken(0), 0), Verdict::Rejected(why.clone()));
     }
 
     #[test]

@@ -80,6 +80,9 @@ pub fn back_off(failures: u32, min: Duration, max: Duration, random: u64) -> Dur
     doubled.saturating_sub(Duration::from_millis(random.checked_rem(half_ms).unwrap_or(0)))
 }
 
+/// A link that lived so long was a good one; one that is lost sooner counts on, so that a flapping link backs off.
+pub const STEADY_AFTER: Duration = Duration::from_secs(30);
+
 #[derive(Debug, Clone)]
 pub struct Uplink {
     min: Duration,
@@ -102,13 +105,15 @@ impl Uplink {
     }
 
     pub fn connected(&mut self, now: Timestamp, broker: String, broker_time: Timestamp) {
-        self.failures = 0;
         let clock_offset_ms = broker_time.unix_ms().saturating_sub(now.unix_ms());
         self.state = LinkState::Up { since: now, broker, clock_offset_ms };
     }
 
     /// Takes in a failure; returns when to try again.
     pub fn failed(&mut self, now: Timestamp, failure: &Failure, random: u64) -> Timestamp {
+        if matches!(&self.state, LinkState::Up { since, .. } if now.since(*since) >= STEADY_AFTER) {
+            self.failures = 0;
+        }
         self.failures = self.failures.saturating_add(1);
         let next_attempt = now.plus(back_off(self.failures, self.min, self.max, random));
         self.state = LinkState::Down {
@@ -144,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_of_being_down_says_whose_move_it_is_and_success_starts_over() {
+    fn every_way_of_being_down_says_whose_move_it_is_and_only_a_link_that_lasts_starts_over() {
         let mut uplink = Uplink::new(Duration::from_secs(1), Duration::from_secs(8), at(0));
         for (failure, whose) in [
             (Failure::Unreachable("no answer".into()), Whose::Broker),
@@ -159,6 +164,9 @@ mod tests {
         }
         uplink.connected(at(10), "docaxis/0.1".into(), at(12));
         assert_eq!(*uplink.state(), LinkState::Up { since: at(10), broker: "docaxis/0.1".into(), clock_offset_ms: 2 });
-        assert_eq!(uplink.failed(at(20), &Failure::Lost("reset".into()), 0), at(1020));
+        let lost = Failure::Lost("reset".into());
+        assert_eq!(uplink.failed(at(20), &lost, 0), at(8020), "a link that flaps backs off");
+        uplink.connected(at(30), "docaxis/0.1".into(), at(30));
+        assert_eq!(uplink.failed(at(30_030), &lost, 0), at(31_030));
     }
 }

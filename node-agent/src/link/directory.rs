@@ -1,6 +1,7 @@
 //! Follows the directory and the revocation lists. The broker only relays them: every entry is checked under the
 //! directory's key, every list under its authority.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use docaxis_certs::encoding::crl_from_pem;
@@ -12,28 +13,52 @@ use super::LinkError;
 use super::session::Session;
 use crate::agent::told_to_stop;
 use crate::mailbox::AgencyRow;
+use crate::uplink::back_off;
 
 pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
-    let following = async {
-        let since = session.shared.mailbox.directory_version().await?;
-        let mut stream = session.open().await?;
-        stream.write(&Frame::Directory(since)).await?;
-        loop {
-            match stream.read_unhurried(Class::Large).await? {
-                Frame::Notices(notices) => take(&session, notices).await?,
-                other => return Err(LinkError::Unexpected { found: other.name(), expected: "Notices" }),
+    let link = &session.shared.config.link;
+    let mut failures = 0;
+    loop {
+        let ended = tokio::select! {
+            () = told_to_stop(&mut quit) => return Ok(()),
+            ended = follow_once(&session, &mut failures) => ended,
+        };
+        match ended {
+            Err(error) if error.ends_session() => return Err(error),
+            Err(error) => {
+                failures += 1;
+                tracing::warn!(%error, failures, "the directory cannot be followed; it is asked for again");
             }
+            Ok(never) => match never {},
         }
-    };
-    tokio::select! {
-        () = told_to_stop(&mut quit) => Ok(()),
-        ended = following => ended,
+        let pause = back_off(failures, link.retry_min, link.retry_max, session.shared.env.jitter());
+        tokio::select! {
+            () = told_to_stop(&mut quit) => return Ok(()),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+async fn follow_once(session: &Session, failures: &mut u32) -> Result<Infallible, LinkError> {
+    let since = session.shared.mailbox.directory_version().await?;
+    let mut stream = session.open().await?;
+    stream.write(&Frame::Directory(since)).await?;
+    loop {
+        match stream.read_unhurried(Class::Large).await? {
+            Frame::Notices(notices) => take(session, notices).await?,
+            other => return Err(LinkError::Unexpected { found: other.name(), expected: "Notices" }),
+        }
+        *failures = 0;
     }
 }
 
 async fn take(session: &Session, notices: Notices) -> Result<(), LinkError> {
     let shared = &session.shared;
     let identity = &session.identity;
+    // First, and whatever the entries are like: a revocation must not wait for a directory that is in order.
+    for (issuer, pem) in notices.crls {
+        take_crl(session, &issuer, &pem);
+    }
     let mut entries = Vec::with_capacity(notices.entries.len());
     for signed in notices.entries {
         let entry = SignedEntry { bytes: signed.bytes.clone(), signature: signed.signature };
@@ -57,9 +82,6 @@ async fn take(session: &Session, notices: Notices) -> Result<(), LinkError> {
     }
     let ours = entries.iter().any(|entry| entry.node.as_ref() == Some(&identity.node));
     shared.mailbox.store_agencies(notices.version, entries).await?;
-    for (issuer, pem) in notices.crls {
-        take_crl(session, &issuer, &pem);
-    }
     if ours {
         session.hosting.notify_one();
     }

@@ -1,5 +1,6 @@
 //! Follows the evidence about what our agencies sent, and fetches the inclusion proofs. Everything is verified before
-//! it is stored; what does not verify ends the session with an alarm, and the cursor stays.
+//! it is stored. What the exchange did not sign is never stored: alarm, the cursor stays, and it is asked again, while
+//! the rest of the session goes on. What it did sign without the recipient's word behind it is kept and moves nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use super::session::Session;
 use crate::agent::told_to_stop;
 use crate::identity::claimed_key;
 use crate::mailbox::Follows;
+use crate::uplink::back_off;
 
 /// How long to wait before evidence is asked for again that builds on something still on its way.
 const AFTER_GAP: Duration = Duration::from_millis(200);
@@ -25,6 +27,8 @@ const AFTER_REFUSAL: Duration = Duration::from_secs(5);
 const ALARM_AFTER: Duration = Duration::from_secs(60);
 
 pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
+    let link = &session.shared.config.link;
+    let mut failures = 0;
     loop {
         let agencies = followed(&session).await?;
         if agencies.is_empty() {
@@ -36,7 +40,7 @@ pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> R
         let ended = tokio::select! {
             () = told_to_stop(&mut quit) => return Ok(()),
             () = session.hosting.notified() => continue,
-            ended = follow_once(&session, agencies) => ended,
+            ended = follow_once(&session, agencies, &mut failures) => ended,
         };
         let pause = match ended {
             Ok(()) => AFTER_GAP,
@@ -44,7 +48,12 @@ pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> R
                 tracing::warn!(reason = %refusal.reason, "the broker does not give evidence; it is asked again");
                 AFTER_REFUSAL
             }
-            Err(error) => return Err(error),
+            Err(error) if error.ends_session() => return Err(error),
+            Err(error) => {
+                failures += 1;
+                tracing::warn!(%error, failures, "the evidence cannot be followed; it is asked again");
+                back_off(failures, link.retry_min, link.retry_max, session.shared.env.jitter())
+            }
         };
         tokio::select! {
             () = told_to_stop(&mut quit) => return Ok(()),
@@ -62,7 +71,7 @@ async fn followed(session: &Session) -> Result<Vec<AgencyCode>, LinkError> {
 }
 
 /// Reads evidence until the stream ends or a piece builds on one that is not here yet.
-async fn follow_once(session: &Session, agencies: Vec<AgencyCode>) -> Result<(), LinkError> {
+async fn follow_once(session: &Session, agencies: Vec<AgencyCode>, failures: &mut u32) -> Result<(), LinkError> {
     let cursors = session.shared.mailbox.cursors(agencies).await?;
     let mut stream: Stream = session.open().await?;
     stream.write(&Frame::Follow(Follow { cursors })).await?;
@@ -72,48 +81,55 @@ async fn follow_once(session: &Session, agencies: Vec<AgencyCode>) -> Result<(),
             other => return Err(LinkError::Unexpected { found: other.name(), expected: "Evidence" }),
         };
         let mut batch = Vec::with_capacity(items.len());
+        let mut bad = None;
         for item in items {
-            batch.push(verify(session, item).await?);
+            match verify(session, item).await {
+                Ok(good) => batch.push(good),
+                Err(error) => {
+                    bad = Some(error);
+                    break;
+                }
+            }
         }
+        // What came before a bad piece is good, and is not asked for again.
         let done = session.shared.mailbox.follow(batch).await?;
         done.alarms.into_iter().for_each(|alarm| session.shared.alarm(alarm));
         if done.stored > 0 {
             session.shared.changed();
+            *failures = 0;
         }
         if done.gap {
             return Ok(());
         }
+        if let Some(error) = bad {
+            return Err(error);
+        }
     }
 }
 
+/// Checks the exchange's signature, without which a piece is nothing; then whether the piece may move a delivery.
 async fn verify(session: &Session, item: EvidenceItem) -> Result<Follows, LinkError> {
     let shared = &session.shared;
-    let key = claimed_key(&item.evidence)?;
-    if !shared.keys.has(key)
-        && let Some(chain) = shared.mailbox.certificates(key).await?
-    {
-        // An earlier key of the exchange: its certificate came while it was in use, and need not be good today.
-        let parsed =
-            docaxis_protocol::Evidence::parse(&item.evidence.bytes).map_err(crate::identity::TrustError::from)?;
-        shared.keys.add(session.identity.evidence_key(&chain, parsed.time)?);
-    }
     let identity = shared.identity.load_full();
-    let checked = shared.keys.verify(&identity, &item.evidence).and_then(|evidence| {
-        identity.check_statement(&evidence, item.statement_chain.as_ref())?;
-        Ok(evidence)
-    });
-    let evidence = match checked {
-        Ok(evidence) => evidence,
-        Err(error) => {
-            shared.alarm(format!("evidence at leaf {} does not verify: {error}", item.leaf));
-            return Err(error.into());
-        }
+    let leaf = item.leaf;
+    let signed = match certify(session, &item).await {
+        Ok(()) => shared.keys.verify(&identity, &item.evidence).map_err(LinkError::from),
+        Err(error) => Err(error),
     };
+    let evidence = signed.inspect_err(|error| {
+        shared.alarm(format!("evidence at leaf {leaf} does not verify: {error}"));
+    })?;
+    let mut believed = true;
+    if let Err(error) = identity.check_statement(&evidence, item.statement_chain.as_ref()) {
+        shared.alarm(format!("evidence at leaf {leaf} is the exchange's word alone and moves nothing: {error}"));
+        believed = false;
+    }
     if evidence.sender != item.sender {
-        return Err(LinkError::Protocol(format!("evidence about {} came for {}", evidence.sender, item.sender)));
+        shared.alarm(format!("evidence at leaf {leaf} about {} came for {}", evidence.sender, item.sender));
+        believed = false;
     }
     let reason = evidence.reasons.first().cloned();
-    let mut row = row_of(&evidence, item.evidence, item.leaf, shared.env.now());
+    let mut row = row_of(&evidence, item.evidence, leaf, shared.env.now());
     row.statement_chain = item.statement_chain;
     Ok(Follows {
         row,
@@ -122,7 +138,22 @@ async fn verify(session: &Session, item: EvidenceItem) -> Result<Follows, LinkEr
         previous: evidence.previous,
         late: evidence.late,
         reason,
+        believed,
     })
+}
+
+/// Makes an earlier key of the exchange known: its certificate came while it was in use, and need not be good today.
+async fn certify(session: &Session, item: &EvidenceItem) -> Result<(), LinkError> {
+    let shared = &session.shared;
+    let key = claimed_key(&item.evidence)?;
+    if !shared.keys.has(key)
+        && let Some(chain) = shared.mailbox.certificates(key).await?
+    {
+        let parsed =
+            docaxis_protocol::Evidence::parse(&item.evidence.bytes).map_err(crate::identity::TrustError::from)?;
+        shared.keys.add(session.identity.evidence_key(&chain, parsed.time)?);
+    }
+    Ok(())
 }
 
 pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
@@ -135,7 +166,8 @@ pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>
         match fetched {
             Ok(()) => {}
             Err(LinkError::Refused(refusal)) if refusal.reason.known() == ReasonCode::Busy => {}
-            Err(error) => return Err(error),
+            Err(error) if error.ends_session() => return Err(error),
+            Err(error) => tracing::warn!(%error, "inclusion proofs cannot be fetched; they are asked for again"),
         }
         tokio::select! {
             () = told_to_stop(&mut quit) => return Ok(()),

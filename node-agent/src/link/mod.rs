@@ -80,6 +80,11 @@ impl LinkError {
         Self::Stream(text)
     }
 
+    /// Whether nothing else over this connection can go on either. Anything less ends one exchange, and is tried again.
+    const fn ends_session(&self) -> bool {
+        matches!(self, Self::Connection(_) | Self::Mailbox(_) | Self::Panicked)
+    }
+
     /// The reason that the broker is given when we cannot go on.
     fn code(&self) -> ReasonCode {
         match self {

@@ -11,8 +11,8 @@ use super::LinkError;
 use super::io::Stream;
 use super::session::Session;
 use crate::inbox::{self, NotTaken};
-use crate::mailbox::{EvidenceRow, QueuedPart, StatementRow, Take, TakeBody, Taken};
-use crate::parts::Pin;
+use crate::mailbox::{self, EvidenceRow, QueuedPart, StatementRow, Take, TakeBody, Taken};
+use crate::parts::{PartsError, Pin};
 
 pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<(), LinkError> {
     let shared = &session.shared;
@@ -178,6 +178,11 @@ async fn state(
             }
             Taken::Already(earlier) => return Ok(earlier),
             Taken::Conflict => fault = Some(conflict(envelope)),
+            Taken::Contradiction => {
+                return Err(Problem::Unsigned(
+                    ReasonCode::Malformed.because(mailbox::contradiction(offer.acceptance_leaf)),
+                ));
+            }
             Taken::HeldPartGone => {
                 let text = "a part was destroyed while it was offered again; offer it once more";
                 return Err(Problem::Unsigned(ReasonCode::Busy.because(text)));
@@ -230,8 +235,12 @@ async fn fetch(
     inline: Vec<(u16, Vec<u8>)>,
 ) -> Result<Result<Fetched, Reason>, Problem> {
     let shared = &session.shared;
-    let mut held = shared.mailbox.held(offer.recipient.clone(), bodies.to_vec()).await?;
-    let mut fetched = Fetched { held: vec![], pins: held.iter().map(|sha256| shared.parts.pin(*sha256)).collect() };
+    let known = shared.mailbox.held(offer.recipient.clone(), bodies.to_vec()).await?;
+    let mut fetched = Fetched { held: vec![], pins: known.iter().map(|sha256| shared.parts.pin(*sha256)).collect() };
+    let (mut held, damaged) = whole(session, known).await;
+    for error in damaged {
+        shared.alarm(format!("a body that should be here is asked for again: {error}"));
+    }
     let mut there: Vec<Digest> = held.clone();
     for (index, bytes) in inline {
         let Some(part) = envelope.parts.get(usize::from(index)) else { continue };
@@ -271,6 +280,26 @@ async fn fetch(
     })
 }
 
+/// Reads bodies to their ends: nobody signs for what the disk may have lost meanwhile.
+async fn whole(session: &Session, known: Vec<Digest>) -> (Vec<Digest>, Vec<PartsError>) {
+    let read = session.shared.blocking(move |parts| {
+        let check = |sha256| {
+            let mut reader = parts.read(sha256)?;
+            while reader.next_chunk()?.is_some() {}
+            Ok(sha256)
+        };
+        known.into_iter().map(check).collect::<Vec<Result<Digest, PartsError>>>()
+    });
+    let (mut held, mut damaged) = (Vec::new(), Vec::new());
+    for one in read.await {
+        match one {
+            Ok(sha256) => held.push(sha256),
+            Err(error) => damaged.push(error),
+        }
+    }
+    (held, damaged)
+}
+
 fn mismatch(name: &str, expected: Digest, found: Digest) -> Reason {
     ReasonCode::DigestMismatch.because(format!("part {name:?} has digest {found}; {expected} was sealed"))
 }
@@ -294,17 +323,38 @@ pub fn row_of(
     }
 }
 
+/// Whether the statement inside evidence is this one, byte for byte.
+fn is_statement(evidence: &Evidence, sealed: &SealedStatement) -> bool {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    evidence.statement.as_ref().is_some_and(|inside| {
+        inside.bytes == STANDARD.encode(&sealed.bytes) && inside.signature == STANDARD.encode(sealed.signature.0)
+    })
+}
+
 /// Takes in the exchange's answer to a statement: its evidence, and what it does to the dispatch here.
 pub async fn record(session: &Session, sealed: SealedStatement, outcome: Outcome) -> Result<(), LinkError> {
     let shared = &session.shared;
     let said = Statement::parse(&sealed.bytes).map_err(crate::identity::TrustError::Statement)?;
-    let evidence = shared.keys.verify(&shared.identity.load(), &outcome.evidence)?;
+    let identity = shared.identity.load_full();
+    let evidence = shared.keys.verify(&identity, &outcome.evidence)?;
     if !inbox::answers(&evidence, said.dispatch, said.envelope_sha256, &said.recipient) {
         let text = format!("its {} does not answer the statement about dispatch {}", evidence.event, said.dispatch);
         shared.alarm(format!("the broker does not keep to the protocol: {text}"));
         return Err(LinkError::Protocol(text));
     }
     let moved = inbox::after_recorded(said.event, outcome.standing);
+    // Other words under our own seal are ours as well: a mailbox that was restored states anew.
+    let ours = is_statement(&evidence, &sealed)
+        || (evidence.statement.is_some() && identity.check_statement(&evidence, Some(&sealed.chain)).is_ok());
+    if !inbox::rests_on(moved, said.event, &evidence, ours) {
+        let text = format!(
+            "its {} of dispatch {} does not bear that this is {:?}",
+            evidence.event, said.dispatch, outcome.standing
+        );
+        shared.alarm(format!("the broker does not keep to the protocol: {text}"));
+        return Err(LinkError::Protocol(text));
+    }
     if let (Event::ContentHandover, Standing::Withdrawn | Standing::Expired | Standing::Failed) =
         (said.event, outcome.standing)
     {
@@ -324,10 +374,12 @@ pub async fn record(session: &Session, sealed: SealedStatement, outcome: Outcome
     let reason = evidence.reasons.first().cloned();
     let mut row = row_of(&evidence, outcome.evidence, outcome.leaf, shared.env.now());
     row.statement_chain = evidence.statement.is_some().then_some(sealed.chain);
-    let destroyed = shared.mailbox.recorded(&about, moved, row, reason).await?;
-    shared
-        .blocking(move |parts| destroyed.unreferenced.into_iter().try_for_each(|sha256| parts.remove(sha256)))
-        .await?;
+    let Some(destroyed) = shared.mailbox.recorded(&about, moved, row, reason).await? else {
+        let text = mailbox::contradiction(outcome.leaf);
+        shared.alarm(text.clone());
+        return Err(LinkError::Protocol(text));
+    };
+    shared.clear(destroyed.unreferenced).await??;
     shared.changed();
     Ok(())
 }

@@ -37,12 +37,12 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
                 failures = 0;
                 if more { Duration::ZERO } else { LOOK_EVERY }
             }
-            Err(LinkError::Refused(refusal)) => {
+            Err(error) if error.ends_session() => return Err(error),
+            Err(error) => {
                 failures += 1;
-                tracing::warn!(reason = %refusal.reason, "the broker did not take a report; it is repeated");
+                tracing::warn!(%error, failures, "a report did not come to its end; it is repeated");
                 back_off(failures, shared.config.outbox.retry_min, shared.config.outbox.retry_max, shared.env.jitter())
             }
-            Err(error) => return Err(error),
         };
         tokio::select! {
             () = told_to_stop(&mut quit) => return Ok(()),
@@ -84,9 +84,21 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
         other => return Err(LinkError::Unexpected { found: other.name(), expected: "Reported" }),
     };
     let mut postponed = false;
+    let mut bad = None;
     for (row, answer) in due.into_iter().zip(answers) {
         match answer {
-            Ok(outcome) => offer::record(session, row.sealed, outcome).await?,
+            // One answer that cannot be taken in must not hold up the others.
+            Ok(outcome) => match offer::record(session, row.sealed, outcome).await {
+                Ok(()) => {}
+                Err(error) if error.ends_session() => return Err(error),
+                Err(error) => {
+                    shared.alarm(format!(
+                        "the answer to the statement {} about {} was not taken: {error}",
+                        row.event, row.dispatch
+                    ));
+                    bad = Some(error);
+                }
+            },
             Err(reason) if reason.known().text().retryable => {
                 tracing::warn!(dispatch = %row.dispatch, %reason, "a statement is reported again later");
                 postponed = true;
@@ -96,12 +108,16 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
                     "the exchange refused the statement {} about {}: {reason}",
                     row.event, row.dispatch
                 ));
-                shared.mailbox.statement_refused(&row, reason).await?;
+                let aside = shared.mailbox.statement_refused(&row, reason).await?;
+                shared.clear(aside.unreferenced).await??;
             }
         }
     }
     shared.changed();
-    Ok(full && !postponed)
+    match bad {
+        Some(error) => Err(error),
+        None => Ok(full && !postponed),
+    }
 }
 
 /// As many as a frame holds.

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use docaxis_protocol::envelope::Envelope;
 use docaxis_protocol::frame::{Class, Done, Frame, Intake, Need, Submit};
-use docaxis_protocol::{DispatchId, Event, Evidence, Reason, ReasonCode, limits};
+use docaxis_protocol::{DispatchId, Event, Evidence, Reason, ReasonCode, Timestamp, limits};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::LinkError;
 use super::session::Session;
 use crate::agent::told_to_stop;
-use crate::mailbox::{EvidenceRow, OutState, OutgoingRow};
+use crate::mailbox::{self, EvidenceRow, OutState, OutgoingRow};
 use crate::outbox::{self, Answer, Verdict};
 
 /// Exchanges of `Need` and bodies in one submission: one is usual, a second follows if a body was destroyed meanwhile.
@@ -91,25 +91,41 @@ async fn send_one(session: &Session, row: OutgoingRow) -> Result<(), LinkError> 
         }
         Err(LinkError::Refused(refusal)) => (Answer::Refused(refusal.reason), None),
         Err(LinkError::Mailbox(error)) => return Err(error.into()),
+        Err(LinkError::Parts(error)) => {
+            shared.alarm(format!("dispatch {} cannot be sent: {error}", row.id));
+            let code = if error.is_disk_full() { ReasonCode::DiskFull } else { ReasonCode::DigestMismatch };
+            let expires = Envelope::parse(&row.sealed.bytes).map_or(row.queued, |envelope| envelope.expires);
+            (Answer::Broken { why: code.because(error.to_string()), expires }, None)
+        }
         Err(error) => (Answer::Lost(error.to_string()), None),
     };
     let bounds = (shared.config.outbox.retry_min, shared.config.outbox.retry_max);
     let now = shared.env.now();
-    match outbox::verdict(answer, row.attempts, now, bounds, shared.env.jitter()) {
-        Verdict::Accepted => {
-            let at = evidence.as_ref().map_or(now, |evidence| evidence.time);
-            shared.mailbox.settle(row.id, OutState::Accepted, at, None, evidence).await?;
-        }
+    let decide = |answer| outbox::verdict(answer, row.attempts, now, bounds, shared.env.jitter());
+    let (state, why) = match decide(answer) {
+        Verdict::Accepted => (OutState::Accepted, None),
         Verdict::Rejected(why) => {
-            let at = evidence.as_ref().map_or(now, |evidence| evidence.time);
             tracing::warn!(dispatch = %row.id, %why, "a dispatch was rejected");
-            shared.mailbox.settle(row.id, OutState::Rejected, at, Some(why), evidence).await?;
+            (OutState::Rejected, Some(why))
         }
-        Verdict::RetryAt { at, why } => {
-            tracing::info!(dispatch = %row.id, %why, %at, "a dispatch is tried again later");
-            shared.mailbox.postpone(row.id, at, why).await?;
+        Verdict::RetryAt { at, why } => return postpone(session, &row, at, why).await,
+    };
+    let (at, leaf) = evidence.as_ref().map_or((now, 0), |evidence| (evidence.time, evidence.leaf));
+    if !shared.mailbox.settle(row.id, state, at, why, evidence).await? {
+        let text = mailbox::contradiction(leaf);
+        shared.alarm(text.clone());
+        if let Verdict::RetryAt { at, why } = decide(Answer::Lost(text)) {
+            return postpone(session, &row, at, why).await;
         }
     }
+    shared.changed();
+    Ok(())
+}
+
+async fn postpone(session: &Session, row: &OutgoingRow, at: Timestamp, why: Reason) -> Result<(), LinkError> {
+    let shared = &session.shared;
+    tracing::info!(dispatch = %row.id, %why, %at, "a dispatch is tried again later");
+    shared.mailbox.postpone(row.id, at, why).await?;
     shared.changed();
     Ok(())
 }

@@ -192,6 +192,11 @@ impl Exchange {
         let said = docaxis_protocol::Statement::parse(&statement.bytes).unwrap();
         let evidence = self.evidence(event, sealed, |evidence| {
             evidence.recipient = Some(said.recipient);
+            if event == said.event {
+                let leaf = &statement.chain.leaf().unwrap();
+                let key = docaxis_certs::identity::public_key(leaf).unwrap();
+                evidence.statement = Some(evidence::StatementInEvidence::new(statement, &key));
+            }
             evidence.reasons = reason.into_iter().collect();
             evidence.previous = Some(Digest::of(b"before"));
         });

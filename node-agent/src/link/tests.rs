@@ -1,7 +1,10 @@
 //! The agent against a broker that says exactly what each test needs.
 
 use docaxis_protocol::evidence::StatementInEvidence;
-use docaxis_protocol::frame::{Class, Done, EvidenceItem, Frame, Intake, Refusal, Reported, Standing};
+use docaxis_protocol::frame::{
+    Class, Done, EvidenceItem, Frame, Intake, Notices, Refusal, Reported, SignedBytes, Standing,
+};
+use docaxis_protocol::key::RawSignature;
 use docaxis_protocol::{Digest, Event, PartRole, ReasonCode, SealedStatement, Statement};
 
 use crate::link::testing::{Exchange, bodies_in, code, handover, sealed, until};
@@ -127,9 +130,29 @@ async fn a_statement_is_stored_before_it_is_sent_and_nothing_is_visible_before_i
     let link = exchange.accept().await;
     let (Frame::Report(report), mut reported) = link.next("Report").await else { panic!() };
     assert_eq!(report.statements, std::slice::from_ref(&first));
-    let mut stream = link.offer(offer, &[b"small"]).await;
+    let mut stream = link.offer(offer.clone(), &[b"small"]).await;
     assert_eq!(handover(&mut stream).await, first);
     assert!(agent.show(id).await.is_err());
+    // What nobody signed shows nothing: a failure called a handover, and another's words in place of ours.
+    let failed = (Event::ContentHandoverFailure, Some(ReasonCode::Expired.because("too late")));
+    let lie = exchange.outcome(Standing::HandedOver, 8, failed, &envelope, &first);
+    stream.write(&Frame::Recorded(lie)).await.unwrap();
+    let alarms = async |n: usize| {
+        let status = agent.status().await.unwrap();
+        (status.alarms.iter().filter(|alarm| alarm.text.contains("does not bear")).count() == n).then_some(())
+    };
+    until(&agent, || alarms(1)).await;
+    let mut stream = link.offer(offer.clone(), &[b"small"]).await;
+    assert_eq!(handover(&mut stream).await, first);
+    let mut lie = exchange.outcome(Standing::HandedOver, 8, (Event::ContentHandover, None), &envelope, &first);
+    let mut foreign = docaxis_protocol::Evidence::parse(&lie.evidence.bytes).unwrap();
+    foreign.statement.as_mut().unwrap().bytes = "e30=".into();
+    lie.evidence = docaxis_protocol::SignedEvidence::sign(&foreign, &exchange.broker.evidence_key).unwrap();
+    stream.write(&Frame::Recorded(lie)).await.unwrap();
+    until(&agent, || alarms(2)).await;
+    assert!(agent.show(id).await.is_err());
+    let mut stream = link.offer(offer, &[b"small"]).await;
+    assert_eq!(handover(&mut stream).await, first);
     let outcome = exchange.outcome(Standing::HandedOver, 8, (Event::ContentHandover, None), &envelope, &first);
     stream.write(&Frame::Recorded(outcome.clone())).await.unwrap();
     reported.write(&Frame::Reported(Reported { answers: vec![Ok(outcome.clone())] })).await.unwrap();
@@ -156,6 +179,15 @@ async fn a_statement_is_stored_before_it_is_sent_and_nothing_is_visible_before_i
         (view.incoming[0].state == InState::Registered).then_some(())
     })
     .await;
+
+    // The handover's answer once more takes nothing back.
+    let handed_over = agent.statements(id).await.unwrap().remove(0);
+    let evidence = agent.evidence(id).await.unwrap().remove(1);
+    for state in [InState::Visible, InState::Destroyed] {
+        let destroyed = agent.shared.mailbox.recorded(&handed_over, Some(state), evidence.clone(), None).await.unwrap();
+        assert_eq!(destroyed.unwrap().unreferenced, []);
+        assert_eq!(agent.show(id).await.unwrap().incoming[0].state, InState::Registered);
+    }
     agent.shutdown().await.unwrap();
 }
 
@@ -246,8 +278,10 @@ async fn a_dispatch_that_was_withdrawn_first_is_destroyed_and_a_body_in_use_else
     let gone = sealed(&sender, &["H37.DN.001", "H37.DN.002"], &[b"shared", b"secret plan"], |_| ());
     let id = docaxis_protocol::Envelope::parse(&gone.bytes).unwrap().id;
     // The first agency was given "shared" before and is not asked to take it again; the other one never saw it.
+    let offer = docaxis_protocol::frame::Offer { acceptance_leaf: 6, ..exchange.offer("H37.DN.001", &gone, vec![]) };
     for (agency, expected) in [("H37.DN.001", vec![(1, 0)]), ("H37.DN.002", vec![(0, 0), (1, 0)])] {
-        let mut stream = link.offer(exchange.offer(agency, &gone, vec![]), &[]).await;
+        let offer = docaxis_protocol::frame::Offer { recipient: code(agency), ..offer.clone() };
+        let mut stream = link.offer(offer, &[]).await;
         let Frame::Need(need) = stream.read(Class::Large).await.unwrap() else { panic!() };
         let mut asked = need.parts.clone();
         asked.sort();
@@ -329,15 +363,139 @@ async fn evidence_of_deliveries_is_verified_stored_once_and_read_on_from_the_cur
     })
     .await;
 
-    // Without the recipient's own word it is not believed, whatever the exchange signs; the cursor has moved on.
-    let unsigned = item(&|evidence| evidence.statement = None);
-    news.write(&Frame::Evidence(vec![EvidenceItem { leaf: 6, ..unsigned }])).await.unwrap();
-    let link = exchange.accept().await;
-    let (Frame::Follow(follow), _news) = link.next("Follow").await else { panic!() };
-    assert_eq!(follow.cursors, [(code("000.00.00.G22"), 6)]);
+    // Without the recipient's own word it is kept as the exchange's, and moves nothing; what the exchange did not sign
+    // is not stored. Neither holds up what came before it, nor anything else over this connection.
+    let unsigned = item(&|evidence| {
+        evidence.event = Event::Refused;
+        evidence.uri = Event::Refused.uri();
+        evidence.statement = None;
+    });
+    let mut altered = EvidenceItem { leaf: 7, ..item(&|_| ()) };
+    altered.evidence.signature.0[5] ^= 1;
+    let batch = vec![EvidenceItem { leaf: 6, ..unsigned }, altered, EvidenceItem { leaf: 8, ..item(&|_| ()) }];
+    for _ in 0..3 {
+        news.write(&Frame::Evidence(batch.clone())).await.unwrap();
+        let (Frame::Follow(follow), next) = link.next("Follow").await else { panic!() };
+        assert_eq!(follow.cursors, [(code("000.00.00.G22"), 7)]);
+        news = next;
+    }
     let stored: Vec<u64> = agent.evidence(id).await.unwrap().iter().map(|row| row.leaf).collect();
-    assert_eq!(stored, [4, 5]);
-    assert!(agent.status().await.unwrap().alarms.iter().any(|alarm| alarm.text.contains("leaf 6")));
+    assert_eq!(stored, [4, 5, 6]);
+    let state = agent.show(id).await.unwrap().outgoing.unwrap().deliveries[0].state;
+    assert_eq!(state, DeliveryState::HandedOver);
+    let alarms: Vec<String> = agent.status().await.unwrap().alarms.into_iter().map(|alarm| alarm.text).collect();
+    for leaf in [6, 7] {
+        assert!(alarms.iter().any(|alarm| alarm.contains(&format!("leaf {leaf} "))), "{alarms:?}");
+    }
+    let second = agent.compose(letter(b"def")).await.unwrap();
+    let (Frame::Submit(submit), _stream) = link.next("Submit").await else { panic!() };
+    assert_eq!(docaxis_protocol::Envelope::parse(&submit.envelope.bytes).unwrap().id, second);
+    agent.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_was_refused_for_good_was_never_made() {
+    let mut exchange = Exchange::start();
+    let sender = exchange.join("g22", &["000.00.00.G22"]);
+    let node = exchange.join("h37", &["H37.DN.001"]);
+    let agent = exchange.agent(&node, "agent");
+    let envelope = sealed(&sender, &["H37.DN.001"], &[b"abc"], |_| ());
+    let offer = exchange.offer("H37.DN.001", &envelope, vec![0]);
+    let id = docaxis_protocol::Envelope::parse(&envelope.bytes).unwrap().id;
+    let bad_seal = ReasonCode::BadSeal.because("revoked");
+    let refusal = async || {
+        let row = agent.statements(id).await.unwrap().into_iter().find(|row| row.refusal.is_some())?;
+        Some((row.event, row.refusal))
+    };
+
+    let link = exchange.accept().await;
+    let mut stream = link.offer(offer.clone(), &[b"abc"]).await;
+    let first = handover(&mut stream).await;
+    link.cut();
+    let link = exchange.accept().await;
+    let (Frame::Report(_), mut reported) = link.next("Report").await else { panic!() };
+    reported.write(&Frame::Reported(Reported { answers: vec![Err(bad_seal.clone())] })).await.unwrap();
+    assert_eq!(until(&agent, &refusal).await, (Event::ContentHandover, Some(bad_seal.clone())));
+    let mut stream = link.offer(offer, &[b"abc"]).await;
+    let second = handover(&mut stream).await;
+    assert_eq!((said(&second).0, second == first), (Event::ContentHandover, false));
+    let outcome = exchange.outcome(Standing::HandedOver, 8, (Event::ContentHandover, None), &envelope, &second);
+    stream.write(&Frame::Recorded(outcome)).await.unwrap();
+    until(&agent, || async { agent.show(id).await.ok() }).await;
+
+    // An officer's word likewise: the reason is shown, and another word may follow.
+    agent.register(id, code("H37.DN.001")).await.unwrap();
+    let (Frame::Report(_), mut reported) = link.next("Report").await else { panic!() };
+    reported.write(&Frame::Reported(Reported { answers: vec![Err(bad_seal.clone())] })).await.unwrap();
+    assert_eq!(until(&agent, &refusal).await, (Event::Registered, Some(bad_seal.clone())));
+    let view = agent.show(id).await.unwrap().incoming.remove(0);
+    assert_eq!((view.state, view.reason, view.waiting.is_some()), (InState::Visible, Some(bad_seal), true));
+    agent.refuse(id, code("H37.DN.001"), ReasonCode::Other.because("not ours")).await.unwrap();
+    let (Frame::Report(report), _reported) = link.next("Report").await else { panic!() };
+    assert_eq!(report.statements.iter().map(|one| said(one).0).collect::<Vec<_>>(), [Event::Refused]);
+    agent.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_held_body_that_the_disk_damaged_is_asked_for_again_before_anything_is_signed() {
+    let mut exchange = Exchange::start();
+    let sender = exchange.join("g22", &["000.00.00.G22"]);
+    let node = exchange.join("h37", &["H37.DN.001"]);
+    let agent = exchange.agent(&node, "agent");
+    let link = exchange.accept().await;
+    let first = sealed(&sender, &["H37.DN.001"], &[b"shared"], |_| ());
+    let mut stream = link.offer(exchange.offer("H37.DN.001", &first, vec![0]), &[b"shared"]).await;
+    handover(&mut stream).await;
+    std::fs::write(agent.shared.parts.path(Digest::of(b"shared")), b"scared").unwrap();
+
+    let second = sealed(&sender, &["H37.DN.001"], &[b"shared"], |_| ());
+    let offer = docaxis_protocol::frame::Offer { acceptance_leaf: 9, ..exchange.offer("H37.DN.001", &second, vec![]) };
+    let mut stream = link.offer(offer, &[]).await;
+    let Frame::Need(need) = stream.read(Class::Large).await.unwrap() else { panic!("signed for a damaged body") };
+    assert_eq!(need.parts, [(0, 0)]);
+    stream.write_raw(bytes::Bytes::from_static(b"shared")).await.unwrap();
+    assert_eq!(said(&handover(&mut stream).await), (Event::ContentHandover, vec![]));
+    assert_eq!(agent.shared.parts.read_small(Digest::of(b"shared")).unwrap(), b"shared");
+    agent.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_that_was_lost_before_it_was_sent_is_the_administrators_and_ends_when_it_expires() {
+    let mut exchange = Exchange::start();
+    let node = exchange.join("g22", &["000.00.00.G22"]);
+    let agent = exchange.agent(&node, "agent");
+    let id = agent.compose(letter(b"abc")).await.unwrap();
+    std::fs::write(agent.shared.parts.path(Digest::of(b"abc")), b"abd").unwrap();
+    let link = exchange.accept().await;
+    let whose = until(&agent, || async {
+        let waiting = agent.show(id).await.unwrap().outgoing.unwrap().waiting.unwrap();
+        waiting.why.contains("digest-mismatch").then_some(waiting.whose_move)
+    })
+    .await;
+    assert_eq!(whose, crate::uplink::Whose::Administrator);
+    let alarms = agent.status().await.unwrap().alarms;
+    assert!(alarms.iter().any(|alarm| alarm.text.contains(&format!("dispatch {id} cannot be sent"))), "{alarms:?}");
+
+    // Put back, it goes.
+    std::fs::write(agent.shared.parts.path(Digest::of(b"abc")), b"abc").unwrap();
+    let (Frame::Submit(_), _stream) = link.next("Submit").await else { panic!() };
+    agent.shutdown().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_entry_of_the_directory_is_asked_for_again_over_the_same_connection() {
+    let mut exchange = Exchange::start();
+    let node = exchange.join("g22", &["000.00.00.G22"]);
+    let agent = exchange.agent(&node, "agent");
+    let link = exchange.accept().await;
+    for _ in 0..2 {
+        let (Frame::Directory(0), mut stream) = link.next("Directory").await else { panic!() };
+        let entries = vec![SignedBytes { bytes: b"{}".to_vec(), signature: RawSignature([1; 64]) }];
+        stream.write(&Frame::Notices(Notices { version: 5, entries, crls: vec![] })).await.unwrap();
+    }
+    let (Frame::Directory(0), _stream) = link.next("Directory").await else { panic!() };
+    let alarms = agent.status().await.unwrap().alarms;
+    assert!(alarms.iter().any(|alarm| alarm.text.contains("an entry of the directory was not taken")), "{alarms:?}");
     agent.shutdown().await.unwrap();
 }
 

@@ -42,6 +42,8 @@ pub enum Taken {
     Already(SealedStatement),
     /// The agency has another dispatch under this id.
     Conflict,
+    /// Other evidence is here under the acceptance's place in the log.
+    Contradiction,
     /// A part that was held when the offer came has been destroyed since.
     HeldPartGone,
 }
@@ -117,6 +119,9 @@ impl Mailbox {
                     if !holds(connection, &take.recipient, *sha256)? {
                         return Ok(Taken::HeldPartGone);
                     }
+                }
+                if !insert_evidence(connection, &body.acceptance)? {
+                    return Ok(Taken::Contradiction);
                 }
                 insert(connection, &take, body)?;
             }
@@ -224,6 +229,16 @@ impl Mailbox {
         .await
     }
 
+    /// Removes those of these bodies that nothing refers to. In the writer: between the look and the removal nobody can
+    /// make a reference, and whoever is about to holds a pin.
+    pub async fn remove_unreferenced<E: Send + 'static>(
+        &self,
+        candidates: Vec<Digest>,
+        remove: impl FnMut(Digest) -> Result<(), E> + Send + 'static,
+    ) -> Result<Result<(), E>, MailboxError> {
+        self.write(move |connection| Ok(unreferenced(connection, candidates)?.into_iter().try_for_each(remove))).await
+    }
+
     /// Which of these bodies nothing refers to.
     pub async fn unreferenced(&self, candidates: Vec<Digest>) -> Result<Vec<Digest>, MailboxError> {
         // In the writer, so that every reference that was answered for is seen.
@@ -269,7 +284,6 @@ fn insert(connection: &Connection, take: &Take, body: &TakeBody) -> Result<(), M
             rows::int(body.acceptance.leaf),
             take.time.unix_ms(),
         ])?;
-    insert_evidence(connection, &body.acceptance)?;
     for part in &body.parts {
         connection.prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 1, ?3, ?4)")?.execute(params![
             part.sha256.as_bytes(),
@@ -281,7 +295,7 @@ fn insert(connection: &Connection, take: &Take, body: &TakeBody) -> Result<(), M
     Ok(())
 }
 
-/// Moves an incoming dispatch on. Where its bodies must go, their references go here, and the files after the commit.
+/// Moves an incoming dispatch on, never back: an answer that comes once more finds it elsewhere and changes nothing. Where its bodies must go, their references go here, and the files after the commit.
 pub(super) fn move_on(
     connection: &Connection,
     id: DispatchId,
@@ -290,18 +304,46 @@ pub(super) fn move_on(
     since: Timestamp,
     reason: Option<&Reason>,
 ) -> Result<Destroyed, MailboxError> {
-    connection
-        .prepare_cached("UPDATE incoming SET state = ?3, since = ?4, reason = ?5 WHERE id = ?1 AND recipient = ?2")?
+    let from = match state {
+        InState::Taken => return Ok(Destroyed::default()),
+        InState::Visible | InState::Destroyed => InState::Taken,
+        InState::Registered | InState::Refused => InState::Visible,
+    };
+    let moved = connection
+        .prepare_cached(
+            "UPDATE incoming SET state = ?3, since = ?4, reason = ?5 WHERE id = ?1 AND recipient = ?2 AND state = ?6",
+        )?
         .execute(params![
             id.as_bytes(),
             recipient.as_str(),
             state.as_str(),
             since.unix_ms(),
-            reason.map(rows::reason_to_text)
+            reason.map(rows::reason_to_text),
+            from.as_str()
         ])?;
-    if state != InState::Destroyed {
+    if moved == 0 || state != InState::Destroyed {
         return Ok(Destroyed::default());
     }
+    release(connection, id, recipient)
+}
+
+/// Sets aside what was taken and never recorded, so that the next offer is taken as new.
+pub(super) fn set_aside(
+    connection: &Connection,
+    id: DispatchId,
+    recipient: &AgencyCode,
+    envelope_sha256: Digest,
+) -> Result<Destroyed, MailboxError> {
+    let gone = connection
+        .prepare_cached(
+            "DELETE FROM incoming WHERE id = ?1 AND recipient = ?2 AND envelope_sha256 = ?3 AND state = 'taken'",
+        )?
+        .execute(params![id.as_bytes(), recipient.as_str(), envelope_sha256.as_bytes()])?;
+    if gone == 0 { Ok(Destroyed::default()) } else { release(connection, id, recipient) }
+}
+
+/// Drops the references of one dispatch to its bodies; says which bodies nothing refers to any more.
+fn release(connection: &Connection, id: DispatchId, recipient: &AgencyCode) -> Result<Destroyed, MailboxError> {
     let candidates: Vec<Vec<u8>> = connection
         .prepare_cached("DELETE FROM part_refs WHERE dispatch = ?1 AND agency = ?2 AND incoming = 1 RETURNING sha256")?
         .query_map(params![id.as_bytes(), recipient.as_str()], |row| row.get(0))?

@@ -16,7 +16,7 @@ mod statements;
 pub use agencies::{AgencyRow, Resolved};
 pub use incoming::{Destroyed, IncomingRow, Take, TakeBody, Taken};
 pub use outgoing::{DeliveryRow, IdempotencyConflict, OutgoingRow, Queued, QueuedPart};
-pub use proofs::{EvidenceRow, Followed, Follows, MissingProof};
+pub use proofs::{EvidenceRow, Followed, Follows, MissingProof, contradiction};
 pub use rows::{DeliveryState, InState, OutState};
 pub use statements::{Stated, StatementRow};
 

@@ -149,7 +149,8 @@ impl Mailbox {
         .await
     }
 
-    /// The exchange took it or refused it, and this is its evidence.
+    /// The exchange took it or refused it, and this is its evidence. `false` if other evidence is here under the same
+    /// leaf: then the dispatch stays as it is.
     pub async fn settle(
         &self,
         id: DispatchId,
@@ -157,12 +158,15 @@ impl Mailbox {
         since: Timestamp,
         why: Option<Reason>,
         evidence: Option<EvidenceRow>,
-    ) -> Result<(), MailboxError> {
+    ) -> Result<bool, MailboxError> {
         self.write(move |connection| {
-            if let Some(evidence) = &evidence {
-                insert_evidence(connection, evidence)?;
+            if let Some(evidence) = &evidence
+                && !insert_evidence(connection, evidence)?
+            {
+                return Ok(false);
             }
-            settle(connection, id, state, since, why.as_ref())
+            settle(connection, id, state, since, why.as_ref())?;
+            Ok(true)
         })
         .await
     }

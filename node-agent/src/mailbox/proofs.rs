@@ -25,7 +25,7 @@ pub struct EvidenceRow {
     pub stored: Timestamp,
 }
 
-/// A verified piece of evidence about something that an agency of ours sent.
+/// A piece of evidence, verified under the exchange's key, about something that an agency of ours sent.
 #[derive(Debug, Clone)]
 pub struct Follows {
     pub row: EvidenceRow,
@@ -34,6 +34,8 @@ pub struct Follows {
     pub previous: Option<Digest>,
     pub late: bool,
     pub reason: Option<Reason>,
+    /// Whether the recipient's own word stands behind it where its event needs that. If not, it is kept and moves nothing.
+    pub believed: bool,
 }
 
 /// What became of a batch of evidence.
@@ -222,16 +224,28 @@ fn follow_one(connection: &Connection, item: &Follows, alarms: &mut Vec<String>)
         .query_row([row.dispatch.as_bytes()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
     let name = || format!("{} of dispatch {} (leaf {})", row.event, row.dispatch, row.leaf);
-    let ours = match &known {
-        Some((sender, sha256, _)) => sender == item.sender.as_str() && sha256 == item.envelope_sha256.as_bytes(),
-        None => false,
+    let (ours, queued) = match &known {
+        Some((sender, sha256, state)) => (
+            sender == item.sender.as_str() && sha256 == item.envelope_sha256.as_bytes(),
+            state == OutState::Queued.as_str(),
+        ),
+        None => (false, false),
     };
-    if !ours {
-        alarms.push(format!("{} is about a dispatch that {} did not send from here", name(), item.sender));
-        insert_evidence(connection, row)?;
+    let builds = row.event.is_submission() || builds_on_known(connection, item)?;
+    if item.believed && ours && queued && !builds {
+        return Ok(false);
+    }
+    if !insert_evidence(connection, row)? {
+        alarms.push(contradiction(row.leaf));
         return Ok(true);
     }
-    let queued = known.is_some_and(|(_, _, state)| state == OutState::Queued.as_str());
+    if !item.believed {
+        return Ok(true);
+    }
+    if !ours {
+        alarms.push(format!("{} is about a dispatch that {} did not send from here", name(), item.sender));
+        return Ok(true);
+    }
     match row.event {
         Event::SubmissionAcceptance => {
             settle(connection, row.dispatch, OutState::Accepted, row.time, None)?;
@@ -240,16 +254,12 @@ fn follow_one(connection: &Connection, item: &Follows, alarms: &mut Vec<String>)
             settle(connection, row.dispatch, OutState::Rejected, row.time, item.reason.as_ref())?;
         }
         _ => {
-            if !builds_on_known(connection, item)? {
-                if queued {
-                    return Ok(false);
-                }
+            if !builds {
                 alarms.push(format!("{} does not follow any evidence that is here", name()));
             }
             deliver(connection, item)?;
         }
     }
-    insert_evidence(connection, row)?;
     Ok(true)
 }
 
@@ -291,17 +301,32 @@ fn deliver(connection: &Connection, item: &Follows) -> Result<(), MailboxError> 
     Ok(())
 }
 
-/// Stores evidence once. What is here under the same leaf stays; only a missing chain is filled in.
-pub(super) fn insert_evidence(connection: &Connection, row: &EvidenceRow) -> Result<(), MailboxError> {
+/// What to say where two pieces of evidence claim one place in the log.
+pub fn contradiction(leaf: u64) -> String {
+    format!(
+        "the exchange gave two pieces of evidence for leaf {leaf} of its log; both are kept, the second moves nothing"
+    )
+}
+
+/// Stores evidence once. What is here under the same leaf stays; only a missing chain is filled in. `false` if other
+/// bytes are here: both are kept, as proof against the exchange, and nothing may follow from the second.
+pub(super) fn insert_evidence(connection: &Connection, row: &EvidenceRow) -> Result<bool, MailboxError> {
     let sha256 = row.signed.digest();
     let there: Option<Vec<u8>> = connection
         .prepare_cached("SELECT sha256 FROM evidence WHERE leaf = ?1")?
         .query_row([rows::int(row.leaf)], |row| row.get(0))
         .optional()?;
     if there.is_some_and(|there| there != sha256.as_bytes()) {
-        tracing::error!(leaf = row.leaf, dispatch = %row.dispatch,
-            "the exchange gave two pieces of evidence for one place in its log; the first is kept");
-        return Ok(());
+        connection.prepare_cached("INSERT OR IGNORE INTO contradictions VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(
+            params![
+                rows::int(row.leaf),
+                sha256.as_bytes(),
+                row.signed.bytes,
+                row.signed.signature.0,
+                row.stored.unix_ms()
+            ],
+        )?;
+        return Ok(false);
     }
     connection
         .prepare_cached(
@@ -321,5 +346,5 @@ pub(super) fn insert_evidence(connection: &Connection, row: &EvidenceRow) -> Res
             row.proof,
             row.stored.unix_ms()
         ])?;
-    Ok(())
+    Ok(true)
 }

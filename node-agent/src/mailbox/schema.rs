@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::MailboxError;
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 const V1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
@@ -119,6 +119,18 @@ CREATE INDEX part_refs_dispatch ON part_refs (dispatch, agency);
 CREATE TABLE certificates (key_id BLOB PRIMARY KEY, chain BLOB NOT NULL) STRICT, WITHOUT ROWID;
 ";
 
+/// Evidence that claims a place in the log under which other evidence is here.
+const V2: &str = "
+CREATE TABLE contradictions (
+  leaf INTEGER NOT NULL,
+  sha256 BLOB NOT NULL,
+  bytes BLOB NOT NULL,
+  signature BLOB NOT NULL,
+  stored INTEGER NOT NULL,
+  PRIMARY KEY (leaf, sha256)
+) STRICT, WITHOUT ROWID;
+";
+
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
     connection.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000; PRAGMA foreign_keys=ON;",
@@ -126,9 +138,12 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
     connection.set_prepared_statement_cache_capacity(64);
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     match found {
-        0 => {
+        0 | 1 => {
             let transaction = connection.transaction()?;
-            transaction.execute_batch(V1)?;
+            if found == 0 {
+                transaction.execute_batch(V1)?;
+            }
+            transaction.execute_batch(V2)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
             Ok(())

@@ -4,7 +4,7 @@
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Reason, SealedStatement, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::incoming::{Destroyed, move_on};
+use super::incoming::{Destroyed, move_on, set_aside};
 use super::proofs::insert_evidence;
 use super::rows::{self, InState};
 use super::{EvidenceRow, Mailbox, MailboxError};
@@ -83,7 +83,7 @@ impl Mailbox {
     ) -> Result<Stated, MailboxError> {
         self.write(move |connection| {
             for earlier in [Event::Registered, Event::Refused] {
-                if find(connection, id, &recipient, envelope_sha256, earlier)?.is_some() {
+                if standing(connection, id, &recipient, envelope_sha256, earlier)?.is_some() {
                     return Ok(if earlier == event { Stated::Already } else { Stated::Other(earlier) });
                 }
             }
@@ -119,32 +119,43 @@ impl Mailbox {
         .await
     }
 
-    /// The exchange recorded a statement: its evidence and what follows from it become durable together.
+    /// The exchange recorded a statement: its evidence and what follows from it become durable together. `None` if
+    /// other evidence is here under the same leaf: then nothing follows.
     pub async fn recorded(
         &self,
         about: &StatementRow,
         moved: Option<InState>,
         evidence: EvidenceRow,
         reason: Option<Reason>,
-    ) -> Result<Destroyed, MailboxError> {
+    ) -> Result<Option<Destroyed>, MailboxError> {
         let (id, recipient, sha256, event) =
             (about.dispatch, about.recipient.clone(), about.envelope_sha256, about.event);
         self.write(move |connection| {
-            insert_evidence(connection, &evidence)?;
-            close(connection, id, &recipient, sha256, event, None)?;
-            match moved {
-                Some(state) => move_on(connection, id, &recipient, state, evidence.time, reason.as_ref()),
-                None => Ok(Destroyed::default()),
+            if !insert_evidence(connection, &evidence)? {
+                return Ok(None);
             }
+            close(connection, id, &recipient, sha256, event, None)?;
+            Ok(Some(match moved {
+                Some(state) => move_on(connection, id, &recipient, state, evidence.time, reason.as_ref())?,
+                None => Destroyed::default(),
+            }))
         })
         .await
     }
 
-    /// The exchange will not record a statement, for a reason that no repetition changes.
-    pub async fn statement_refused(&self, about: &StatementRow, why: Reason) -> Result<(), MailboxError> {
+    /// The exchange will not record a statement, for a reason that no repetition changes. Nothing was said by it then:
+    /// an officer may state anew, and what was taken under it is set aside for the next offer.
+    pub async fn statement_refused(&self, about: &StatementRow, why: Reason) -> Result<Destroyed, MailboxError> {
         let (id, recipient, sha256, event) =
             (about.dispatch, about.recipient.clone(), about.envelope_sha256, about.event);
-        self.write(move |connection| close(connection, id, &recipient, sha256, event, Some(&why))).await
+        self.write(move |connection| {
+            close(connection, id, &recipient, sha256, event, Some(&why))?;
+            match event {
+                Event::ContentHandover => set_aside(connection, id, &recipient, sha256),
+                _ => Ok(Destroyed::default()),
+            }
+        })
+        .await
     }
 }
 
@@ -178,14 +189,15 @@ pub(super) fn handover_statement(
     envelope_sha256: Digest,
 ) -> Result<Option<SealedStatement>, MailboxError> {
     for event in [Event::ContentHandover, Event::ContentHandoverFailure] {
-        if let Some(found) = find(connection, id, recipient, envelope_sha256, event)? {
+        if let Some(found) = standing(connection, id, recipient, envelope_sha256, event)? {
             return Ok(Some(found.sealed));
         }
     }
     Ok(None)
 }
 
-fn find(
+/// A statement that the exchange has not refused.
+fn standing(
     connection: &Connection,
     id: DispatchId,
     recipient: &AgencyCode,
@@ -193,7 +205,8 @@ fn find(
     event: Event,
 ) -> Result<Option<StatementRow>, MailboxError> {
     let sql = format!(
-        "SELECT {COLUMNS} FROM statements WHERE dispatch = ?1 AND recipient = ?2 AND envelope_sha256 = ?3 AND event = ?4"
+        "SELECT {COLUMNS} FROM statements WHERE dispatch = ?1 AND recipient = ?2 AND envelope_sha256 = ?3 \
+         AND event = ?4 AND refusal IS NULL"
     );
     connection
         .prepare_cached(&sql)?
@@ -212,6 +225,12 @@ pub(super) fn insert(
 ) -> Result<(), MailboxError> {
     let time =
         docaxis_protocol::Statement::parse(&sealed.bytes).map_err(|e| rows::damaged("statement")(e.to_string()))?.time;
+    connection
+        .prepare_cached(
+            "DELETE FROM statements WHERE dispatch = ?1 AND recipient = ?2 AND envelope_sha256 = ?3 AND event = ?4 \
+             AND refusal IS NOT NULL",
+        )?
+        .execute(params![id.as_bytes(), recipient.as_str(), envelope_sha256.as_bytes(), event.as_str()])?;
     connection
         .prepare_cached(
             "INSERT INTO statements (dispatch, recipient, envelope_sha256, event, bytes, signature, chain, time) \

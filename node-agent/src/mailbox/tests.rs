@@ -118,6 +118,67 @@ fn many_waiting_writes_share_transactions_and_a_failed_one_undoes_only_itself() 
 }
 
 #[test]
+fn a_second_piece_of_evidence_for_one_leaf_is_kept_apart_and_moves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+    let row = |n: u32, bytes: &[u8]| EvidenceRow {
+        leaf: 5,
+        dispatch: queued(n).id,
+        recipient: None,
+        event: docaxis_protocol::Event::SubmissionAcceptance,
+        time: queued(n).queued,
+        signed: docaxis_protocol::SignedEvidence { bytes: bytes.to_vec(), signature: RawSignature([0; 64]) },
+        statement_chain: None,
+        proof: None,
+        stored: queued(n).queued,
+    };
+    runtime().block_on(async {
+        for n in [1, 2] {
+            mailbox.queue(queued(n)).await.unwrap().unwrap();
+        }
+        let settle = async |n: u32, bytes: &[u8]| {
+            let evidence = Some(row(n, bytes));
+            mailbox.settle(queued(n).id, OutState::Accepted, queued(n).queued, None, evidence).await.unwrap()
+        };
+        assert_eq!((settle(1, b"one").await, settle(2, b"two").await), (true, false));
+        let follows = Follows {
+            row: row(2, b"two"),
+            sender: queued(2).sender,
+            envelope_sha256: queued(2).sealed.digest(),
+            previous: None,
+            late: false,
+            reason: None,
+            believed: true,
+        };
+        let followed = mailbox.follow(vec![follows]).await.unwrap();
+        assert_eq!(followed, Followed { stored: 1, gap: false, alarms: vec![contradiction(5)] });
+        assert_eq!(mailbox.outgoing(queued(2).id).await.unwrap().unwrap().state, OutState::Queued);
+        assert_eq!(mailbox.evidence_at(5).await.unwrap().unwrap().signed.bytes, b"one");
+        let kept = mailbox
+            .read(|connection| {
+                Ok(connection.query_row("SELECT bytes FROM contradictions", [], |row| row.get::<_, Vec<u8>>(0))?)
+            })
+            .await;
+        assert_eq!(kept.unwrap(), b"two".to_vec());
+    });
+    mailbox.close();
+}
+
+#[test]
+fn a_body_that_was_referred_to_meanwhile_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+    runtime().block_on(async {
+        mailbox.queue(queued(1)).await.unwrap().unwrap();
+        let (kept, free) = (queued(1).parts[0].sha256, queued(2).parts[0].sha256);
+        let (tell, told) = std::sync::mpsc::channel();
+        mailbox.remove_unreferenced(vec![kept, free], move |sha256| tell.send(sha256)).await.unwrap().unwrap();
+        assert_eq!(told.iter().collect::<Vec<_>>(), [free]);
+    });
+    mailbox.close();
+}
+
+#[test]
 fn urgent_goes_before_normal_then_the_oldest_and_what_is_postponed_waits() {
     let folder = tempfile::tempdir().unwrap();
     let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
@@ -187,5 +248,5 @@ fn a_database_of_a_newer_program_is_not_touched() {
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
-    assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 1 })));
+    assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 2 })));
 }

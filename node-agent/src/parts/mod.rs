@@ -65,7 +65,7 @@ impl Parts {
         Ok(Self { folder, pins: Mutex::default(), temporary: AtomicU64::new(0) })
     }
 
-    fn path(&self, sha256: Digest) -> PathBuf {
+    pub(crate) fn path(&self, sha256: Digest) -> PathBuf {
         let name = sha256.to_string();
         self.folder.join(&name[..2]).join(name)
     }

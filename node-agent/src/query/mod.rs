@@ -14,7 +14,7 @@ pub(crate) use bundle::bundle;
 use std::time::Duration;
 
 use docaxis_protocol::envelope::{Envelope, Part};
-use docaxis_protocol::{AgencyCode, DispatchId, ReasonCode, SealedEnvelope, Timestamp};
+use docaxis_protocol::{AgencyCode, DispatchId, Event, ReasonCode, SealedEnvelope, Timestamp};
 use serde_json::Value;
 
 use crate::agent::{AgentHandle, Shared};
@@ -275,7 +275,19 @@ fn why_undelivered(state: OutState, delivery: DeliveryState, envelope: &Envelope
 
 fn in_view(row: IncomingRow, statements: &[StatementRow]) -> InView {
     let open = statements.iter().find(|statement| statement.recipient == row.recipient && !statement.answered);
+    let refused = statements.iter().rev().find_map(|statement| {
+        let officers = matches!(statement.event, Event::Registered | Event::Refused);
+        let why = statement.refusal.as_ref().filter(|_| officers && statement.recipient == row.recipient)?;
+        Some((statement.event, why))
+    });
+    let refused = refused.filter(|_| open.is_none() && row.state == InState::Visible);
+    let reason = row.reason.or_else(|| refused.map(|(_, why)| why.clone()));
     let waiting = match (open, row.state) {
+        (None, InState::Visible) if let Some((event, why)) = refused => Some(Waiting {
+            why: format!("the exchange did not record the statement {event}: {why}; an officer states anew"),
+            whose_move: Whose::Recipient,
+            next_attempt: None,
+        }),
         (Some(open), _) => Some(Waiting {
             why: format!("the exchange has not recorded the statement {} yet", open.event),
             whose_move: Whose::Broker,
@@ -288,7 +300,7 @@ fn in_view(row: IncomingRow, statements: &[StatementRow]) -> InView {
         }),
         _ => None,
     };
-    InView { recipient: row.recipient, state: row.state, since: row.since, reason: row.reason, waiting }
+    InView { recipient: row.recipient, state: row.state, since: row.since, reason, waiting }
 }
 
 pub(crate) async fn list(
