@@ -133,7 +133,7 @@ fn every_change_of_an_agency_is_the_next_version_and_deltas_hold_only_the_newest
         authority.add_agency(&Agency::new(code("000.12.31.H37"), "x"), NOW),
         Err(DirectoryChangeError::Taken { .. })
     ));
-    assert!(matches!(authority.lock_agency(&code("XXX"), true, NOW), Err(DirectoryChangeError::Unknown { .. })));
+    assert!(matches!(authority.lock_agency(&code("H99.NONE"), true, NOW), Err(DirectoryChangeError::Unknown { .. })));
 }
 
 #[test]

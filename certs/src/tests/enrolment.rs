@@ -110,7 +110,7 @@ fn an_agency_of_another_node_is_not_given_away() {
     exchange.join("g22", &["000.00.00.G22"]);
     let taken = exchange.authority.invite(&node("h37"), &[code("000.00.00.G22")], DAY, NOW).unwrap_err();
     assert!(matches!(taken, JoinError::HostedElsewhere { .. }), "{taken}");
-    let unknown = exchange.authority.invite(&node("h37"), &[code("XXX")], DAY, NOW).unwrap_err();
+    let unknown = exchange.authority.invite(&node("h37"), &[code("H99.NONE")], DAY, NOW).unwrap_err();
     assert!(matches!(unknown, JoinError::UnknownAgency { .. }), "{unknown}");
 }
 
