@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use docaxis_protocol::evidence::PartDigest;
-use docaxis_protocol::frame::{self, Done, Submit};
-use docaxis_protocol::limits::{MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES, MAX_LARGE_FRAME_BYTES};
-use docaxis_protocol::{Digest, Envelope, NodeId, Reason, ReasonCode, SealedEnvelope, Timestamp};
+use docaxis_protocol::frame::{self, Done};
+use docaxis_protocol::limits::{
+    MAX_CONTROL_FRAME_BYTES, MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES, MAX_LARGE_FRAME_BYTES,
+};
+use docaxis_protocol::{Digest, Envelope, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence, Timestamp};
 
 use super::{Exchange, ExchangeError};
 use crate::admission::{self, Refused, Situation, Standing};
 use crate::evidence::issuer::parts_of;
-use crate::store::{Acceptance, Accepted, Body, Rejection};
+use crate::store::{Acceptance, Accepted, Answer, Body, Rejection};
 
 /// A dispatch that may be submitted: its seal and every rule have been checked, its bodies not yet.
 pub struct Admitted {
@@ -33,31 +35,57 @@ pub enum Intake {
     Refused(Reason),
 }
 
-/// A signed acceptance, or why the dispatch may no longer be accepted.
-type Signed = Result<(Envelope, Acceptance), (Box<Admitted>, Reason)>;
+/// A signed acceptance on its way into the store.
+struct Committing {
+    envelope: Envelope,
+    digest: Digest,
+    /// For the rejection, should the same id have been used for other bytes meanwhile.
+    sealed: SealedEnvelope,
+    evidence: SignedEvidence,
+    answer: Answer<'static, Accepted>,
+}
+
+/// A signed acceptance, or why the dispatch may not be accepted.
+type Signed = Result<Box<Committing>, (Box<Admitted>, Reason)>;
 
 /// Room in an offer for certificates, names and lengths beside envelope and receipt.
 const OFFER_OVERHEAD_BYTES: usize = 40 << 10;
 
 enum Look {
-    Admitted(Box<Admitted>),
+    Admitted(Box<Admitted>, Timestamp),
+    Committing(Box<Committing>),
     Known(Done),
     Rejected(Box<Envelope>, Digest, SealedEnvelope, Reason),
     Refused(Reason),
 }
 
 impl Exchange {
-    /// Looks at a submission and the bodies that came inline with it.
+    /// Reads an envelope; a large one not on the link's thread. Without an envelope that reads there is nothing that
+    /// evidence could be about.
+    pub async fn read_envelope(&self, sealed: &SealedEnvelope) -> Result<Result<Envelope, Reason>, ExchangeError> {
+        let parsed = if sealed.bytes.len() <= MAX_CONTROL_FRAME_BYTES {
+            Envelope::parse(&sealed.bytes)
+        } else {
+            let bytes = sealed.bytes.clone();
+            self.workers.run(move || Envelope::parse(&bytes)).await?
+        };
+        Ok(parsed.map_err(|error| error.reason()))
+    }
+
+    /// Looks at a submission and the bodies that came inline with it. One that lacks nothing is signed and queued for
+    /// commit by the thread that checked it: each change of threads costs as much as a signature.
     pub async fn look(
         self: &Arc<Self>,
         node: &NodeId,
-        submit: Submit,
+        envelope: Envelope,
+        sealed: SealedEnvelope,
         inline: Vec<(u16, Vec<u8>)>,
     ) -> Result<Intake, ExchangeError> {
         let (exchange, node) = (self.clone(), node.clone());
-        let look = self.workers.run(move || exchange.examine(&node, submit.envelope, inline)).await??;
+        let look = self.workers.run(move || exchange.examine_and_sign(&node, envelope, sealed, inline)).await??;
         Ok(match look {
-            Look::Admitted(admitted) => Intake::Admitted(admitted),
+            Look::Admitted(admitted, _) => Intake::Admitted(admitted),
+            Look::Committing(committing) => Intake::Answered(self.conclude(*committing).await?),
             Look::Known(done) => Intake::Answered(done),
             Look::Refused(reason) => Intake::Refused(reason),
             Look::Rejected(envelope, digest, sealed, reason) => {
@@ -66,17 +94,34 @@ impl Exchange {
         })
     }
 
-    fn examine(
+    fn examine_and_sign(
         &self,
         node: &NodeId,
+        envelope: Envelope,
         sealed: SealedEnvelope,
         inline: Vec<(u16, Vec<u8>)>,
     ) -> Result<Look, ExchangeError> {
-        let envelope = match Envelope::parse(&sealed.bytes) {
-            Ok(envelope) => envelope,
-            // Without an envelope that reads there is nothing that evidence could be about.
-            Err(error) => return Ok(Look::Refused(error.reason())),
-        };
+        match self.examine(node, envelope, sealed, inline)? {
+            Look::Admitted(admitted, judged) if admitted.missing.is_empty() => {
+                Ok(match self.sign_acceptance(*admitted, judged)? {
+                    Ok(committing) => Look::Committing(committing),
+                    Err((admitted, reason)) => {
+                        let Admitted { envelope, digest, sealed, .. } = *admitted;
+                        Look::Rejected(Box::new(envelope), digest, sealed, reason)
+                    }
+                })
+            }
+            other => Ok(other),
+        }
+    }
+
+    fn examine(
+        &self,
+        node: &NodeId,
+        envelope: Envelope,
+        sealed: SealedEnvelope,
+        inline: Vec<(u16, Vec<u8>)>,
+    ) -> Result<Look, ExchangeError> {
         let now = self.now();
         let hosted = |code: &_| self.hosts(node, code);
         let recipient = |code: &_| self.with_directory(|directory| directory.standing(code));
@@ -124,7 +169,7 @@ impl Exchange {
             }
         }
         let missing = self.missing(&envelope, &bodies)?;
-        Ok(Look::Admitted(Box::new(Admitted { envelope, digest, sealed, bodies, missing })))
+        Ok(Look::Admitted(Box::new(Admitted { envelope, digest, sealed, bodies, missing }), now))
     }
 
     /// Parts whose bodies are neither here inline nor were uploaded by this same agency before. A digest alone never
@@ -158,16 +203,35 @@ impl Exchange {
         admitted.missing.retain(|(_, part)| part.sha256 != sha256);
     }
 
-    /// Commits an admitted dispatch whose bodies are all there, and answers with its receipt.
+    /// Commits an admitted dispatch whose bodies are all there, and answers with its receipt. It is judged once more at
+    /// the time that the evidence will name: a large body may have taken longer than the dispatch, the seal or a lock
+    /// allowed.
     pub async fn accept(self: &Arc<Self>, admitted: Box<Admitted>) -> Result<Done, ExchangeError> {
         let exchange = self.clone();
-        let (envelope, sealed) = match self.workers.run(move || exchange.sign_acceptance(*admitted)).await?? {
-            Ok(acceptance) => acceptance,
-            Err((admitted, reason)) => return self.reject_admitted(admitted, reason).await,
-        };
-        let evidence = sealed.evidence.clone();
-        let (rejected, digest) = (sealed.envelope.clone(), sealed.envelope_sha256);
-        let done = match self.store.accept(sealed).await? {
+        let signed = self.workers.run(move || {
+            let now = exchange.now();
+            match exchange.judge_again(&admitted, now) {
+                Ok(()) => exchange.sign_acceptance(*admitted, now),
+                Err(reason) => Ok(Err((admitted, reason))),
+            }
+        });
+        match signed.await?? {
+            Ok(committing) => self.conclude(*committing).await,
+            Err((admitted, reason)) => self.reject_admitted(admitted, reason).await,
+        }
+    }
+
+    fn judge_again(&self, admitted: &Admitted, now: Timestamp) -> Result<(), Reason> {
+        self.seals
+            .check_envelope(&admitted.envelope, &admitted.sealed, now)
+            .map_err(|error| ReasonCode::BadSeal.because(error.to_string()))?;
+        self.judge(&admitted.envelope, now).map_err(|refused| refused.reason().clone())
+    }
+
+    /// Waits for the commit. The receipt leaves only after it.
+    async fn conclude(&self, committing: Committing) -> Result<Done, ExchangeError> {
+        let Committing { envelope, digest, sealed, evidence, answer } = committing;
+        let done = match answer.await? {
             Accepted::New(seq) => {
                 self.ring_recipients(envelope.recipients.iter());
                 self.ring_sender(&envelope.sender.agency);
@@ -179,23 +243,14 @@ impl Exchange {
             }
             Accepted::Conflict { envelope_sha256 } => {
                 let reason = conflict(&envelope, envelope_sha256, digest);
-                self.reject(&envelope, digest, rejected, reason).await?
+                self.reject(&envelope, digest, sealed, reason).await?
             }
         };
         Ok(done)
     }
 
-    /// Signs the acceptance of a dispatch whose bodies are all here. It is judged once more at the time that the
-    /// evidence will name: a large body may have taken longer than the dispatch, the seal or a lock allowed.
-    fn sign_acceptance(&self, admitted: Admitted) -> Result<Signed, ExchangeError> {
-        let accepted = self.now();
-        let verdict = match self.seals.check_envelope(&admitted.envelope, &admitted.sealed, accepted) {
-            Ok(()) => self.judge(&admitted.envelope, accepted).map_err(|refused| refused.reason().clone()),
-            Err(error) => Err(ReasonCode::BadSeal.because(error.to_string())),
-        };
-        if let Err(reason) = verdict {
-            return Ok(Err((Box::new(admitted), reason)));
-        }
+    /// Signs the acceptance of a dispatch whose bodies are all here and which was judged at `accepted`, and queues it.
+    fn sign_acceptance(&self, admitted: Admitted, accepted: Timestamp) -> Result<Signed, ExchangeError> {
         let Admitted { envelope, digest, sealed, bodies, .. } = admitted;
         let evidence = self.issuer.acceptance(&envelope, digest, accepted)?;
         let acceptance = Acceptance {
@@ -221,7 +276,9 @@ impl Exchange {
             let admitted = Admitted { envelope, digest, sealed, bodies: BTreeMap::new(), missing: Vec::new() };
             return Ok(Err((Box::new(admitted), ReasonCode::TooLarge.because(text))));
         }
-        Ok(Ok((envelope, acceptance)))
+        let (sealed, evidence) = (acceptance.envelope.clone(), acceptance.evidence.clone());
+        let answer = self.store.accept(acceptance);
+        Ok(Ok(Box::new(Committing { envelope, digest, sealed, evidence, answer })))
     }
 
     /// The rules of admission at one time.
@@ -264,8 +321,7 @@ impl Exchange {
 }
 
 /// The sizes of the bodies that follow a `Submit` inline, if they are within bounds. Known before anything is read.
-pub fn inline_sizes(envelope_bytes: &[u8], inline: &[u16]) -> Result<Vec<(u16, usize)>, Reason> {
-    let envelope = Envelope::parse(envelope_bytes).map_err(|e| e.reason())?;
+pub fn inline_sizes(envelope: &Envelope, inline: &[u16]) -> Result<Vec<(u16, usize)>, Reason> {
     if inline.len() > envelope.parts.len() {
         let text = format!("{} bodies are announced for {} parts", inline.len(), envelope.parts.len());
         return Err(ReasonCode::Malformed.because(text));

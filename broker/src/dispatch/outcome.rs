@@ -238,11 +238,9 @@ impl Exchange {
     /// The evidence in one recipient's chain, oldest first.
     fn chain_of(&self, seq: Seq, recipient: &AgencyCode) -> Result<Vec<(StoredEvidence, Evidence)>, ExchangeError> {
         let mut chain = Vec::new();
-        for piece in self.store.evidence(seq)? {
-            if piece.recipient.as_ref() == Some(recipient) {
-                let evidence = Evidence::parse(&piece.evidence.bytes)?;
-                chain.push((piece, evidence));
-            }
+        for piece in self.store.chain(seq, recipient)? {
+            let evidence = Evidence::parse(&piece.evidence.bytes)?;
+            chain.push((piece, evidence));
         }
         Ok(chain)
     }

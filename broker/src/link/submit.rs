@@ -38,7 +38,12 @@ pub async fn serve(
     send: &mut SendStream,
     recv: &mut RecvStream,
 ) -> Result<(), StreamError> {
-    let sizes = match inline_sizes(&submit.envelope.bytes, &submit.inline) {
+    let Submit { envelope: sealed, inline: announced } = submit;
+    let envelope = match exchange.read_envelope(&sealed).await? {
+        Ok(envelope) => envelope,
+        Err(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
+    };
+    let sizes = match inline_sizes(&envelope, &announced) {
         Ok(sizes) => sizes,
         Err(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
     };
@@ -46,7 +51,7 @@ pub async fn serve(
     for (index, size) in sizes {
         inline.push((index, bodies::receive_small(recv, size).await?));
     }
-    let done = match exchange.look(node, submit, inline).await? {
+    let done = match exchange.look(node, envelope, sealed, inline).await? {
         Intake::Answered(done) => done,
         Intake::Refused(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
         Intake::Admitted(admitted) => match collect(exchange, admitted, send, recv).await? {

@@ -23,7 +23,8 @@ use docaxis_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-/// A future that an engine returns; boxed so that the exchange can hold any engine.
+/// A future that an engine returns; boxed so that the exchange can hold any engine. A change is prepared, and queued
+/// where there is room, in the thread that calls; whoever drops the future does not take it back.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// A dispatch's place in the exchange: the leaf index of its SubmissionAcceptance. Grows in the order of acceptance.
@@ -213,13 +214,13 @@ pub struct Counts {
 }
 
 pub trait Store: Send + Sync {
-    fn accept(&self, acceptance: Acceptance) -> Answer<'_, Accepted>;
+    fn accept(&self, acceptance: Acceptance) -> Answer<'static, Accepted>;
     /// Returns the leaf index. A repeated rejection is another event and gets another leaf.
-    fn reject(&self, rejection: Rejection) -> Answer<'_, u64>;
-    fn record(&self, record: Record) -> Answer<'_, Recorded>;
+    fn reject(&self, rejection: Rejection) -> Answer<'static, u64>;
+    fn record(&self, record: Record) -> Answer<'static, Recorded>;
     /// Keeps the directory entries and revocation lists that the authority signed, as opaque bytes by key; newer ones
     /// under the same key replace older ones. Keys are short ASCII (`agency/H37`, `crl/nodes`).
-    fn put_notices(&self, notices: Vec<(String, Vec<u8>)>) -> Answer<'_, ()>;
+    fn put_notices(&self, notices: Vec<(String, Vec<u8>)>) -> Answer<'static, ()>;
 
     /// All notices, in key order: read once at start.
     fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
@@ -242,6 +243,8 @@ pub trait Store: Send + Sync {
     fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<Waiting>, StoreError>;
     /// Evidence of a dispatch in order of leaf index.
     fn evidence(&self, seq: Seq) -> Result<Vec<StoredEvidence>, StoreError>;
+    /// Evidence about one delivery, oldest first, without the acceptance that its chain begins with.
+    fn chain(&self, seq: Seq, recipient: &AgencyCode) -> Result<Vec<StoredEvidence>, StoreError>;
     /// Evidence about dispatches that `sender` sent, with a leaf index of at least `from`, in that order.
     fn evidence_for_sender(
         &self,

@@ -4,8 +4,10 @@
 use docaxis_protocol::limits::DEDUP_AFTER_EXPIRY;
 use docaxis_protocol::{AgencyCode, Digest, Event, Timestamp};
 
+use super::chains::{self, NewLeaf};
 use super::keys::{
-    self, Area, BodyPlace, BodyRow, DedupRow, DeliveryRow, HeadRow, LeafRow, Location, NoticeRow, Totals, read_row, row,
+    self, Area, BodyPlace, BodyRow, DedupRow, DeliveryRow, HeadRow, LeafRow, Location, NoticeRow, Stage, Totals,
+    read_row, row,
 };
 use super::layout::FRAME_HEADER_BYTES;
 use super::record::{AcceptedV1, BodyV1, Entry, EventV1, Prepared, PrunedV1, RecordV1};
@@ -34,8 +36,9 @@ pub fn apply(placed: &Placed<'_>, rows: &mut Staged<'_>, totals: &mut Totals) ->
     match &prepared.record {
         RecordV1::Accepted(accepted) => apply_accepted(placed, accepted, rows, totals)?,
         RecordV1::Rejected(rejected) => {
-            put_leaf(rows, placed, 0, placed.leaf, Event::SubmissionRejection, None)?;
-            rows.put(keys::of_sender(&rejected.sender, placed.leaf), vec![]);
+            let new = new_leaf(placed, 0, placed.leaf, Event::SubmissionRejection, &rejected.sender)?;
+            let made = chains::begin(&new, rows)?;
+            rows.put(keys::leaf(placed.leaf), row(&made)?);
             rows.put(keys::rejection(&rejected.id, placed.leaf), vec![]);
         }
         RecordV1::Event(event) => apply_event(placed, event, rows, totals)?,
@@ -56,18 +59,16 @@ pub fn apply(placed: &Placed<'_>, rows: &mut Staged<'_>, totals: &mut Totals) ->
     Ok(())
 }
 
-fn put_leaf(
-    rows: &mut Staged<'_>,
+fn new_leaf<'a>(
     placed: &Placed<'_>,
     item: u64,
     seq: u64,
     event: Event,
-    head: Option<HeadRow>,
-) -> Result<(), StoreError> {
+    sender: &'a AgencyCode,
+) -> Result<NewLeaf<'a>, StoreError> {
     let entry = usize::try_from(item).ok().and_then(|item| placed.prepared.entries.get(item));
     let entry = entry.ok_or_else(|| lost(format_args!("entry {item} of a record")))?.log;
-    rows.put(keys::leaf(placed.leaf + item), row(&LeafRow { entry, seq, event, at: placed.at, head })?);
-    Ok(())
+    Ok(NewLeaf { leaf: placed.leaf + item, entry, seq, event, at: placed.at, sender })
 }
 
 fn apply_accepted(
@@ -78,44 +79,51 @@ fn apply_accepted(
 ) -> Result<(), StoreError> {
     let seq = placed.leaf;
     let first = placed.prepared.entries.first().ok_or_else(|| lost("the acceptance's evidence"))?;
-    let mut refused = placed.prepared.entries[1..].iter();
-    let mut item = 0;
-    let mut waiting = 0u32;
-    rows.put(keys::of_sender(&accepted.sender, seq), vec![]);
-    for (recipient, failure) in &accepted.recipients {
-        if failure.is_none() {
-            waiting += 1;
-            let key = keys::queue(recipient, accepted.priority, seq);
-            rows.put(key, accepted.expires_ms.to_be_bytes().to_vec());
-            continue;
-        }
-        item += 1;
-        let Entry { evidence: head, .. } = *refused.next().ok_or_else(|| lost("a refusal's evidence"))?;
-        let delivery = DeliveryRow { state: DeliveryState::Failed, head, head_ms: accepted.accepted_ms };
-        rows.put(keys::delivery(seq, recipient), row(&delivery)?);
-        put_leaf(rows, placed, item, seq, Event::ContentHandoverFailure, None)?;
-        rows.put(keys::event(seq, seq + item), vec![]);
-        rows.put(keys::of_sender(&accepted.sender, seq + item), vec![]);
-    }
-    let head = HeadRow {
+    totals.newest_ms = totals.newest_ms.max(accepted.accepted_ms);
+    let waiting = accepted.recipients.iter().filter(|(_, failure)| failure.is_none()).count() as u64;
+    let mut head = HeadRow {
         sender: accepted.sender.clone(),
         priority: accepted.priority,
         accepted_ms: accepted.accepted_ms,
         expires_ms: accepted.expires_ms,
         evidence: first.evidence,
-        waiting,
+        newest: seq,
+        stage: if waiting > 0 { Stage::Waiting } else { Stage::Finished(totals.newest_ms) },
     };
-    put_leaf(rows, placed, 0, seq, Event::SubmissionAcceptance, Some(head))?;
+    let acceptance = new_leaf(placed, 0, seq, Event::SubmissionAcceptance, &accepted.sender)?;
+    let made = LeafRow { head: Some(head.clone()), ..chains::begin(&acceptance, rows)? };
+    rows.put(keys::leaf(seq), row(&made)?);
+    let mut refused = placed.prepared.entries[1..].iter();
+    let mut item = 0;
+    for (recipient, failure) in &accepted.recipients {
+        if failure.is_none() {
+            let key = keys::queue(recipient, accepted.priority, seq);
+            rows.put(key, accepted.expires_ms.to_be_bytes().to_vec());
+            continue;
+        }
+        item += 1;
+        let Entry { evidence, .. } = *refused.next().ok_or_else(|| lost("a refusal's evidence"))?;
+        let new = new_leaf(placed, item, seq, Event::ContentHandoverFailure, &accepted.sender)?;
+        chains::follow(&new, &mut head, None, rows)?;
+        let (state, head_ms) = (DeliveryState::Failed, accepted.accepted_ms);
+        let delivery = DeliveryRow { state, head: evidence, head_ms, leaf: new.leaf };
+        rows.put(keys::delivery(seq, recipient), row(&delivery)?);
+    }
+    if waiting > 0 {
+        count(keys::expiry(accepted.expires_ms, seq), 1, rows)?;
+    } else {
+        count(keys::finished(totals.newest_ms, seq), 1, rows)?;
+    }
+    if waiting > 1 {
+        rows.put(keys::waiting(seq), row(&waiting)?);
+    }
+    if head.newest > seq {
+        put_head(seq, head, rows)?;
+    }
     let dedup = DedupRow { seq, expires_ms: accepted.expires_ms, envelope_sha256: accepted.envelope_sha256 };
     rows.put(keys::dedup(&accepted.id, &accepted.sender), row(&dedup)?);
     totals.dispatches += 1;
-    totals.waiting += u64::from(waiting);
-    totals.newest_ms = totals.newest_ms.max(accepted.accepted_ms);
-    if waiting > 0 {
-        rows.put(keys::expiry(accepted.expires_ms, seq), vec![]);
-    } else {
-        rows.put(keys::finished(totals.newest_ms, seq), vec![]);
-    }
+    totals.waiting += waiting;
     for part in &accepted.parts {
         rows.put(keys::owner(&part.sha256, &accepted.sender, seq), vec![]);
         let inline = accepted.bodies.iter().any(|body| body.sha256 == part.sha256);
@@ -129,6 +137,34 @@ fn apply_accepted(
         keep_bodies(&accepted.bodies, placed.prepared.meta.len(), placed.at, rows)?;
     }
     Ok(())
+}
+
+fn put_head(seq: u64, head: HeadRow, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+    let mut acceptance = leaf_row(seq, rows)?.ok_or_else(|| lost(format_args!("dispatch {seq}")))?;
+    acceptance.head = Some(head);
+    rows.put(keys::leaf(seq), row(&acceptance)?);
+    Ok(())
+}
+
+/// Changes the number in a row; a row that comes to nothing goes.
+fn count(key: Vec<u8>, change: i64, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+    let now: u64 = rows.get(&key)?.map_or(Ok(0), |bytes| read_row(&bytes))?;
+    match now.saturating_add_signed(change) {
+        0 => rows.remove(key),
+        changed => rows.put(key, row(&changed)?),
+    }
+    Ok(())
+}
+
+/// One delivery of the dispatch waits no longer. Whether it was the last.
+fn one_less(seq: u64, rows: &mut Staged<'_>) -> Result<bool, StoreError> {
+    let key = keys::waiting(seq);
+    let Some(bytes) = rows.get(&key)? else { return Ok(true) };
+    match read_row::<u64>(&bytes)?.saturating_sub(1) {
+        0 | 1 => rows.remove(key),
+        left => rows.put(key, row(&left)?),
+    }
+    Ok(false)
 }
 
 /// Points the bodies in a record's tail there, as far as a dispatch still names them.
@@ -192,32 +228,36 @@ fn apply_event(
     rows: &mut Staged<'_>,
     totals: &mut Totals,
 ) -> Result<(), StoreError> {
-    let mut row_of_seq = leaf_row(event.seq, rows)?.ok_or_else(|| lost(format_args!("dispatch {}", event.seq)))?;
-    let Some(head) = &mut row_of_seq.head else {
-        return Err(lost(format_args!("the acceptance of dispatch {}", event.seq)));
-    };
+    let seq = event.seq;
+    let mut head = head_row(seq, rows)?.ok_or_else(|| lost(format_args!("the acceptance of dispatch {seq}")))?;
     let entry = placed.prepared.entries.first().ok_or_else(|| lost("the event's evidence"))?;
     totals.newest_ms = totals.newest_ms.max(event.time_ms);
-    let delivery = DeliveryRow { state: event.state, head: entry.evidence, head_ms: event.time_ms };
-    rows.put(keys::delivery(event.seq, &event.recipient), row(&delivery)?);
-    rows.put(keys::event(event.seq, placed.leaf), vec![]);
-    rows.put(keys::of_sender(&head.sender, placed.leaf), vec![]);
-    let queued = keys::queue(&event.recipient, head.priority, event.seq);
+    let sender = head.sender.clone();
+    let new = new_leaf(placed, 0, seq, event.event, &sender)?;
+    let key = keys::delivery(seq, &event.recipient);
+    let earlier: Option<DeliveryRow> = rows.get(&key)?.map(|bytes| read_row(&bytes)).transpose()?;
+    chains::follow(&new, &mut head, earlier.map(|row| row.leaf), rows)?;
+    let delivery = DeliveryRow { state: event.state, head: entry.evidence, head_ms: event.time_ms, leaf: placed.leaf };
+    rows.put(key, row(&delivery)?);
+    let queued = keys::queue(&event.recipient, head.priority, seq);
     if !event.state.is_waiting() && rows.get(&queued)?.is_some() {
         rows.remove(queued);
         totals.waiting = totals.waiting.saturating_sub(1);
-        head.waiting = head.waiting.saturating_sub(1);
-        if head.waiting == 0 {
-            rows.remove(keys::expiry(head.expires_ms, event.seq));
-            rows.put(keys::finished(totals.newest_ms, event.seq), vec![]);
+        if one_less(seq, rows)? {
+            head.stage = Stage::Finished(totals.newest_ms);
+            count(keys::expiry(head.expires_ms, seq), -1, rows)?;
+            count(keys::finished(totals.newest_ms, seq), 1, rows)?;
         }
-        rows.put(keys::leaf(event.seq), row(&row_of_seq)?);
     }
-    put_leaf(rows, placed, 0, event.seq, event.event, None)
+    put_head(seq, head, rows)
 }
 
 fn apply_pruned(pruned: &PrunedV1, rows: &mut Staged<'_>) -> Result<(), StoreError> {
-    rows.remove(keys::finished(pruned.finished_ms, pruned.seq));
+    count(keys::finished(pruned.finished_ms, pruned.seq), -1, rows)?;
+    if let Some(mut head) = head_row(pruned.seq, rows)? {
+        head.stage = Stage::Pruned;
+        put_head(pruned.seq, head, rows)?;
+    }
     for sha256 in &pruned.parts {
         rows.remove(keys::owner(sha256, &pruned.sender, pruned.seq));
         if !is_named(sha256, rows)? {

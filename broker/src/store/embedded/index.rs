@@ -7,7 +7,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
+use super::leaves::LeafFile;
 use crate::store::StoreError;
+
+/// The table of leaves, by its keys' first byte.
+const LEAVES: u8 = b'l';
 
 /// New values by key; `None` removes.
 pub type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
@@ -69,9 +73,12 @@ impl Index for MemoryIndex {
     }
 }
 
-/// sled, kept to what it is good at: small rows, one writer, no promise. It may panic on damaged files, so every call
-/// is caught.
-pub struct SledIndex(sled::Db);
+/// sled, kept to what it is good at (small rows, one writer, no promise), and the table of leaves beside it. sled may
+/// panic on damaged files, so every call is caught.
+pub struct FileIndex {
+    rows: sled::Db,
+    leaves: LeafFile,
+}
 
 fn failed(found: impl std::fmt::Display) -> StoreError {
     StoreError::Io { operation: "the index", found: format!("{found}; it is rebuilt at the next start") }
@@ -84,49 +91,118 @@ fn caught<T>(work: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
     }
 }
 
-impl SledIndex {
+/// The leaf of a key in the table of leaves. A key that goes on behind the number stands after that leaf.
+fn leaf_of(key: &[u8]) -> Option<u64> {
+    let digits = key.strip_prefix(&[LEAVES])?;
+    let mut number = [0; 8];
+    let given = digits.len().min(8);
+    number[..given].copy_from_slice(&digits[..given]);
+    let leaf = u64::from_be_bytes(number);
+    Some(if digits.len() > 8 { leaf.saturating_add(1) } else { leaf })
+}
+
+impl FileIndex {
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(dir).map_err(failed)?;
         // No timed flush: it would only cost, as no promise rests on it.
         let config = sled::Config::new()
-            .path(dir)
+            .path(dir.join("rows"))
             .cache_capacity(cache_bytes)
             .flush_every_ms(None)
             .mode(sled::Mode::HighThroughput);
-        caught(|| config.open()).map(Self)
+        let rows = caught(|| config.open())?;
+        let leaves = LeafFile::open(&dir.join("leaves")).map_err(failed)?;
+        Ok(Self { rows, leaves })
     }
 }
 
-impl Index for SledIndex {
+impl Index for FileIndex {
+    /// The leaves first: their rows may be newer than the others, never older.
     fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
+        let leaves = changes.range(vec![LEAVES]..vec![LEAVES + 1]);
+        let slots = leaves.filter_map(|(key, value)| Some((leaf_of(key)?, value.as_deref())));
+        self.leaves.write(slots).map_err(failed)?;
         let mut batch = sled::Batch::default();
-        for (key, value) in changes {
+        for (key, value) in changes.iter().filter(|(key, _)| key.first() != Some(&LEAVES)) {
             match value {
                 Some(value) => batch.insert(key.as_slice(), value.as_slice()),
                 None => batch.remove(key.as_slice()),
             }
         }
-        caught(|| self.0.apply_batch(batch))
+        caught(|| self.rows.apply_batch(batch))
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(caught(|| self.0.get(key))?.map(|value| value.to_vec()))
+        match leaf_of(key) {
+            Some(leaf) => self.leaves.get(leaf).map_err(failed),
+            None => Ok(caught(|| self.rows.get(key))?.map(|value| value.to_vec())),
+        }
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Row>, StoreError> {
         if from >= to {
             return Ok(vec![]);
         }
+        if let Some(first) = leaf_of(from) {
+            return self.leaves.scan(first, leaf_of(to).unwrap_or(u64::MAX), limit).map_err(failed);
+        }
         caught(|| {
-            let rows = self.0.range(from..to).take(limit);
+            let rows = self.rows.range(from..to).take(limit);
             rows.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec()))).collect()
         })
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        caught(|| self.0.flush()).map(drop)
+        caught(|| self.rows.flush()).map(drop)
     }
 
     fn clear(&self) -> Result<(), StoreError> {
-        caught(|| self.0.clear())
+        self.leaves.clear().map_err(failed)?;
+        caught(|| self.rows.clear())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::embedded::keys;
+
+    /// Both engines of the index give the same answers.
+    #[test]
+    fn the_files_and_the_twin_in_memory_agree() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = FileIndex::open(folder.path(), 8 << 20).unwrap();
+        let memory = MemoryIndex::default();
+        let mut changes = Changes::new();
+        for leaf in (0..3_000).chain(4_000..4_100) {
+            changes.insert(keys::leaf(leaf), Some(format!("leaf {leaf}").into_bytes()));
+        }
+        for name in ["b", "k", "l", "m", "q"] {
+            changes.insert(keys::notice(name), Some(name.as_bytes().to_vec()));
+        }
+        let later = Changes::from([(keys::leaf(7), Some(b"seven".to_vec())), (keys::notice("k"), None)]);
+        for changes in [&changes, &later] {
+            files.apply(changes).unwrap();
+            memory.apply(changes).unwrap();
+        }
+        let after = [keys::leaf(2_999).as_slice(), &[0]].concat();
+        for (from, to) in [
+            (keys::leaf(0), keys::end_of(b"l")),
+            (keys::leaf(5), keys::leaf(9)),
+            (keys::leaf(9), keys::leaf(5)),
+            (after, keys::end_of(b"l")),
+            (b"l".to_vec(), keys::leaf(3)),
+            (keys::notice(""), keys::end_of(b"n")),
+        ] {
+            for limit in [1, 2, 1_500, 9_999] {
+                assert_eq!(files.scan(&from, &to, limit).unwrap(), memory.scan(&from, &to, limit).unwrap(), "{from:?}");
+            }
+        }
+        for key in [keys::leaf(7), keys::leaf(3_500), keys::leaf(9_999), keys::notice("k"), keys::notice("q")] {
+            assert_eq!(files.get(&key).unwrap(), memory.get(&key).unwrap(), "{key:?}");
+        }
+        files.clear().unwrap();
+        assert_eq!(files.get(&keys::leaf(7)).unwrap(), None);
+        assert_eq!(files.scan(&keys::notice(""), b"z", 9).unwrap(), vec![]);
     }
 }

@@ -46,13 +46,19 @@ pub struct Totals {
     pub newest_ms: i64,
 }
 
-/// `l` leaf: one entry of the log.
+/// `l` leaf: one entry of the log. These rows lie in a file of their own, of which a crash may leave a newer state than
+/// of the other tables: nothing here is counted up or down, and every field is made anew when records are applied again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeafRow {
     pub entry: [u8; 32],
     pub seq: u64,
     pub event: Event,
     pub at: Location,
+    /// The next evidence about what the same sender sent; 0 while there is none.
+    pub next_of_sender: u64,
+    /// The evidence before this one, of the same dispatch and of the same delivery; the acceptance is before the first.
+    pub before: u64,
+    pub before_of_delivery: u64,
     /// On the acceptance's own leaf.
     pub head: Option<HeadRow>,
 }
@@ -65,8 +71,27 @@ pub struct HeadRow {
     pub expires_ms: i64,
     /// SHA-256 of the SubmissionAcceptance: where every recipient's chain begins.
     pub evidence: [u8; 32],
-    /// Deliveries that wait.
-    pub waiting: u32,
+    /// The dispatch's newest evidence.
+    pub newest: u64,
+    pub stage: Stage,
+}
+
+/// Where a dispatch as a whole stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// At least one delivery waits.
+    Waiting,
+    /// When the last delivery ended.
+    Finished(i64),
+    /// It names its bodies no longer.
+    Pruned,
+}
+
+/// `s` sender: the chain of the evidence about what it sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SenderRow {
+    pub newest: u64,
+    pub count: u64,
 }
 
 /// `i` id, 0, sender: what a retry is compared with.
@@ -84,6 +109,8 @@ pub struct DeliveryRow {
     pub state: DeliveryState,
     pub head: [u8; 32],
     pub head_ms: i64,
+    /// The newest evidence in its chain.
+    pub leaf: u64,
 }
 
 /// `b` sha256: where a body is.
@@ -134,11 +161,6 @@ fn time_bytes(ms: i64) -> [u8; 8] {
     (ms ^ i64::MIN).to_be_bytes()
 }
 
-pub fn time_at(key: &[u8], at: usize) -> Option<i64> {
-    let bytes: [u8; 8] = key.get(at..at + 8)?.try_into().ok()?;
-    Some(i64::from_be_bytes(bytes) ^ i64::MIN)
-}
-
 pub fn number_at(key: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(at..at + 8)?.try_into().ok()?))
 }
@@ -181,29 +203,56 @@ pub fn queue_of(recipient: &AgencyCode) -> Vec<u8> {
     key(b'q', &[recipient.as_str().as_bytes(), &[0]])
 }
 
+/// Leaves that share a row of the tables `x` and `p`.
+pub const BLOCK_LEAVES: u64 = 1024;
+
+const MINUTE_MS: i64 = 60_000;
+
+fn minute_of(ms: i64) -> [u8; 8] {
+    time_bytes(ms.div_euclid(MINUTE_MS))
+}
+
+/// A table's row for the dispatches of one block and one minute.
+fn block(table: u8, ms: i64, seq: u64) -> Vec<u8> {
+    key(table, &[&minute_of(ms), &(seq / BLOCK_LEAVES).to_be_bytes()])
+}
+
+/// The minute and the first leaf of a block's row.
+pub fn block_at(key: &[u8]) -> Option<(i64, u64)> {
+    let (minute, block) = (number_at(key, 1)?, number_at(key, 9)?);
+    Some(((minute ^ i64::MIN.cast_unsigned()).cast_signed(), block.checked_mul(BLOCK_LEAVES)?))
+}
+
+/// Whether a time is in the minute of a block's row.
+pub const fn in_minute(ms: i64, minute: i64) -> bool {
+    ms.div_euclid(MINUTE_MS) == minute
+}
+
+/// `x`: how many dispatches that wait expire in this minute, by blocks of their leaves.
 pub fn expiry(expires_ms: i64, seq: u64) -> Vec<u8> {
-    key(b'x', &[&time_bytes(expires_ms), &seq.to_be_bytes()])
+    block(b'x', expires_ms, seq)
 }
 
-/// Before everything that expires after `ms`.
+/// Behind the rows of every minute up to that of `ms`.
 pub fn expiry_after(ms: i64) -> Vec<u8> {
-    key(b'x', &[&time_bytes(ms.saturating_add(1))])
+    key(b'x', &[&time_bytes(ms.div_euclid(MINUTE_MS).saturating_add(1))])
 }
 
-pub fn event(seq: u64, leaf: u64) -> Vec<u8> {
-    key(b'e', &[&seq.to_be_bytes(), &leaf.to_be_bytes()])
+/// `w` seq: how many deliveries wait, if it is more than one.
+pub fn waiting(seq: u64) -> Vec<u8> {
+    key(b'w', &[&seq.to_be_bytes()])
 }
 
-pub fn events(seq: u64) -> Vec<u8> {
-    key(b'e', &[&seq.to_be_bytes()])
+pub fn sender(sender: &AgencyCode) -> Vec<u8> {
+    key(b's', &[sender.as_str().as_bytes()])
 }
 
+/// Of a sender's evidence so many pieces share one row of the table `a`.
+pub const SENDER_STRIDE: u64 = 64;
+
+/// `a` sender, 0, leaf: every [`SENDER_STRIDE`]th piece of evidence about what it sent, as a place to begin.
 pub fn of_sender(sender: &AgencyCode, leaf: u64) -> Vec<u8> {
     key(b'a', &[sender.as_str().as_bytes(), &[0], &leaf.to_be_bytes()])
-}
-
-pub fn all_of_sender(sender: &AgencyCode) -> Vec<u8> {
-    key(b'a', &[sender.as_str().as_bytes(), &[0]])
 }
 
 pub fn owner(sha256: &[u8; 32], agency: &AgencyCode, seq: u64) -> Vec<u8> {
@@ -222,13 +271,14 @@ pub fn body(sha256: &[u8; 32]) -> Vec<u8> {
     key(b'b', &[sha256])
 }
 
+/// `p`: how many dispatches finished in this minute and still name their bodies, by blocks of their leaves.
 pub fn finished(finished_ms: i64, seq: u64) -> Vec<u8> {
-    key(b'p', &[&time_bytes(finished_ms), &seq.to_be_bytes()])
+    block(b'p', finished_ms, seq)
 }
 
-/// Before everything that finished after `ms`.
+/// Behind the rows of every minute up to that of `ms`.
 pub fn finished_after(ms: i64) -> Vec<u8> {
-    key(b'p', &[&time_bytes(ms.saturating_add(1))])
+    key(b'p', &[&time_bytes(ms.div_euclid(MINUTE_MS).saturating_add(1))])
 }
 
 /// Bytes of bodies in a journal segment that something still names.

@@ -6,6 +6,7 @@
 //! copy is set aside. `docs/format.md` describes the files.
 
 mod apply;
+mod chains;
 mod committer;
 mod config;
 mod evidence;
@@ -13,6 +14,7 @@ mod index;
 mod journal;
 mod keys;
 mod layout;
+mod leaves;
 mod reads;
 mod record;
 mod recover;
@@ -32,6 +34,7 @@ use std::thread::JoinHandle;
 
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Timestamp};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use config::{EmbeddedConfig, IndexKind};
@@ -175,13 +178,37 @@ impl EmbeddedStore {
         self.shared.poison()
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(committer::Answer<T>) -> Request) -> Result<T, StoreError> {
-        let requests = self.threads().requests.clone().ok_or(StoreError::Closed)?;
+    /// Queues a request at once if there is room, so that the committer begins while its caller goes on; else the future
+    /// waits for room.
+    fn ask<T: Send + 'static>(&self, request: impl FnOnce(committer::Answer<T>) -> Request) -> Answer<'static, T> {
+        let Some(requests) = self.threads().requests.clone() else {
+            return Box::pin(std::future::ready(Err(StoreError::Closed)));
+        };
+        let shared = self.shared.clone();
         let (to, answer) = oneshot::channel();
-        let gone = || self.shared.poison().unwrap_or(StoreError::Closed);
-        requests.send(request(to)).await.map_err(|_| gone())?;
-        drop(requests);
-        answer.await.map_err(|_| gone())?
+        let queued = requests.try_send(request(to));
+        Box::pin(async move {
+            let gone = || shared.poison().unwrap_or(StoreError::Closed);
+            match queued {
+                Ok(()) => {}
+                Err(TrySendError::Full(request)) => requests.send(request).await.map_err(|_| gone())?,
+                Err(TrySendError::Closed(_)) => return Err(gone()),
+            }
+            drop(requests);
+            answer.await.map_err(|_| gone())?
+        })
+    }
+
+    /// Queues what was prepared; what cannot be prepared is the answer.
+    fn put<T: Send + 'static>(
+        &self,
+        prepared: Result<Prepared, StoreError>,
+        request: impl FnOnce(Box<Prepared>, committer::Answer<T>) -> Request,
+    ) -> Answer<'static, T> {
+        match prepared {
+            Ok(prepared) => self.ask(|to| request(Box::new(prepared), to)),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 
     /// Ends the threads, in the order in which they feed one another.
@@ -233,33 +260,21 @@ impl Drop for EmbeddedStore {
 }
 
 impl Store for EmbeddedStore {
-    fn accept(&self, acceptance: Acceptance) -> Answer<'_, Accepted> {
-        Box::pin(async move {
-            let prepared = Box::new(Prepared::accepted(acceptance)?);
-            self.ask(|to| Request::Accept(prepared, to)).await
-        })
+    fn accept(&self, acceptance: Acceptance) -> Answer<'static, Accepted> {
+        self.put(Prepared::accepted(acceptance), Request::Accept)
     }
 
-    fn reject(&self, rejection: Rejection) -> Answer<'_, u64> {
-        Box::pin(async move {
-            let prepared = Box::new(Prepared::rejected(rejection)?);
-            self.ask(|to| Request::Reject(prepared, to)).await
-        })
+    fn reject(&self, rejection: Rejection) -> Answer<'static, u64> {
+        self.put(Prepared::rejected(rejection), Request::Reject)
     }
 
-    fn record(&self, record: Record) -> Answer<'_, Recorded> {
-        Box::pin(async move {
-            let prepared = Box::new(Prepared::event(record)?);
-            self.ask(|to| Request::Record(prepared, to)).await
-        })
+    fn record(&self, record: Record) -> Answer<'static, Recorded> {
+        self.put(Prepared::event(record), Request::Record)
     }
 
-    fn put_notices(&self, notices: Vec<(String, Vec<u8>)>) -> Answer<'_, ()> {
-        Box::pin(async move {
-            let notices = notices.into_iter().map(|(name, bytes)| NoticeV1 { name, bytes }).collect();
-            let prepared = Box::new(Prepared::new(RecordV1::Notices(notices), vec![])?);
-            self.ask(|to| Request::Plain(prepared, to)).await
-        })
+    fn put_notices(&self, notices: Vec<(String, Vec<u8>)>) -> Answer<'static, ()> {
+        let notices = notices.into_iter().map(|(name, bytes)| NoticeV1 { name, bytes }).collect();
+        self.put(Prepared::new(RecordV1::Notices(notices), vec![]), Request::Plain)
     }
 
     fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
@@ -301,6 +316,10 @@ impl Store for EmbeddedStore {
 
     fn evidence(&self, seq: Seq) -> Result<Vec<StoredEvidence>, StoreError> {
         self.shared.reads().evidence(seq)
+    }
+
+    fn chain(&self, seq: Seq, recipient: &AgencyCode) -> Result<Vec<StoredEvidence>, StoreError> {
+        self.shared.reads().chain(seq, recipient)
     }
 
     fn evidence_for_sender(

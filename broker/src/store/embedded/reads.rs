@@ -4,8 +4,12 @@ use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEvidence, Timestamp};
 
-use super::apply::{delivery, head_row, leaf_row, log_entry, remembered};
-use super::keys::{self, BodyPlace, BodyRow, NoticeRow, end_of, last_number, read_row, time_at};
+use super::apply::{delivery, log_entry, remembered};
+use super::chains;
+use super::keys::{
+    self, BLOCK_LEAVES, BodyPlace, BodyRow, HeadRow, LeafRow, NoticeRow, Stage, block_at, end_of, in_minute,
+    last_number, read_row,
+};
 use super::record::{RecordV1, id_of};
 use super::shared::{MAX_MOVES, Shared};
 use super::view::Lookup;
@@ -204,39 +208,73 @@ impl Reads<'_> {
 
     pub fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<Waiting>, StoreError> {
         let mut due = Vec::new();
-        let end = keys::expiry_after(now.unix_ms());
-        // Each of these dispatches has at least one waiting delivery.
-        for (key, _) in self.rows().scan(b"x", &end, limit)? {
-            let (Some(expires_ms), Some(seq)) = (time_at(&key, 1), last_number(&key)) else {
-                return Err(damaged("a row of the expiries does not read; restart to rebuild the index"));
-            };
-            let Some(head) = head_row(seq, self.rows())? else { continue };
-            let (seq, expires) = (Seq(seq), Timestamp::from_unix_ms(expires_ms));
-            let mut recipients = self.recipients(seq)?;
-            recipients.sort();
-            for recipient in recipients {
-                if due.len() >= limit {
-                    return Ok(due);
-                }
-                if self.rows().get(&keys::queue(&recipient, head.priority, seq.0))?.is_some() {
-                    due.push(Waiting { recipient, priority: head.priority, seq, expires });
+        let until = now.unix_ms();
+        for (key, _) in self.rows().scan(b"x", &keys::expiry_after(until), limit)? {
+            let (minute, first) = block_at(&key)
+                .ok_or_else(|| damaged("a row of the expiries does not read; restart to rebuild the index"))?;
+            for (expires_ms, seq, priority) in self.due_in(minute, first, until)? {
+                let mut recipients = self.recipients(Seq(seq))?;
+                recipients.sort();
+                for recipient in recipients {
+                    if due.len() >= limit {
+                        return Ok(due);
+                    }
+                    if self.rows().get(&keys::queue(&recipient, priority, seq))?.is_some() {
+                        let (seq, expires) = (Seq(seq), Timestamp::from_unix_ms(expires_ms));
+                        due.push(Waiting { recipient, priority, seq, expires });
+                    }
                 }
             }
         }
         Ok(due)
     }
 
-    pub fn evidence(&self, seq: Seq) -> Result<Vec<StoredEvidence>, StoreError> {
-        let mut leaves = match leaf_row(seq.0, self.rows())? {
-            Some(row) if row.seq == seq.0 => vec![seq.0],
-            _ => return Ok(vec![]),
-        };
-        let prefix = keys::events(seq.0);
-        self.each_row(&prefix, prefix.clone(), |key, _| {
-            leaves.extend(last_number(key));
-            Ok(true)
+    /// Dispatches of a block that wait and expired in this minute, at the latest at `until`: time, number and priority,
+    /// oldest first.
+    fn due_in(&self, minute: i64, first: u64, until: i64) -> Result<Vec<(i64, u64, u8)>, StoreError> {
+        let mut due = Vec::new();
+        self.each_of_block(first, |seq, head| {
+            let expires_ms = head.expires_ms;
+            if head.stage == Stage::Waiting && in_minute(expires_ms, minute) && expires_ms <= until {
+                due.push((expires_ms, seq, head.priority));
+            }
         })?;
-        self.stored(leaves)
+        due.sort_unstable();
+        Ok(due)
+    }
+
+    /// Dispatches of a block that finished in this minute, at the latest at `until`, and are not pruned yet.
+    pub fn finished_in(&self, minute: i64, first: u64, until: i64) -> Result<Vec<(u64, HeadRow)>, StoreError> {
+        let mut found = Vec::new();
+        self.each_of_block(first, |seq, head| {
+            if let Stage::Finished(ms) = head.stage
+                && in_minute(ms, minute)
+                && ms <= until
+            {
+                found.push((seq, head));
+            }
+        })?;
+        Ok(found)
+    }
+
+    fn each_of_block(&self, first: u64, mut each: impl FnMut(u64, HeadRow)) -> Result<(), StoreError> {
+        let (from, to) = (keys::leaf(first), keys::leaf(first.saturating_add(BLOCK_LEAVES)));
+        for (key, bytes) in self.rows().scan(&from, &to, PAGE_ROWS)? {
+            if let (Some(seq), Some(head)) = (last_number(&key), read_row::<LeafRow>(&bytes)?.head) {
+                each(seq, head);
+            }
+        }
+        Ok(())
+    }
+
+    pub fn evidence(&self, seq: Seq) -> Result<Vec<StoredEvidence>, StoreError> {
+        self.stored(chains::of_dispatch(seq.0, self.rows())?)
+    }
+
+    pub fn chain(&self, seq: Seq, recipient: &AgencyCode) -> Result<Vec<StoredEvidence>, StoreError> {
+        let Some(bytes) = self.rows().get(&keys::delivery(seq.0, recipient))? else { return Ok(vec![]) };
+        let newest = read_row::<keys::DeliveryRow>(&bytes)?.leaf;
+        self.stored(chains::of_delivery(seq.0, newest, self.rows())?)
     }
 
     pub fn evidence_for_sender(
@@ -245,9 +283,7 @@ impl Reads<'_> {
         from: u64,
         limit: usize,
     ) -> Result<Vec<StoredEvidence>, StoreError> {
-        let end = end_of(&keys::all_of_sender(sender));
-        let rows = self.rows().scan(&keys::of_sender(sender, from), &end, limit)?;
-        self.stored(rows.iter().filter_map(|(key, _)| last_number(key)).collect())
+        self.stored(chains::of_sender(sender, from, limit, self.rows())?)
     }
 
     /// The evidence at these leaves. Several may come from one record, which is then read once.

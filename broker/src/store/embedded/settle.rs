@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use docaxis_protocol::Digest;
 
-use super::apply::{head_row, live_bytes};
+use super::apply::live_bytes;
 use super::committer::{Answer, Moved, Request, lies_at};
 use super::config::EmbeddedConfig;
-use super::keys::{self, last_number, time_at};
+use super::keys::{self, Stage, block_at};
 use super::layout::{FRAME_HEADER_BYTES, NO_LEAF};
 use super::record::{BodyV1, Prepared, PrunedV1, RecordV1};
 use super::segments::Segment;
@@ -172,16 +172,16 @@ impl Settler {
         loop {
             let keep_ms = i64::try_from(self.config.keep_bodies.as_millis()).unwrap_or(i64::MAX);
             let until = self.shared.totals().newest_ms.saturating_sub(keep_ms);
-            let due = self.shared.view.scan(b"p", &keys::finished_after(until), PRUNED_AT_ONCE)?;
-            let mut pruned = Vec::with_capacity(due.len());
-            for (key, _) in &due {
-                let (Some(finished_ms), Some(seq)) = (time_at(key, 1), last_number(key)) else { continue };
-                let parts = match self.shared.leaf(seq)?.map(|(_, found)| found.prepared.record) {
-                    Some(RecordV1::Accepted(accepted)) => accepted.parts.iter().map(|part| part.sha256).collect(),
-                    _ => vec![],
-                };
-                if let Some(head) = head_row(seq, self.shared.view.as_ref())? {
-                    pruned.push(PrunedV1 { seq, sender: head.sender, finished_ms, parts });
+            let mut pruned = Vec::new();
+            for (key, _) in self.shared.view.scan(b"p", &keys::finished_after(until), PRUNED_AT_ONCE)? {
+                let Some((minute, first)) = block_at(&key) else { continue };
+                for (seq, head) in self.shared.reads().finished_in(minute, first, until)? {
+                    if let Stage::Finished(finished_ms) = head.stage {
+                        pruned.push(PrunedV1 { seq, sender: head.sender, finished_ms, parts: self.parts_of(seq)? });
+                    }
+                }
+                if pruned.len() >= PRUNED_AT_ONCE {
+                    break;
                 }
             }
             if pruned.is_empty() {
@@ -189,10 +189,14 @@ impl Settler {
             }
             let prepared = Prepared::new(RecordV1::Pruned(pruned), vec![])?;
             self.ask(|to| Request::Plain(Box::new(prepared), to))?;
-            if due.len() < PRUNED_AT_ONCE {
-                return Ok(());
-            }
         }
+    }
+
+    fn parts_of(&self, seq: u64) -> Result<Vec<[u8; 32]>, StoreError> {
+        Ok(match self.shared.leaf(seq)?.map(|(_, found)| found.prepared.record) {
+            Some(RecordV1::Accepted(accepted)) => accepted.parts.iter().map(|part| part.sha256).collect(),
+            _ => vec![],
+        })
     }
 
     fn free(&self) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::config::{EmbeddedConfig, IndexKind};
-use super::index::{Index, SledIndex};
+use super::index::{FileIndex, Index};
 use super::segments::io_error;
 use crate::disk::{Disk, read_all};
 use crate::store::StoreError;
@@ -43,7 +43,7 @@ pub fn open(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<Arc<
     }
     match &config.index {
         IndexKind::Memory(index) => Ok(index.clone()),
-        IndexKind::Sled => match SledIndex::open(&dir.join("index"), config.index_cache_bytes) {
+        IndexKind::Sled => match FileIndex::open(&dir.join("index"), config.index_cache_bytes) {
             Ok(index) => Ok(Arc::new(index)),
             Err(error) => {
                 tracing::warn!(%error, "the index does not open");
@@ -66,7 +66,7 @@ pub fn empty(dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, Stor
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("removing the old index")(e)),
                 _ => {}
             }
-            Ok(Arc::new(SledIndex::open(&folder, config.index_cache_bytes)?))
+            Ok(Arc::new(FileIndex::open(&folder, config.index_cache_bytes)?))
         }
     }
 }
