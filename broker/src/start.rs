@@ -33,8 +33,9 @@ use crate::work::Workers;
 
 /// How often due expiries are looked for.
 const SWEEP: Duration = Duration::from_secs(1);
-/// Least time between two checkpoints; the newest leaf is never older than a second when one is signed.
-const CHECKPOINT_PAUSE: Duration = Duration::from_millis(250);
+/// Least time between two checkpoints; the newest leaf is never older than a second when one is signed. Each costs a
+/// dozen syncs, which the journal waits behind.
+const CHECKPOINT_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

@@ -4,6 +4,7 @@
 //! wider one, and the narrower goes when no published checkpoint needs it any more. Each file is written under a
 //! temporary name, synced and renamed, so that after a power cut a tile is whole or absent.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,11 @@ use docaxis_protocol::tlog::tile::{TILE_WIDTH, TilePath, TileReader, encode_entr
 
 /// Writes `bytes` to `path` so that after a power cut the file has either its old content or all of the new one.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_and_rename(path, bytes)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn write_and_rename(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
@@ -22,8 +28,18 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(folder)?.sync_all()
+    fs::rename(&temporary, path)
+}
+
+/// Writes files that belong together: each whole or not at all, and all of them durable at the end, with one sync for
+/// each folder.
+fn write_all_durably(files: &[(PathBuf, Vec<u8>)]) -> io::Result<()> {
+    let mut folders = BTreeSet::new();
+    for (path, bytes) in files {
+        write_and_rename(path, bytes)?;
+        folders.extend(path.parent());
+    }
+    folders.into_iter().try_for_each(|folder| File::open(folder)?.sync_all())
 }
 
 /// The files below the log's folder, and the right edge of the tree that they hold.
@@ -84,56 +100,58 @@ impl Tiles {
 
     /// Appends entries and writes every tile and bundle that is new or wider, durably.
     pub fn grow(&mut self, entries: &[Digest]) -> io::Result<()> {
+        let mut files = Vec::new();
         for entry in entries {
-            self.push(0, leaf_hash(&entry.0))?;
+            self.push(0, leaf_hash(&entry.0), &mut files);
             self.entries.push(*entry);
             self.size += 1;
             if self.entries.len() == usize::from(TILE_WIDTH) {
-                self.write_entries()?;
+                files.push(self.bundle()?);
                 self.entries.clear();
             }
         }
         for level in 0..self.edge.len() {
             if !self.edge[level].is_empty() {
-                self.write_level(level)?;
+                files.push(self.level(level));
             }
         }
         if !self.entries.is_empty() {
-            self.write_entries()?;
+            files.push(self.bundle()?);
         }
-        Ok(())
+        write_all_durably(&files)
     }
 
-    fn push(&mut self, level: usize, hash: Digest) -> io::Result<()> {
+    fn push(&mut self, level: usize, hash: Digest, files: &mut Vec<(PathBuf, Vec<u8>)>) {
         if self.edge.len() == level {
             self.edge.push(Vec::new());
         }
         self.edge[level].push(hash);
         if self.edge[level].len() < usize::from(TILE_WIDTH) {
-            return Ok(());
+            return;
         }
         // `size` still counts the leaves before this one; the full tile is the one that holds it.
         let index = self.size >> (8 * (level + 1));
         let tile = TilePath { level: u8::try_from(level).ok(), index, width: TILE_WIDTH };
         let root = merkle::root(&self.edge[level]);
-        write_durably(&self.folder.join(tile.path()), &concat(&self.edge[level]))?;
+        files.push((self.folder.join(tile.path()), concat(&self.edge[level])));
         self.edge[level].clear();
-        self.push(level + 1, root)
+        self.push(level + 1, root, files);
     }
 
-    fn write_level(&self, level: usize) -> io::Result<()> {
+    fn level(&self, level: usize) -> (PathBuf, Vec<u8>) {
         let hashes = &self.edge[level];
         let tile = self.partial(u8::try_from(level).ok(), level, hashes.len());
-        write_durably(&self.folder.join(tile.path()), &concat(hashes))
+        (self.folder.join(tile.path()), concat(hashes))
     }
 
-    fn write_entries(&self) -> io::Result<()> {
+    /// The entry bundle that the last entries are in.
+    fn bundle(&self) -> io::Result<(PathBuf, Vec<u8>)> {
         let bytes: Vec<[u8; 32]> = self.entries.iter().map(|entry| entry.0).collect();
         let bundle = encode_entries(&bytes).map_err(io::Error::other)?;
         let width = u16::try_from(self.entries.len()).unwrap_or(TILE_WIDTH);
         let first = self.size - u64::from(width);
         let tile = TilePath { level: None, index: first / u64::from(TILE_WIDTH), width };
-        write_durably(&self.folder.join(tile.path()), &bundle)
+        Ok((self.folder.join(tile.path()), bundle))
     }
 
     fn partial(&self, name: Option<u8>, level: usize, len: usize) -> TilePath {

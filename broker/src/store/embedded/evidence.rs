@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::keys::{Area, Location};
 use super::layout::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameHeader, NO_LEAF};
-use super::record::{MAX_META_BYTES, Prepared, RecordV1};
+use super::record::{self, MAX_META_BYTES, Prepared, RecordV1};
 use super::segments::{file_name, io_error, number_of, salt};
 use super::walk::{Found, read_record};
 use crate::disk::{Disk, DiskFile};
@@ -40,6 +40,15 @@ pub struct EvidenceFiles {
     files: RwLock<BTreeMap<u64, File>>,
     /// Where the next copy goes; held by whoever copies.
     end: Mutex<End>,
+    /// Where the newest copy since the start begins.
+    last_copy: Mutex<Option<Begun>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    segment: u64,
+    file: u64,
+    offset: u64,
 }
 
 impl EvidenceFiles {
@@ -59,7 +68,8 @@ impl EvidenceFiles {
         let last = files.last_key_value().map_or(0, |(number, _)| *number);
         let settled = files.last_key_value().map_or(0, |(_, file)| file.header.first);
         let end = End { file: last, offset: FILE_HEADER_BYTES as u64, settled };
-        let evidence = Self { disk, dir: dir.to_owned(), max_bytes, files: RwLock::new(files), end: Mutex::new(end) };
+        let (files, end) = (RwLock::new(files), Mutex::new(end));
+        let evidence = Self { disk, dir: dir.to_owned(), max_bytes, files, end, last_copy: Mutex::default() };
         if last > 0 {
             evidence.cut_tail(last)?;
         }
@@ -157,6 +167,8 @@ impl EvidenceFiles {
         mark.write_frame(NO_LEAF, &mut buffer);
         file.file.write_at(at, &buffer).map_err(&failed)?;
         file.file.sync_data().map_err(io_error("syncing the evidence"))?;
+        *self.last_copy.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Begun { segment, file: end.file, offset: end.offset });
         *end = End { file: end.file, offset: at + buffer.len() as u64, settled: segment };
         Ok(())
     }
@@ -183,49 +195,61 @@ impl EvidenceFiles {
     pub fn walk(&self, mut each: impl FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
         let numbers: Vec<u64> = self.files.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
         for number in numbers {
-            self.walk_file(number, &mut each)?;
+            self.walk_file(number, FILE_HEADER_BYTES as u64, &mut |copy| each(copy.read()?))?;
         }
         Ok(())
     }
 
-    /// The records that came from one journal segment, in order.
+    /// The copies of one journal segment's records, in order and not decoded.
     pub fn walk_segment(
         &self,
         segment: u64,
-        mut each: impl FnMut(Found) -> Result<(), StoreError>,
+        mut each: impl FnMut(&Copy<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
-        let number = {
-            let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
-            files
-                .iter()
-                .rev()
-                .find(|(_, file)| file.header.first < segment)
-                .map(|(number, file)| (*number, file.header.first))
+        let last = *self.last_copy.lock().unwrap_or_else(PoisonError::into_inner);
+        let (number, from, mut settled) = match last {
+            // Copied since the start: no need to read what stands before.
+            Some(last) if last.segment == segment => (last.file, last.offset, segment - 1),
+            _ => {
+                let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+                let Some((number, file)) = files.iter().rev().find(|(_, file)| file.header.first < segment) else {
+                    return Ok(());
+                };
+                (*number, FILE_HEADER_BYTES as u64, file.header.first)
+            }
         };
-        let Some((number, mut settled)) = number else { return Ok(()) };
-        self.walk_file(number, &mut |found| {
-            if let RecordV1::Settled(mark) = found.prepared.record {
-                settled = mark;
+        self.walk_file(number, from, &mut |copy| {
+            if record::tag_of(copy.meta) == record::SETTLED_TAG {
+                if let RecordV1::Settled(mark) = copy.read()?.prepared.record {
+                    settled = mark;
+                }
                 return Ok(());
             }
-            if settled + 1 == segment { each(found) } else { Ok(()) }
+            if settled + 1 == segment { each(copy) } else { Ok(()) }
         })
     }
 
-    fn walk_file(&self, number: u64, each: &mut dyn FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    fn walk_file(
+        &self,
+        number: u64,
+        from: u64,
+        each: &mut dyn FnMut(&Copy<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
         let Some(file) = self.file(number) else { return Ok(()) };
         let end = *self.end();
         let len = match number == end.file {
             true => end.offset,
             false => file.file.len().map_err(io_error("reading the evidence"))?,
         };
-        let mut at = FILE_HEADER_BYTES as u64;
+        let mut window = Window::default();
+        let mut at = from;
         while at < len {
-            let Some((frame, bytes)) = self.frame_at(&file, at)? else {
+            let Some((frame, bytes)) = window.frame_at(file.file.as_ref(), at, len)? else {
                 let path = self.path(number);
                 return Err(StoreError::Damaged(format!("{}, offset {at}: a record does not read", path.display())));
             };
-            each(read_record(&frame, &bytes, Location { area: Area::Evidence, segment: number, offset: at })?)?;
+            let place = Location { area: Area::Evidence, segment: number, offset: at };
+            each(&Copy { frame, meta: &bytes[FRAME_HEADER_BYTES..], bytes, at: place })?;
             at += frame.whole();
         }
         Ok(())
@@ -234,6 +258,63 @@ impl EvidenceFiles {
     /// The valid frame at `at`, if there is one.
     fn frame_at(&self, file: &File, at: u64) -> Result<Option<(FrameHeader, Vec<u8>)>, StoreError> {
         frame_at(file.file.as_ref(), at)
+    }
+}
+
+/// A record in evidence whose checksum holds, not decoded.
+pub struct Copy<'a> {
+    pub frame: FrameHeader,
+    pub meta: &'a [u8],
+    bytes: &'a [u8],
+    pub at: Location,
+}
+
+impl Copy<'_> {
+    pub fn read(&self) -> Result<Found, StoreError> {
+        read_record(&self.frame, self.bytes, self.at)
+    }
+}
+
+/// A piece of a file in memory, for reading record after record without a call for each.
+#[derive(Default)]
+struct Window {
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl Window {
+    /// The valid frame at `at` of a file that ends at `len`: header and meta.
+    fn frame_at(&mut self, file: &dyn DiskFile, at: u64, len: u64) -> Result<Option<(FrameHeader, &[u8])>, StoreError> {
+        if !self.cover(file, at, FRAME_HEADER_BYTES, len)? {
+            return Ok(None);
+        }
+        let Some(frame) = FrameHeader::decode(self.from(at)) else { return Ok(None) };
+        let whole = FRAME_HEADER_BYTES + frame.meta as usize;
+        if frame.meta as usize > MAX_META_BYTES || !self.cover(file, at, whole, len)? {
+            return Ok(None);
+        }
+        let bytes = &self.from(at)[..whole];
+        Ok(frame.holds(bytes, &bytes[FRAME_HEADER_BYTES..]).then_some((frame, bytes)))
+    }
+
+    fn from(&self, at: u64) -> &[u8] {
+        usize::try_from(at - self.start).ok().and_then(|skip| self.bytes.get(skip..)).unwrap_or_default()
+    }
+
+    /// Whether `wanted` bytes from `at` on are in memory, after they were read if need be.
+    fn cover(&mut self, file: &dyn DiskFile, at: u64, wanted: usize, len: u64) -> Result<bool, StoreError> {
+        if at >= self.start && self.from(at).len() >= wanted {
+            return Ok(true);
+        }
+        let left = usize::try_from(len.saturating_sub(at)).unwrap_or(usize::MAX);
+        if left < wanted {
+            return Ok(false);
+        }
+        self.start = at;
+        self.bytes.resize(wanted.max(CHUNK_BYTES).min(left), 0);
+        let read = file.read_at(at, &mut self.bytes).map_err(io_error("reading the evidence"))?;
+        self.bytes.truncate(read);
+        Ok(read >= wanted)
     }
 }
 

@@ -31,6 +31,16 @@ pub enum RecordV1 {
     Settled(u64),
 }
 
+/// The tags of some records, as they stand in the first four bytes of the encoding.
+pub const NOTICES_TAG: u32 = 3;
+pub const BODIES_TAG: u32 = 4;
+pub const SETTLED_TAG: u32 = 6;
+
+/// Which kind of record these encoded bytes are, without decoding them.
+pub fn tag_of(meta: &[u8]) -> u32 {
+    meta.first_chunk().map_or(u32::MAX, |tag| u32::from_le_bytes(*tag))
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptedV1 {
     pub sender: AgencyCode,
@@ -232,4 +242,20 @@ impl AcceptedV1 {
 /// An id as it was stored. Records are checked by CRC, so a wrong one is a defect of the writer.
 pub fn id_of(bytes: [u8; 16]) -> Result<DispatchId, StoreError> {
     DispatchId::from_bytes(bytes).map_err(|e| StoreError::Damaged(format!("a stored dispatch id does not read: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_told_by_its_first_bytes() {
+        for (record, tag) in [
+            (RecordV1::Notices(vec![]), NOTICES_TAG),
+            (RecordV1::Bodies(vec![]), BODIES_TAG),
+            (RecordV1::Settled(7), SETTLED_TAG),
+        ] {
+            assert_eq!(tag_of(&Prepared::new(record, vec![]).unwrap().meta), tag);
+        }
+    }
 }

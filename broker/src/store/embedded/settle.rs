@@ -18,7 +18,7 @@ use super::committer::{Answer, Moved, Request, lies_at};
 use super::config::EmbeddedConfig;
 use super::keys::{self, Stage, block_at};
 use super::layout::{FRAME_HEADER_BYTES, NO_LEAF};
-use super::record::{BodyV1, Prepared, PrunedV1, RecordV1};
+use super::record::{self, BodyV1, Prepared, PrunedV1, RecordV1};
 use super::segments::Segment;
 use super::shared::Shared;
 use super::view::Lookup;
@@ -137,29 +137,44 @@ impl Settler {
     /// a crash does the same.
     fn move_rows(&self, number: u64) -> Result<(), StoreError> {
         let mut last_of: BTreeMap<String, u64> = BTreeMap::new();
-        self.shared.evidence.walk_segment(number, |found| {
-            if let RecordV1::Notices(notices) = found.prepared.record {
-                last_of.extend(notices.into_iter().map(|notice| (notice.name, found.at.offset)));
+        self.shared.evidence.walk_segment(number, |copy| {
+            if record::tag_of(copy.meta) == record::NOTICES_TAG
+                && let RecordV1::Notices(notices) = copy.read()?.prepared.record
+            {
+                last_of.extend(notices.into_iter().map(|notice| (notice.name, copy.at.offset)));
             }
             Ok(())
         })?;
-        let mut moved = Vec::new();
-        self.shared.evidence.walk_segment(number, |found| {
+        let mut moved: Vec<Moved> = Vec::new();
+        // Leaves have no gaps: a record's end where the next one begins, so that none has to be decoded for it.
+        let mut open: Option<Moved> = None;
+        self.shared.evidence.walk_segment(number, |copy| {
             let mut notices = Vec::new();
-            if let RecordV1::Notices(list) = &found.prepared.record {
+            if record::tag_of(copy.meta) == record::NOTICES_TAG
+                && let RecordV1::Notices(list) = &copy.read()?.prepared.record
+            {
                 let named: BTreeMap<&str, u32> = list.iter().map(|notice| notice.name.as_str()).zip(0u32..).collect();
-                let last = named.into_iter().filter(|(name, _)| last_of.get(*name) == Some(&found.at.offset));
+                let last = named.into_iter().filter(|(name, _)| last_of.get(*name) == Some(&copy.at.offset));
                 notices.extend(last.map(|(name, item)| (item, name.to_owned())));
             }
-            let leaf = if found.leaf == NO_LEAF { 0 } else { found.leaf };
-            let leaves = found.prepared.entries.len() as u64;
-            moved.push(Moved { to: found.at, leaf, leaves, notices });
+            let leaf = copy.frame.leaf;
+            let here = Moved { to: copy.at, leaf, leaves: 0, notices };
+            if leaf == NO_LEAF {
+                moved.push(here);
+            } else if let Some(mut earlier) = open.replace(here) {
+                earlier.leaves = leaf.saturating_sub(earlier.leaf);
+                moved.push(earlier);
+            }
             if moved.len() >= MOVED_AT_ONCE {
                 let moved = std::mem::take(&mut moved);
                 self.ask(|to| Request::Moved(number, moved, to))?;
             }
             Ok(())
         })?;
+        if let Some(mut last) = open {
+            last.leaves = self.shared.record_at(last.to)?.prepared.entries.len() as u64;
+            moved.push(last);
+        }
         if !moved.is_empty() {
             self.ask(|to| Request::Moved(number, moved, to))?;
         }
@@ -296,12 +311,13 @@ impl Groups<'_> {
     }
 }
 
-/// The records of a group that are kept for good: encoded record and leaf.
+/// The records of a group that are kept for good: encoded record and leaf. Nothing is decoded: the group's checksum held.
 fn lasting(group: &walk::Group) -> Result<Vec<(Vec<u8>, u64)>, StoreError> {
     let mut kept = Vec::new();
-    for found in group.records()? {
-        if !matches!(found.prepared.record, RecordV1::Bodies(_) | RecordV1::Settled(_)) {
-            kept.push((found.prepared.meta, found.leaf));
+    for (frame, at, bytes) in group.frames()? {
+        let meta = walk::meta_of(&frame, bytes, at)?;
+        if !matches!(record::tag_of(meta), record::BODIES_TAG | record::SETTLED_TAG) {
+            kept.push((meta.to_vec(), frame.leaf));
         }
     }
     Ok(kept)

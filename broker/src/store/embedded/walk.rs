@@ -58,18 +58,22 @@ impl Group {
     }
 }
 
-/// Reads the record in a frame's bytes; the tail need not be there.
-pub fn read_record(frame: &FrameHeader, bytes: &[u8], at: Location) -> Result<Found, StoreError> {
-    let damaged = |what: String| {
+/// The encoded record in a frame's bytes, checked; the tail need not be there.
+pub fn meta_of<'a>(frame: &FrameHeader, bytes: &'a [u8], at: Location) -> Result<&'a [u8], StoreError> {
+    let damaged = |what: &str| {
         StoreError::Damaged(format!("{:?} segment {:x}, offset {}: {what}", at.area, at.segment, at.offset))
     };
     let meta = bytes
         .get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + frame.meta as usize)
-        .ok_or_else(|| damaged("the record is cut short".to_owned()))?;
-    if !frame.holds(bytes, meta) {
-        return Err(damaged("the record's CRC-32C does not match".to_owned()));
-    }
-    let prepared = Prepared::read(frame, meta).map_err(damaged)?;
+        .ok_or_else(|| damaged("the record is cut short"))?;
+    frame.holds(bytes, meta).then_some(meta).ok_or_else(|| damaged("the record's CRC-32C does not match"))
+}
+
+/// Reads the record in a frame's bytes; the tail need not be there.
+pub fn read_record(frame: &FrameHeader, bytes: &[u8], at: Location) -> Result<Found, StoreError> {
+    let prepared = Prepared::read(frame, meta_of(frame, bytes, at)?).map_err(|what| {
+        StoreError::Damaged(format!("{:?} segment {:x}, offset {}: {what}", at.area, at.segment, at.offset))
+    })?;
     Ok(Found { prepared, leaf: frame.leaf, at })
 }
 

@@ -1,0 +1,145 @@
+//! How soon may a broker's store answer again after kill -9 while a million dispatches wait, how fast is its index built
+//! anew from the journal, and does it accept more slowly with a million waiting than when empty?
+//!
+//! A child process fills a store and kills itself with SIGKILL; then the store is opened, closed, and opened again without
+//! its index. Beside it: the same files read once in order. Run: `cargo bench --bench recovery [-- COUNT [FOLDER]]`.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on ends")]
+
+use std::io::{BufRead as _, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use docaxis_broker::disk::RealDisk;
+use docaxis_broker::store::embedded::{EmbeddedConfig, EmbeddedStore};
+use docaxis_broker::store::{Accepted, Store};
+
+mod store;
+use store::submission;
+
+const COUNT: u64 = 1_000_000;
+const IN_FLIGHT: usize = 512;
+/// Dispatches over which a rate is taken.
+const STEP: u64 = 50_000;
+const FILL: &str = "DOCAXIS_BENCH_FILL";
+
+fn open(dir: &Path) -> Arc<EmbeddedStore> {
+    EmbeddedStore::open(dir, EmbeddedConfig::default(), Arc::new(RealDisk)).unwrap()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Resident memory of this process, in MiB.
+fn resident_mib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+/// Fills the store, printing the rate of every step, and kills itself.
+fn fill(dir: &Path, count: u64) {
+    let store = open(dir);
+    runtime().block_on(async {
+        let mut from = 0;
+        while from < count {
+            let to = (from + STEP).min(count);
+            let (next, began) = (Arc::new(AtomicU64::new(from)), Instant::now());
+            let tasks: Vec<_> = (0..IN_FLIGHT)
+                .map(|_| {
+                    let (store, next) = (store.clone(), next.clone());
+                    tokio::spawn(async move {
+                        loop {
+                            let n = next.fetch_add(1, Ordering::Relaxed);
+                            if n >= to {
+                                return;
+                            }
+                            assert!(matches!(store.accept(submission(n)).await.unwrap(), Accepted::New(_)));
+                        }
+                    })
+                })
+                .collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
+            println!("{:.0} {}", (to - from) as f64 / began.elapsed().as_secs_f64(), resident_mib());
+            from = to;
+        }
+    });
+    rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
+}
+
+/// Reads every file of these folders once; returns bytes.
+fn read_all(dir: &Path) -> u64 {
+    let mut bytes = 0;
+    let mut buffer = vec![0; 1 << 20];
+    for folder in ["journal", "evidence"] {
+        for entry in std::fs::read_dir(dir.join(folder)).unwrap() {
+            let mut file = std::fs::File::open(entry.unwrap().path()).unwrap();
+            loop {
+                match file.read(&mut buffer).unwrap() {
+                    0 => break,
+                    read => bytes += read as u64,
+                }
+            }
+        }
+    }
+    bytes
+}
+
+fn main() {
+    let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
+    let count = args.next().map_or(COUNT, |count| count.parse().unwrap());
+    if let Some(dir) = std::env::var_os(FILL) {
+        return fill(Path::new(&dir), count);
+    }
+    let below =
+        args.next().map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-data"), PathBuf::from);
+    std::fs::create_dir_all(&below).unwrap();
+    let folder = tempfile::tempdir_in(below).unwrap();
+    let dir = folder.path().join("store");
+
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    let mut child = child.arg(count.to_string()).env(FILL, &dir).stdout(Stdio::piped()).spawn().unwrap();
+    let lines: Vec<String> =
+        std::io::BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap()).collect();
+    assert!(!child.wait().unwrap().success(), "the child kills itself");
+    let step = |line: &String| line.split_once(' ').map(|(rate, mib)| (rate.parse::<f64>().unwrap(), mib.to_owned()));
+    let (first, last) = (step(&lines[0]).unwrap(), step(lines.last().unwrap()).unwrap());
+    println!(
+        "filled with {count}: accepted/s first {:.0}, last {:.0} ({:.2} of it)",
+        first.0,
+        last.0,
+        last.0 / first.0
+    );
+    println!("resident while filling: {} MiB after the first step, {} MiB at the end", first.1, last.1);
+
+    let before = resident_mib();
+    let began = Instant::now();
+    let store = open(&dir);
+    println!("open after kill -9: {:.2} s, {} waiting", began.elapsed().as_secs_f64(), store.counts().waiting);
+    assert_eq!(store.counts().waiting, count);
+    println!("resident after the open: {} MiB, {before} before", resident_mib());
+    runtime().block_on(store.close()).unwrap();
+    drop(store);
+
+    std::fs::remove_dir_all(dir.join("index")).unwrap();
+    let began = Instant::now();
+    let bytes = read_all(&dir);
+    let read_s = began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    let store = open(&dir);
+    let seconds = began.elapsed().as_secs_f64();
+    assert_eq!(store.counts().waiting, count);
+    println!(
+        "rebuild: {seconds:.2} s, {:.0} records/s; the same files read once: {} MiB in {read_s:.2} s",
+        count as f64 / seconds,
+        bytes >> 20
+    );
+    println!("resident after the rebuild: {} MiB", resident_mib());
+    runtime().block_on(store.close()).unwrap();
+}
