@@ -1,7 +1,7 @@
 //! What a record changes in the index. The same function serves a new record, the journal's tail after a restart and
 //! a rebuild, and depends on nothing but the rows and the record: so a rebuilt index is the index that was lost.
 
-use docaxis_protocol::limits::DEDUP_AFTER_EXPIRY;
+use docaxis_protocol::limits::{DEDUP_AFTER_EXPIRY, MAX_INLINE_BODY_BYTES};
 use docaxis_protocol::{AgencyCode, Digest, Event, Timestamp};
 
 use super::keys::{
@@ -12,16 +12,17 @@ use super::record::{AcceptedV1, BodyV1, Entry, EventV1, Prepared, PrunedV1, Reco
 use super::view::{Lookup, Staged};
 use crate::store::{Delivery, DeliveryState, StoreError};
 
-/// Knows whether a body that no journal segment holds is in the blob store.
-pub type HasBlob<'a> = &'a dyn Fn(&[u8; 32], u64) -> bool;
+/// Whether a body of this many bytes is a file of its own. Smaller ones are in the journal.
+pub const fn is_large(size: u64) -> bool {
+    size > MAX_INLINE_BODY_BYTES as u64
+}
 
-/// A record's place and what its application may need to know besides the rows.
+/// A record and its place.
 pub struct Placed<'a> {
     pub prepared: &'a Prepared,
     /// Index of its first entry in the log.
     pub leaf: u64,
     pub at: Location,
-    pub has_blob: HasBlob<'a>,
 }
 
 fn lost(what: impl std::fmt::Display) -> StoreError {
@@ -118,8 +119,8 @@ fn apply_accepted(
     }
     for part in &accepted.parts {
         rows.put(keys::owner(&part.sha256, &accepted.sender, seq), vec![]);
-        let inline = accepted.bodies.iter().any(|body| body.sha256 == part.sha256);
-        if !inline && rows.get(&keys::body(&part.sha256))?.is_none() && (placed.has_blob)(&part.sha256, part.size) {
+        // Whether the file is there now is no matter of the index: a lost body is still a body of this dispatch.
+        if is_large(part.size) && rows.get(&keys::body(&part.sha256))?.is_none() {
             let blob = BodyRow { size: part.size, place: BodyPlace::Blob };
             rows.put(keys::body(&part.sha256), row(&blob)?);
         }

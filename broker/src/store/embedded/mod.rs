@@ -6,6 +6,7 @@
 //! copy is set aside. `docs/format.md` describes the files.
 
 mod apply;
+mod aside;
 mod committer;
 mod config;
 mod evidence;
@@ -48,8 +49,8 @@ use self::settle::Settler;
 use self::shared::Shared;
 use self::view::View;
 use super::{
-    Acceptance, Accepted, Answer, BodySource, Counts, Delivery, Dispatch, Record, Recorded, Rejection, Seq, Store,
-    StoreError, StoredEvidence, Waiting,
+    Acceptance, Accepted, Answer, Body, BodySource, Counts, Delivery, Dispatch, Record, Recorded, Rejection, Seq,
+    Store, StoreError, StoredEvidence, Waiting,
 };
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
@@ -97,7 +98,7 @@ impl EmbeddedStore {
         let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
         let segments = Segments::open(disk.clone(), &dir.join("journal"), config.segment_bytes, config.spare_segments)?;
         recover::check_order(&segments, &evidence)?;
-        let recovery = Recovery { segments: &segments, evidence: &evidence, blobs: &blobs };
+        let recovery = Recovery { segments: &segments, evidence: &evidence };
         let index = state::open(disk.as_ref(), dir, config)?;
         let (view, writer) = start_view(index, config)?;
         let caught_up = match recovery.catch_up(&view) {
@@ -133,6 +134,7 @@ impl EmbeddedStore {
             config: self.config.clone(),
             requests: requests.downgrade(),
             full: full_segments,
+            stuck: Default::default(),
         };
         let committer = Committer {
             journal: Journal::new(self.shared.segments.clone(), end.segment, end.next, end.marked),
@@ -322,6 +324,17 @@ impl Store for EmbeddedStore {
 
     fn body(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError> {
         self.shared.reads().body(part)
+    }
+
+    fn set_aside(&self, part: &PartDigest) -> Result<(), StoreError> {
+        self.shared.set_aside(part)
+    }
+
+    fn restore(&self, bodies: Vec<Body>) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let prepared = Box::new(Prepared::bodies(bodies)?);
+            self.ask(|to| Request::Plain(prepared, to)).await
+        })
     }
 
     fn counts(&self) -> Counts {

@@ -8,9 +8,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use docaxis_protocol::Digest;
-use docaxis_protocol::evidence::PartDigest;
-
 use super::apply::{Placed, apply, keep_bodies};
 use super::evidence::EvidenceFiles;
 use super::keys::{self, Area, Position, Totals, read_row, row};
@@ -74,7 +71,8 @@ pub fn read_tail(
         .get(from.segment)
         .ok_or_else(|| StoreError::Damaged(format!("journal segment {:016x} is missing", from.segment)))?;
     loop {
-        match walk::next(&segment, at)? {
+        let next = segments.get(segment.header.number + 1).map(|next| next.header.first);
+        match walk::next(&segment, at, next)? {
             Next::Group(group) => {
                 at = group.end();
                 last = Some((group.at.offset, group.bytes.clone(), group.header.records == 0));
@@ -117,12 +115,10 @@ fn sync(segment: &Segment, last: Option<&(u64, Vec<u8>, bool)>) -> Result<(), St
 pub struct Recovery<'a> {
     pub segments: &'a Segments,
     pub evidence: &'a EvidenceFiles,
-    pub blobs: &'a BlobStore,
 }
 
 /// Rows on their way into the index.
 struct Applier<'a> {
-    recovery: &'a Recovery<'a>,
     staged: Staged<'a>,
     totals: Totals,
     records: u32,
@@ -131,8 +127,8 @@ struct Applier<'a> {
 }
 
 impl<'a> Applier<'a> {
-    fn new(recovery: &'a Recovery<'a>, view: &'a View, totals: Totals) -> Self {
-        Self { recovery, staged: Staged::new(view), totals, records: 0, applied: 0, began: Instant::now() }
+    fn new(view: &'a View, totals: Totals) -> Self {
+        Self { staged: Staged::new(view), totals, records: 0, applied: 0, began: Instant::now() }
     }
 
     fn apply(&mut self, found: &Found) -> Result<(), StoreError> {
@@ -142,9 +138,7 @@ impl<'a> Applier<'a> {
                 found.at.area, found.at.segment, found.at.offset, found.leaf, self.totals.leaves
             )));
         }
-        let blobs = self.recovery.blobs;
-        let has_blob = |sha256: &[u8; 32], size| blobs.exists(&PartDigest { sha256: Digest(*sha256), size });
-        let placed = Placed { prepared: &found.prepared, leaf: self.totals.leaves, at: found.at, has_blob: &has_blob };
+        let placed = Placed { prepared: &found.prepared, leaf: self.totals.leaves, at: found.at };
         apply(&placed, &mut self.staged, &mut self.totals)?;
         self.step();
         Ok(())
@@ -192,7 +186,7 @@ impl Recovery<'_> {
         if !fits || !present {
             return Ok(None);
         }
-        let mut applier = Applier::new(self, view, totals);
+        let mut applier = Applier::new(view, totals);
         // The last group that was applied is read as well: whether it is durable is not known.
         let end = self.apply_tail(&mut applier, from)?;
         applier.merge()?;
@@ -216,7 +210,7 @@ impl Recovery<'_> {
     /// Builds an empty index from evidence and journal.
     pub fn rebuild(&self, view: &View) -> Result<(End, Totals), StoreError> {
         tracing::info!("building the index from evidence and journal");
-        let mut applier = Applier::new(self, view, Totals::default());
+        let mut applier = Applier::new(view, Totals::default());
         self.evidence.walk(|found| {
             applier.apply(&found)?;
             if applier.records >= RECORDS_AT_ONCE {
@@ -245,7 +239,8 @@ impl Recovery<'_> {
     fn bodies_of(&self, segment: &Segment, applier: &mut Applier<'_>) -> Result<(), StoreError> {
         let mut at = segment.start();
         loop {
-            let group = match walk::next(segment, at)? {
+            let next = self.segments.get(segment.header.number + 1).map(|next| next.header.first);
+            let group = match walk::next(segment, at, next)? {
                 Next::Group(group) => group,
                 Next::End => break,
                 Next::Damage { .. } => {

@@ -1,5 +1,6 @@
 //! The engine against the claims, and against crashes.
 
+mod blobs;
 mod claims;
 mod crash;
 mod damage;

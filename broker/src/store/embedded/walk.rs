@@ -84,19 +84,36 @@ pub enum Next {
     },
 }
 
-/// The group at `at`.
-pub fn next(segment: &Segment, at: Position) -> Result<Next, StoreError> {
+/// The group at `at`. `end` is the sequence with which the next segment begins, where that is known: every group before
+/// it was durable once.
+pub fn next(segment: &Segment, at: Position, end: Option<u64>) -> Result<Next, StoreError> {
     if let Some(group) = group_at(segment, at.offset, |header| header.sequence == at.sequence)? {
         return Ok(Next::Group(group));
     }
+    let mut later = None;
     let mut offset = at.offset;
-    while offset < segment.bytes {
-        if let Some(later) = group_at(segment, offset, |header| header.sequence >= at.sequence)? {
-            return Ok(Next::Damage { found: later.at.offset });
-        }
+    while offset < segment.bytes && later.is_none() {
+        later = group_at(segment, offset, |header| header.sequence >= at.sequence)?;
         offset += PAGE as u64;
     }
-    Ok(Next::End)
+    if (later.is_some() || end.is_some_and(|end| end > at.sequence))
+        && let Some(group) = records_at(segment, at)?
+    {
+        let (number, offset) = (segment.header.number, at.offset);
+        tracing::error!("journal segment {number:016x}, offset {offset}: a group is damaged; all of its records read");
+        return Ok(Next::Group(group));
+    }
+    Ok(later.map_or(Next::End, |later| Next::Damage { found: later.at.offset }))
+}
+
+/// A group that was durable once and does not have its CRC-32C, though each of its records does: what is damaged is a
+/// body, which is checked by its own digest before it is given out.
+fn records_at(segment: &Segment, at: Position) -> Result<Option<Group>, StoreError> {
+    let Some((header, bytes)) = bytes_at(segment, at.offset, |header| header.sequence == at.sequence)? else {
+        return Ok(None);
+    };
+    let group = Group { at, header, bytes };
+    Ok(group.records().is_ok_and(|records| records.len() == header.records as usize).then_some(group))
 }
 
 fn group_at(
@@ -104,6 +121,19 @@ fn group_at(
     offset: u64,
     wanted: impl Fn(&GroupHeader) -> bool,
 ) -> Result<Option<Group>, StoreError> {
+    let found = bytes_at(segment, offset, wanted)?.filter(|(_, bytes)| GroupHeader::holds(bytes));
+    Ok(found.map(|(header, bytes)| {
+        let at = Position { segment: segment.header.number, offset, sequence: header.sequence };
+        Group { at, header, bytes }
+    }))
+}
+
+/// A header of this segment's own at `offset`, and as many bytes as it announces; whether they hold is not checked.
+fn bytes_at(
+    segment: &Segment,
+    offset: u64,
+    wanted: impl Fn(&GroupHeader) -> bool,
+) -> Result<Option<(GroupHeader, Vec<u8>)>, StoreError> {
     let failed = io_error("reading the journal");
     let mut head = [0; GROUP_HEADER_BYTES];
     let read = segment.file.read_at(offset, &mut head).map_err(&failed)?;
@@ -116,9 +146,5 @@ fn group_at(
     }
     let mut bytes = vec![0; header.length as usize];
     let read = segment.file.read_at(offset, &mut bytes).map_err(&failed)?;
-    if read < bytes.len() || !GroupHeader::holds(&bytes) {
-        return Ok(None);
-    }
-    let at = Position { segment: segment.header.number, offset, sequence: header.sequence };
-    Ok(Some(Group { at, header, bytes }))
+    Ok((read == bytes.len()).then_some((header, bytes)))
 }
