@@ -212,6 +212,17 @@ pub struct Counts {
     pub waiting: u64,
 }
 
+/// How far the journal goes: what another reader of the files must arrive at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct JournalPlace {
+    /// The last segment whose records stand in evidence.
+    pub settled: u64,
+    /// Where the newest group is.
+    pub segment: u64,
+    /// Sequence of the newest group that is durable.
+    pub sequence: u64,
+}
+
 pub trait Store: Send + Sync {
     fn accept(&self, acceptance: Acceptance) -> Answer<'_, Accepted>;
     /// Returns the leaf index. A repeated rejection is another event and gets another leaf.
@@ -262,6 +273,7 @@ pub trait Store: Send + Sync {
     /// Stores small bodies anew that a dispatch names and that were lost. Large ones come back through the blob store.
     fn restore(&self, bodies: Vec<Body>) -> Answer<'_, ()>;
     fn counts(&self) -> Counts;
+    fn journal(&self) -> JournalPlace;
     /// Changes to the new size of the log after each committed group.
     fn committed(&self) -> tokio::sync::watch::Receiver<u64>;
     /// Waits for what is under way, writes the durable position, closes the index. Nothing is accepted afterwards.

@@ -12,6 +12,9 @@ use super::record::{AcceptedV1, BodyV1, Entry, EventV1, Prepared, PrunedV1, Reco
 use super::view::{Lookup, Staged};
 use crate::store::{Delivery, DeliveryState, StoreError};
 
+/// Ids that one acceptance may let go of.
+const FORGOTTEN_AT_ONCE: usize = 8;
+
 /// Whether a body of this many bytes is a file of its own. Smaller ones are in the journal.
 pub const fn is_large(size: u64) -> bool {
     size > MAX_INLINE_BODY_BYTES as u64
@@ -37,7 +40,7 @@ pub fn apply(placed: &Placed<'_>, rows: &mut Staged<'_>, totals: &mut Totals) ->
         RecordV1::Rejected(rejected) => {
             put_leaf(rows, placed, 0, placed.leaf, Event::SubmissionRejection, None)?;
             rows.put(keys::of_sender(&rejected.sender, placed.leaf), vec![]);
-            rows.put(keys::rejection(&rejected.id, placed.leaf), vec![]);
+            rows.put(keys::found_by_id(&rejected.id, placed.leaf), vec![]);
         }
         RecordV1::Event(event) => apply_event(placed, event, rows, totals)?,
         RecordV1::Notices(notices) => {
@@ -108,10 +111,14 @@ fn apply_accepted(
     };
     put_leaf(rows, placed, 0, seq, Event::SubmissionAcceptance, Some(head))?;
     let dedup = DedupRow { seq, expires_ms: accepted.expires_ms, envelope_sha256: accepted.envelope_sha256 };
-    rows.put(keys::dedup(&accepted.id, &accepted.sender), row(&dedup)?);
+    let key = keys::dedup(&accepted.id, &accepted.sender);
+    rows.put(keys::forget(accepted.expires_ms, seq), key.clone());
+    rows.put(key, row(&dedup)?);
+    totals.forget_ms = totals.forget_ms.min(accepted.expires_ms);
     totals.dispatches += 1;
     totals.waiting += u64::from(waiting);
     totals.newest_ms = totals.newest_ms.max(accepted.accepted_ms);
+    forget_ids(rows, totals)?;
     if waiting > 0 {
         rows.put(keys::expiry(accepted.expires_ms, seq), vec![]);
     } else {
@@ -129,6 +136,33 @@ fn apply_accepted(
     if placed.at.area == Area::Journal {
         keep_bodies(&accepted.bodies, placed.prepared.meta.len(), placed.at, rows)?;
     }
+    Ok(())
+}
+
+/// Lets go of ids whose time to be remembered is over: the dispatches are found by their ids as before, and the ids may be
+/// used anew. With each acceptance, as that is what brings one; more than one, so that none stays for long.
+fn forget_ids(rows: &mut Staged<'_>, totals: &mut Totals) -> Result<(), StoreError> {
+    let past = Timestamp::from_unix_ms(totals.newest_ms).minus(DEDUP_AFTER_EXPIRY).unix_ms();
+    if totals.forget_ms >= past {
+        return Ok(());
+    }
+    let oldest = rows.scan(b"d", &keys::end_of(b"d"), FORGOTTEN_AT_ONCE + 1)?;
+    let expires = |key: &[u8]| keys::time_at(key, 1).unwrap_or(i64::MAX);
+    for (key, dedup) in oldest.iter().take(FORGOTTEN_AT_ONCE).filter(|(key, _)| expires(key) < past) {
+        let (Some(seq), Some(id)) = (keys::last_number(key), keys::id_in(dedup)) else {
+            return Err(lost("an id that is to be forgotten"));
+        };
+        // The sender may have used the id anew since: that one is remembered.
+        if let Some(bytes) = rows.get(dedup)?
+            && read_row::<DedupRow>(&bytes)?.seq == seq
+        {
+            rows.remove(dedup.clone());
+        }
+        rows.put(keys::found_by_id(id, seq), vec![]);
+        rows.remove(key.clone());
+    }
+    let left = oldest.iter().enumerate().find(|(at, (key, _))| *at == FORGOTTEN_AT_ONCE || expires(key) >= past);
+    totals.forget_ms = left.map_or(i64::MAX, |(_, (key, _))| expires(key));
     Ok(())
 }
 

@@ -44,6 +44,8 @@ pub struct Totals {
     pub waiting: u64,
     /// The newest time in any record: the store's own notion of now, the same after a rebuild.
     pub newest_ms: i64,
+    /// No remembered id expires before this: spares the look for ids to forget.
+    pub forget_ms: i64,
 }
 
 /// `l` leaf: one entry of the log.
@@ -160,8 +162,19 @@ pub fn dedup(id: &[u8; 16], sender: &AgencyCode) -> Vec<u8> {
     key(b'i', &[id, &[0], sender.as_str().as_bytes(), &[0]])
 }
 
-pub fn rejection(id: &[u8; 16], seq: u64) -> Vec<u8> {
+/// A dispatch under its id alone: rejected, or accepted so long ago that its id is no longer kept from being used anew.
+pub fn found_by_id(id: &[u8], seq: u64) -> Vec<u8> {
     key(b'i', &[id, &[1], &seq.to_be_bytes()])
+}
+
+/// When an id may be forgotten; the row's value is its key with the sender.
+pub fn forget(expires_ms: i64, seq: u64) -> Vec<u8> {
+    key(b'd', &[&time_bytes(expires_ms), &seq.to_be_bytes()])
+}
+
+/// The id in a `dedup` key.
+pub fn id_in(dedup: &[u8]) -> Option<&[u8]> {
+    dedup.get(1..17)
 }
 
 /// Everything under one id: acceptances, then rejections.

@@ -49,8 +49,8 @@ use self::settle::Settler;
 use self::shared::Shared;
 use self::view::View;
 use super::{
-    Acceptance, Accepted, Answer, Body, BodySource, Counts, Delivery, Dispatch, Record, Recorded, Rejection, Seq,
-    Store, StoreError, StoredEvidence, Waiting,
+    Acceptance, Accepted, Answer, Body, BodySource, Counts, Delivery, Dispatch, JournalPlace, Record, Recorded,
+    Rejection, Seq, Store, StoreError, StoredEvidence, Waiting,
 };
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
@@ -147,9 +147,9 @@ impl EmbeddedStore {
         };
         let mut threads = self.threads();
         threads.requests = Some(requests);
-        let spawn = |name: &str| std::thread::Builder::new().name(name.into());
-        threads.committer = Some(spawn("committer").spawn(move || committer.run()).map_err(&failed)?);
-        threads.settler = Some(spawn("settler").spawn(move || settler.run()).map_err(&failed)?);
+        let shared = &self.shared;
+        threads.committer = Some(spawn("committer", shared, move || committer.run()).map_err(&failed)?);
+        threads.settler = Some(spawn("settler", shared, move || settler.run()).map_err(&failed)?);
         Ok(())
     }
 
@@ -217,6 +217,21 @@ impl EmbeddedStore {
         }
         Ok(())
     }
+}
+
+/// A thread of the store. If it panics, nothing is acknowledged any more: what it left half done is not known.
+fn spawn(
+    name: &'static str,
+    shared: &Arc<Shared>,
+    work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    let shared = shared.clone();
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+            shared.poison_with(&StoreError::Io { operation: name, found: "the thread panicked".to_owned() });
+            std::panic::resume_unwind(panic);
+        }
+    })
 }
 
 fn start_view(index: Arc<dyn Index>, config: &EmbeddedConfig) -> Result<(Arc<View>, JoinHandle<()>), StoreError> {
@@ -339,6 +354,10 @@ impl Store for EmbeddedStore {
 
     fn counts(&self) -> Counts {
         self.shared.counts()
+    }
+
+    fn journal(&self) -> JournalPlace {
+        self.shared.journal()
     }
 
     fn committed(&self) -> watch::Receiver<u64> {

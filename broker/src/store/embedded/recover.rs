@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::apply::{Placed, apply, keep_bodies};
 use super::evidence::EvidenceFiles;
-use super::keys::{self, Area, Position, Totals, read_row, row};
+use super::keys::{self, Position, Totals, read_row, row};
 use super::record::RecordV1;
 use super::segments::{Segment, Segments, io_error};
 use super::view::{Lookup, Staged, View};
@@ -134,7 +134,7 @@ impl<'a> Applier<'a> {
     fn apply(&mut self, found: &Found) -> Result<(), StoreError> {
         if !found.prepared.entries.is_empty() && found.leaf != self.totals.leaves {
             return Err(StoreError::Damaged(format!(
-                "{:?} segment {:x}, offset {}: the record has leaf {}; expected {}",
+                "{:?} segment {:016x}, offset {}: the record has leaf {}; expected {}",
                 found.at.area, found.at.segment, found.at.offset, found.leaf, self.totals.leaves
             )));
         }
@@ -285,7 +285,7 @@ pub fn set_aside(disk: &Arc<dyn Disk>, dir: &Path, error: StoreError) -> StoreEr
     let copied = copy_named(disk, dir, &aside, &what);
     let copies = match copied {
         Ok(Some(name)) => format!("a copy is at {}", aside.join(name).display()),
-        Ok(None) => "the file could not be told, so none was copied".to_owned(),
+        Ok(None) => "there is no file of it to copy".to_owned(),
         Err(e) => format!("it could not be copied to {}: {e}", aside.display()),
     };
     StoreError::Damaged(format!(
@@ -294,11 +294,11 @@ pub fn set_aside(disk: &Arc<dyn Disk>, dir: &Path, error: StoreError) -> StoreEr
 }
 
 fn copy_named(disk: &Arc<dyn Disk>, dir: &Path, aside: &Path, what: &str) -> std::io::Result<Option<String>> {
-    for (folder, area) in [("journal", Area::Journal), ("evidence", Area::Evidence)] {
+    for folder in ["journal", "evidence"] {
         for name in disk.list(&dir.join(folder))? {
-            let number = name.split('.').next().unwrap_or_default();
-            let named = what.contains(&name) || area == Area::Journal && what.contains(&format!("segment {number}"));
-            if !named {
+            // A spare may bear the number of a segment that is missing; it is no copy of anything.
+            let Some((number, "segment" | "evidence")) = name.split_once('.') else { continue };
+            if !what.contains(&name) && !what.to_lowercase().contains(&format!("{folder} segment {number}")) {
                 continue;
             }
             disk.create_dir_all(aside)?;

@@ -4,6 +4,8 @@ mod blobs;
 mod claims;
 mod crash;
 mod damage;
+mod index;
 mod kill;
 mod life;
+mod states;
 mod support;

@@ -64,7 +64,16 @@ impl View {
     /// Starts the thread that writes merges into the index, at the latest `every` after they were made.
     pub fn start_writer(self: &Arc<Self>, every: Duration) -> std::io::Result<JoinHandle<()>> {
         let view = self.clone();
-        std::thread::Builder::new().name("index".into()).spawn(move || view.write_all(every))
+        std::thread::Builder::new().name("index".into()).spawn(move || {
+            let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| view.write_all(every)));
+            if let Err(panic) = written {
+                // Whoever waits for the writer, or merges next, must not wait for ever.
+                let found = "its thread panicked; it is rebuilt at the next start".to_owned();
+                view.progress().failed = Some(StoreError::Io { operation: "the index", found });
+                view.changed.notify_all();
+                std::panic::resume_unwind(panic);
+            }
+        })
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -262,4 +271,41 @@ fn scan_over(top: Option<&Changes>, view: &View, from: &[u8], to: &[u8], limit: 
     }
     found.truncate(limit);
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An index whose writer fails in the worst way.
+    struct Panics;
+
+    impl Index for Panics {
+        fn apply(&self, _: &Changes) -> Result<(), StoreError> {
+            panic!("on purpose")
+        }
+        fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            Ok(None)
+        }
+        fn scan(&self, _: &[u8], _: &[u8], _: usize) -> Result<Vec<Row>, StoreError> {
+            Ok(vec![])
+        }
+        fn flush(&self) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn clear(&self) -> Result<(), StoreError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_writer_that_panics_fails_whoever_waits_for_it_and_whatever_comes_after() {
+        let view = View::new(Arc::new(Panics), 10);
+        let writer = view.start_writer(Duration::from_secs(3600)).unwrap();
+        let change = || Changes::from([(vec![1], Some(vec![2]))]);
+        view.merge(change()).unwrap();
+        assert!(view.flush().is_err());
+        assert!(view.merge(change()).is_err());
+        assert!(writer.join().is_err());
+    }
 }

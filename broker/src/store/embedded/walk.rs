@@ -40,7 +40,7 @@ impl Group {
         while at < self.bytes.len() {
             let offset = self.at.offset + at as u64;
             let damaged = |what: &str| {
-                StoreError::Damaged(format!("journal segment {:x}, offset {offset}: {what}", self.at.segment))
+                StoreError::Damaged(format!("journal segment {:016x}, offset {offset}: {what}", self.at.segment))
             };
             let rest = &self.bytes[at..];
             let frame = FrameHeader::decode(rest).ok_or_else(|| damaged("no record begins here"))?;
@@ -61,7 +61,7 @@ impl Group {
 /// Reads the record in a frame's bytes; the tail need not be there.
 pub fn read_record(frame: &FrameHeader, bytes: &[u8], at: Location) -> Result<Found, StoreError> {
     let damaged = |what: String| {
-        StoreError::Damaged(format!("{:?} segment {:x}, offset {}: {what}", at.area, at.segment, at.offset))
+        StoreError::Damaged(format!("{:?} segment {:016x}, offset {}: {what}", at.area, at.segment, at.offset))
     };
     let meta = bytes
         .get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + frame.meta as usize)

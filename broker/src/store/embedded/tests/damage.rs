@@ -166,5 +166,11 @@ fn a_journal_without_its_segments_is_damage() {
     for name in disk.list(&journal).unwrap().into_iter().filter(|name| name.ends_with("segment")) {
         disk.remove(&journal.join(name)).unwrap();
     }
+    let Err(StoreError::Damaged(what)) = leaves(&disk) else { panic!("nothing was missed") };
+    let missing = u64::from_str_radix(&what[what.find("000").unwrap()..][..16], 16).unwrap();
+    // A spare of that number is no trace of the segment.
+    let spare = disk.create(&journal.join(segments::file_name(missing, "spare"))).unwrap();
+    spare.write_at(0, &[0; 64 << 10]).unwrap();
     assert!(matches!(leaves(&disk), Err(StoreError::Damaged(_))));
+    assert_eq!(disk.list(&Path::new(DATA).join("damaged")).unwrap(), Vec::<String>::new());
 }
