@@ -187,7 +187,7 @@ async fn status(State(shared): Shares) -> Json<Value> {
         "origin": exchange.origin, "software": concat!("docaxis ", env!("CARGO_PKG_VERSION")),
         "time": exchange.now(), "listening": shared.address.to_string(), "dispatches": counts.dispatches,
         "waiting": counts.waiting, "evidence": counts.leaves, "checkpoint": checkpoint,
-        "directory_version": version, "agencies": agencies, "linked": exchange.links.nodes(),
+        "journal": exchange.store.journal(), "directory_version": version, "agencies": agencies, "linked": exchange.links.nodes(),
     }))
 }
 
