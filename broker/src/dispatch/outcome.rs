@@ -47,7 +47,7 @@ pub enum Prepared {
     /// It no longer waits, or has expired.
     NoLongerDue,
     /// Bodies are damaged or missing.
-    Lost(Dispatch, Vec<(u16, PartDigest)>),
+    Lost(Box<Dispatch>, Vec<(u16, PartDigest)>),
 }
 
 impl Exchange {
@@ -277,6 +277,7 @@ impl Exchange {
                     late_after: None,
                 };
                 done += usize::from(self.record(&dispatch, about, None, state).await?.is_some());
+                self.forget_if_over(seq)?;
             }
         }
         Ok(done)
@@ -305,7 +306,11 @@ impl Exchange {
                 Some(BodySource::File(_)) => {}
                 None => {
                     let lost = self.lost_parts(&dispatch)?;
-                    return Ok(if lost.is_empty() { Prepared::NoLongerDue } else { Prepared::Lost(dispatch, lost) });
+                    return Ok(if lost.is_empty() {
+                        Prepared::NoLongerDue
+                    } else {
+                        Prepared::Lost(Box::new(dispatch), lost)
+                    });
                 }
             }
         }

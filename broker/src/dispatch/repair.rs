@@ -172,6 +172,14 @@ impl Exchange {
         Ok(())
     }
 
+    /// Of a dispatch for which nobody waits any more, no body is wanted.
+    pub(super) fn forget_if_over(&self, seq: Seq) -> Result<(), StoreError> {
+        if self.repairs.get(seq).is_some() && !self.store.deliveries(seq)?.iter().any(|one| one.state.is_waiting()) {
+            self.repairs.forget(seq);
+        }
+        Ok(())
+    }
+
     fn ring_waiting(&self, seq: Seq) -> Result<(), ExchangeError> {
         let deliveries = self.store.deliveries(seq)?;
         self.ring_recipients(deliveries.iter().filter(|one| one.state.is_waiting()).map(|one| &one.recipient));

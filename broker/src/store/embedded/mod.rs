@@ -83,6 +83,16 @@ impl EmbeddedStore {
         let opened = Self::open_locked(dir, &config, &disk).map_err(|e| recover::set_aside(&disk, dir, e))?;
         let (shared, end, totals, index) = opened;
         let threads = Threads { index: Some(index), lock: Some(lock), ..Threads::default() };
+        let (noted, folder, held) = (disk.clone(), dir.to_owned(), Arc::downgrade(&shared));
+        shared.view.when_unreadable(move |error| {
+            // A process that dies now leaves an index of this boot: it must not be believed again.
+            if let Err(error) = state::distrust(noted.as_ref(), &folder) {
+                tracing::error!(%error, "it cannot be noted that the index is unreadable; delete DATA/index");
+            }
+            if let Some(shared) = held.upgrade() {
+                shared.poison_with(error);
+            }
+        });
         let store = Self { shared, dir: dir.to_owned(), config, disk, threads: Mutex::new(threads) };
         store.start(end, totals)?;
         Ok(Arc::new(store))

@@ -273,7 +273,7 @@ impl Settler {
 }
 
 /// The groups of a full segment, of which none may be missing.
-struct Groups<'a> {
+pub struct Groups<'a> {
     segment: &'a Segment,
     at: keys::Position,
     /// The first sequence of the next segment, if that is still there.
@@ -281,12 +281,12 @@ struct Groups<'a> {
 }
 
 impl<'a> Groups<'a> {
-    fn of(shared: &Shared, segment: &'a Segment) -> Self {
+    pub fn of(shared: &Shared, segment: &'a Segment) -> Self {
         let end = shared.segments.get(segment.header.number + 1).map(|next| next.header.first);
         Self { segment, at: segment.start(), end }
     }
 
-    fn next(&mut self) -> Result<Option<walk::Group>, StoreError> {
+    pub fn next(&mut self) -> Result<Option<walk::Group>, StoreError> {
         let damaged = |what: String| {
             let number = self.segment.header.number;
             StoreError::Damaged(format!("journal segment {number:016x}, offset {}: {what}", self.at.offset))

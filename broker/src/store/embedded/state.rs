@@ -97,6 +97,11 @@ pub fn open(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<Arc<
     }
 }
 
+/// Sees to it that the next start builds the index anew.
+pub fn distrust(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    write(disk, dir, "unreadable")
+}
+
 /// An empty index.
 pub fn empty(dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
     match &config.index {

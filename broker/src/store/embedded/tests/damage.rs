@@ -174,3 +174,29 @@ fn a_journal_without_its_segments_is_damage() {
     assert!(matches!(leaves(&disk), Err(StoreError::Damaged(_))));
     assert_eq!(disk.list(&Path::new(DATA).join("damaged")).unwrap(), Vec::<String>::new());
 }
+
+#[test]
+fn a_full_segment_that_ends_too_early_is_damage_and_not_its_end() {
+    let (disk, index) = (SimDisk::new(), Arc::default());
+    let store = open(&disk, &index).unwrap();
+    // All of them wait, so that their segment is settled and stays.
+    while store.shared.segments.get(2).is_none() {
+        let n = store.counts().dispatches;
+        wait(store.accept(big_letter(n))).unwrap();
+    }
+    let segment = store.shared.segments.get(1).unwrap();
+    let count = || -> Result<u32, StoreError> {
+        let mut groups = settle::Groups::of(&store.shared, &segment);
+        let mut records = 0;
+        while let Some(group) = groups.next()? {
+            records += group.header.records;
+        }
+        Ok(records)
+    };
+    let whole = count().unwrap();
+    assert!(whole > 3);
+    let (at, ..) = *groups(&disk.read(&journal_file(1)).unwrap()).last().unwrap();
+    disk.tamper(&journal_file(1), |bytes| bytes[at + 60] ^= 1).unwrap();
+    let Err(StoreError::Damaged(what)) = count() else { panic!("{whole} records, and nothing was missed") };
+    assert!(what.contains(&format!("offset {at}")), "{what}");
+}

@@ -47,9 +47,12 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// What is done to a file, and its name for the failure's message.
+type Damage = (String, Box<dyn Fn(&Path)>);
+
 /// Ways to damage a file. Bits are flipped all over it, in one copy each.
-fn damages(length: usize) -> Vec<(String, Box<dyn Fn(&Path)>)> {
-    let mut ways: Vec<(String, Box<dyn Fn(&Path)>)> = vec![
+fn damages(length: usize) -> Vec<Damage> {
+    let mut ways: Vec<Damage> = vec![
         ("deleted".into(), Box::new(|path: &Path| fs::remove_file(path).unwrap())),
         ("emptied".into(), Box::new(|path: &Path| fs::write(path, b"").unwrap())),
         ("overwritten".into(), Box::new(move |path: &Path| fs::write(path, vec![0xa5; length]).unwrap())),
@@ -133,4 +136,23 @@ fn an_index_that_was_closed_is_taken_as_it_is() {
     assert!(state::believed(&RealDisk, data.path(), &config), "nothing was written after the close");
     fs::write(data.path().join("index").join("more"), b"x").unwrap();
     assert!(!state::believed(&RealDisk, data.path(), &config));
+}
+
+#[test]
+fn an_index_that_turned_out_unreadable_is_not_believed_within_the_same_boot() {
+    use crate::disk::Disk as _;
+    let data = tempfile::tempdir().unwrap();
+    let store = open_sled(data.path());
+    let mut acknowledged = Acknowledged::default();
+    acknowledged.work(&store, 0, 3).unwrap();
+    let config = EmbeddedConfig::default();
+    assert!(state::believed(&RealDisk, data.path(), &config), "as long as nothing went wrong");
+    store.shared.view.tell(&StoreError::Io { operation: "the index", found: "a page does not read".into() });
+    assert!(store.poisoned().is_some(), "the process must end, as nothing can be read");
+    drop(store);
+    let text = fs::read(data.path().join("index.state")).unwrap();
+    assert_ne!(text, RealDisk.boot_id().as_bytes());
+    assert!(!state::believed(&RealDisk, data.path(), &config));
+    let store = open_sled(data.path());
+    acknowledged.check(&store, "after the index was built anew");
 }
