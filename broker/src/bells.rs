@@ -13,6 +13,7 @@ pub struct Bell {
     /// Agencies of this node that have something new to be offered.
     recipients: Mutex<BTreeSet<AgencyCode>>,
     offer: Notify,
+    resend: Notify,
     evidence: watch::Sender<u64>,
     directory: watch::Sender<u64>,
 }
@@ -27,6 +28,11 @@ impl Bell {
             }
             self.offer.notified().await;
         }
+    }
+
+    /// Waits until this node is to be asked for bodies once more.
+    pub async fn resend(&self) {
+        self.resend.notified().await;
     }
 
     /// Changes when there is new evidence about what this node's agencies sent.
@@ -68,6 +74,11 @@ impl Bells {
             bell.recipients.lock().unwrap_or_else(PoisonError::into_inner).insert(recipient.clone());
             bell.offer.notify_one();
         }
+    }
+
+    /// An agency of `node` is to be asked for bodies once more.
+    pub fn resend(&self, node: &NodeId) {
+        self.of(node).iter().for_each(|bell| bell.resend.notify_one());
     }
 
     /// There is new evidence for a sender at `node`.

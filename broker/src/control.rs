@@ -187,7 +187,7 @@ async fn status(State(shared): Shares) -> Json<Value> {
         "origin": exchange.origin, "software": concat!("docaxis ", env!("CARGO_PKG_VERSION")),
         "time": exchange.now(), "listening": shared.address.to_string(), "dispatches": counts.dispatches,
         "waiting": counts.waiting, "evidence": counts.leaves, "checkpoint": checkpoint,
-        "directory_version": version, "agencies": agencies, "linked": exchange.links.nodes(),
+        "journal": exchange.store.journal(), "directory_version": version, "agencies": agencies, "linked": exchange.links.nodes(),
     }))
 }
 
@@ -226,10 +226,11 @@ async fn show(State(shared): Shares, UrlPath(id): UrlPath<String>) -> Result<Jso
             .map(|delivery| {
                 let node = exchange.with_directory(|d| d.node_of(&delivery.recipient).cloned());
                 let linked = node.as_ref().is_some_and(|node| exchange.links.nodes().contains(node));
-                let why = match (delivery.state.is_waiting(), linked) {
-                    (false, _) => "",
-                    (true, true) => "the recipient's node is linked; it is the recipient's turn",
-                    (true, false) => "the recipient's node is not linked; it is the node's administrator's move",
+                let why = match (delivery.state.is_waiting(), exchange.why_lost(seq)) {
+                    (false, _) => String::new(),
+                    (true, Some(lost)) => lost,
+                    (true, None) if linked => "the recipient's node is linked; it is the recipient's turn".into(),
+                    (true, None) => "the recipient's node is not linked; it is the node's administrator's move".into(),
                 };
                 json!({"recipient": delivery.recipient, "state": format!("{:?}", delivery.state),
                        "since": delivery.head_time, "node": node, "why": why})

@@ -182,6 +182,7 @@ fn exchange(
         directory: RwLock::new(Directory::new(origin.clone(), directory_key)),
         log: keeper.reader(),
         bells: Default::default(),
+        repairs: Default::default(),
         workers: Workers::start(config.broker.workers)?,
         max_part_bytes: config.broker.max_part_bytes,
         evidence_chain: signed_by_seals_ca(&identity.evidence),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{self, CodecError, blob};
 use crate::envelope::{Chain, SealedEnvelope};
 use crate::evidence::SignedEvidence;
-use crate::id::{AgencyCode, Origin};
+use crate::id::{AgencyCode, DispatchId, Origin};
 use crate::limits::{MAX_CONTROL_FRAME_BYTES, MAX_LARGE_FRAME_BYTES};
 use crate::reason::{Reason, ReasonCode};
 use crate::statement::SealedStatement;
@@ -66,6 +66,9 @@ pub enum Frame {
     Cosign(Cosign),
     /// The cosignature's line.
     Cosigned(String),
+    /// Broker -> the sender's node: bodies of a dispatch that was accepted are lost at the exchange. Answered by
+    /// `Submit` of the same bytes, which goes on as any submission, or `Refused` if no copy is left.
+    Resend(Resend),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +116,15 @@ pub struct Submit {
     pub envelope: SealedEnvelope,
     /// Indexes into the envelope's parts, in the order in which their bodies follow.
     pub inline: Vec<u16>,
+}
+
+/// Bodies that the sender is asked for once more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resend {
+    pub sender: AgencyCode,
+    pub dispatch: DispatchId,
+    /// Indexes into the envelope's parts.
+    pub parts: Vec<u16>,
 }
 
 /// Parts to send, in this order, each from this byte on.
@@ -285,6 +297,7 @@ impl Frame {
             Self::Joined(_) => "Joined",
             Self::Cosign(_) => "Cosign",
             Self::Cosigned(_) => "Cosigned",
+            Self::Resend(_) => "Resend",
         }
     }
 

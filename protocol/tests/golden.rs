@@ -93,6 +93,11 @@ fn frames() -> Vec<Frame> {
         Frame::Joined(Joined { answer: b"answer".to_vec() }),
         Frame::Cosign(Cosign { checkpoint: "note".into(), old_size: 1, consistency: vec![Digest([5; 32])] }),
         Frame::Cosigned("line".into()),
+        Frame::Resend(Resend {
+            sender: agency(),
+            dispatch: DispatchId::from_parts(time(), [6; 10]),
+            parts: vec![0, 2],
+        }),
     ]
 }
 

@@ -5,6 +5,7 @@ mod handover;
 mod intake;
 mod rejections;
 mod restart;
+mod retention;
 
 use docaxis_protocol::frame::Intake;
 use docaxis_protocol::{Event, Evidence, SignedEvidence};

@@ -19,6 +19,9 @@ use crate::disk::{Disk, DiskFile};
 pub const SYNC_EVERY_BYTES: u64 = 16 << 20;
 const INCOMING: &str = "incoming";
 const RETIRED: &str = "retired";
+/// Beside the bodies' folder: where damaged ones are kept for inspection, the newest of each digest.
+const ASIDE: &str = "damaged";
+const CHUNK_BYTES: usize = 1 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
@@ -73,6 +76,43 @@ impl BlobStore {
         let file = self.disk.open(&self.path(sha256))?;
         let len = file.len()?;
         Ok((file, len))
+    }
+
+    /// Moves a body that is not what its name says out of the way, and says where to. `None` if it is whole after all, or
+    /// not there. Reads all of it once more: what one read got wrong is no reason to throw a body away.
+    pub fn set_aside(&self, part: &PartDigest) -> io::Result<Option<PathBuf>> {
+        let (file, len) = match self.open_body(&part.sha256) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        if len == part.size && holds(file.as_ref(), &part.sha256) {
+            return Ok(None);
+        }
+        let from = self.path(&part.sha256);
+        let to = self.aside(&part.sha256)?;
+        self.disk.rename(&from, &to)?;
+        self.disk.sync_dir(to.parent().unwrap_or(Path::new("")))?;
+        self.disk.sync_dir(from.parent().unwrap_or(Path::new("")))?;
+        Ok(Some(to))
+    }
+
+    /// Keeps a copy of what stands where a body of the journal should be. `None` if there is one already.
+    pub fn copy_aside(&self, sha256: &Digest, found: &[u8]) -> io::Result<Option<PathBuf>> {
+        let to = self.aside(sha256)?;
+        if self.disk.exists(&to)? {
+            return Ok(None);
+        }
+        let file = self.disk.create(&to)?;
+        file.write_at(0, found)?;
+        file.sync_data()?;
+        self.disk.sync_dir(to.parent().unwrap_or(Path::new("")))?;
+        Ok(Some(to))
+    }
+
+    fn aside(&self, sha256: &Digest) -> io::Result<PathBuf> {
+        let folder = self.dir.parent().unwrap_or(Path::new("")).join(ASIDE);
+        self.disk.create_dir_all(&folder)?;
+        Ok(folder.join(format!("{sha256}.body")))
     }
 
     /// Begins to take a body from this agency. Dropped without [`BlobWriter::finish`], it leaves nothing behind.
@@ -132,6 +172,26 @@ impl BlobStore {
             }
         }
         Ok(removed)
+    }
+}
+
+/// Whether a file's bytes have this digest. A read that fails says no: the medium does not give the body back.
+fn holds(file: &dyn DiskFile, sha256: &Digest) -> bool {
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut at = 0;
+    loop {
+        match file.read_at(at, &mut buffer) {
+            Ok(0) => return hasher.finish() == *sha256,
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                at += read as u64;
+            }
+            Err(error) => {
+                tracing::error!(body = %sha256, %error, "a body cannot be read");
+                return false;
+            }
+        }
     }
 }
 
@@ -283,5 +343,25 @@ mod tests {
         assert!(!blobs.exists(&part(b"one")));
         blobs.remove_retired().unwrap();
         assert_eq!(files(&disk, &blobs), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_damaged_body_is_set_aside_as_it_was_found_and_a_whole_one_stays() {
+        let disk = SimDisk::new();
+        let blobs = open(&disk);
+        put(&blobs, b"the words", part(b"the words")).unwrap();
+        let sha256 = part(b"the words").sha256;
+        assert_eq!(blobs.set_aside(&part(b"the words")).unwrap(), None);
+        assert!(blobs.exists(&part(b"the words")));
+        for (damaged, len) in [(b"the wordz".as_slice(), 9), (b"the", 3)] {
+            put(&blobs, b"the words", part(b"the words")).unwrap();
+            disk.tamper(&blobs.path(&sha256), |bytes| *bytes = damaged.to_vec()).unwrap();
+            let aside = blobs.set_aside(&part(b"the words")).unwrap().unwrap();
+            assert_eq!(aside, Path::new("/data/damaged").join(format!("{sha256}.body")));
+            assert_eq!((disk.read(&aside).unwrap(), damaged.len()), (damaged.to_vec(), len));
+            assert!(!blobs.exists(&part(b"the words")));
+            assert_eq!(disk.after(Cut::Drop).read(&aside).unwrap(), damaged, "durably");
+        }
+        assert_eq!(blobs.set_aside(&part(b"the words")).unwrap(), None, "gone");
     }
 }

@@ -34,6 +34,8 @@ pub enum Failure {
     Once,
     /// This operation and later ones that need room fail with "no space".
     Full,
+    /// This operation panics, as a defect in whoever asked for it would.
+    Panic,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -96,6 +98,7 @@ impl State {
             Some((at, Failure::Full)) if self.operations >= at && needs_room => {
                 Err(io::Error::from(io::ErrorKind::StorageFull))
             }
+            Some((at, Failure::Panic)) if self.operations == at => panic!("on purpose"),
             _ => Ok(()),
         }
     }

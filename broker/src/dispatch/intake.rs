@@ -13,7 +13,7 @@ use docaxis_protocol::{Digest, Envelope, NodeId, Reason, ReasonCode, SealedEnvel
 use super::{Exchange, ExchangeError};
 use crate::admission::{self, Refused, Situation, Standing};
 use crate::evidence::issuer::parts_of;
-use crate::store::{Acceptance, Accepted, Answer, Body, Rejection};
+use crate::store::{Acceptance, Accepted, Answer, Body, Dispatch, Rejection};
 
 /// A dispatch that may be submitted: its seal and every rule have been checked, its bodies not yet.
 pub struct Admitted {
@@ -21,9 +21,18 @@ pub struct Admitted {
     digest: Digest,
     sealed: SealedEnvelope,
     /// Small bodies that came with it, by digest.
-    bodies: BTreeMap<Digest, Vec<u8>>,
+    pub(super) bodies: BTreeMap<Digest, Vec<u8>>,
     /// Parts whose bodies must still come, by their first index in the envelope.
     pub missing: Vec<(u16, PartDigest)>,
+    /// It was accepted before, and these of its bodies were lost since: nothing but they is wanted of it.
+    known: Option<(Done, Vec<Digest>)>,
+}
+
+impl Admitted {
+    /// Whether it was accepted before. Then bodies that are not what was sealed change nothing, and give no evidence.
+    pub const fn is_known(&self) -> bool {
+        self.known.is_some()
+    }
 }
 
 /// What the first look at a submission gives.
@@ -102,7 +111,7 @@ impl Exchange {
         inline: Vec<(u16, Vec<u8>)>,
     ) -> Result<Look, ExchangeError> {
         match self.examine(node, envelope, sealed, inline)? {
-            Look::Admitted(admitted, judged) if admitted.missing.is_empty() => {
+            Look::Admitted(admitted, judged) if admitted.missing.is_empty() && !admitted.is_known() => {
                 Ok(match self.sign_acceptance(*admitted, judged)? {
                     Ok(committing) => Look::Committing(committing),
                     Err((admitted, reason)) => {
@@ -147,12 +156,11 @@ impl Exchange {
         if let Some(seq) = self.store.lookup(&envelope.sender.agency, envelope.id)?
             && let Some(known) = self.store.dispatch(seq)?
         {
-            return Ok(if known.envelope_sha256 == digest {
-                Look::Known(Done { intake: frame::Intake::Already, leaf: seq.0, evidence: known.evidence })
-            } else {
-                let reason = conflict(&envelope, known.envelope_sha256, digest);
-                Look::Rejected(Box::new(envelope), digest, sealed, reason)
-            });
+            if known.envelope_sha256 == digest {
+                return self.known(now, &known, envelope, sealed, inline);
+            }
+            let reason = conflict(&envelope, known.envelope_sha256, digest);
+            return Ok(Look::Rejected(Box::new(envelope), digest, sealed, reason));
         }
         if let Err(error) = self.seals.check_envelope(&envelope, &sealed, now) {
             let reason = ReasonCode::BadSeal.because(error.to_string());
@@ -169,7 +177,36 @@ impl Exchange {
             }
         }
         let missing = self.missing(&envelope, &bodies)?;
-        Ok(Look::Admitted(Box::new(Admitted { envelope, digest, sealed, bodies, missing }), now))
+        Ok(Look::Admitted(Box::new(Admitted { envelope, digest, sealed, bodies, missing, known: None }), now))
+    }
+
+    /// A retry of what was accepted: the receipt of then, or first the bodies that were lost since.
+    fn known(
+        &self,
+        now: Timestamp,
+        known: &Dispatch,
+        envelope: Envelope,
+        sealed: SealedEnvelope,
+        inline: Vec<(u16, Vec<u8>)>,
+    ) -> Result<Look, ExchangeError> {
+        let done = Done { intake: frame::Intake::Already, leaf: known.seq.0, evidence: known.evidence.clone() };
+        let mut missing = self.lost_parts(known)?;
+        if missing.is_empty() {
+            return Ok(Look::Known(done));
+        }
+        let lost: Vec<Digest> = missing.iter().map(|(_, part)| part.sha256).collect();
+        let mut bodies = BTreeMap::new();
+        for (index, bytes) in inline {
+            // One that is not what was sealed is asked for by itself; the retry is no worse for it.
+            if let Ok(sha256) = check_body(&envelope, index, &bytes)
+                && lost.contains(&sha256)
+            {
+                missing.retain(|(_, part)| part.sha256 != sha256);
+                bodies.insert(sha256, bytes);
+            }
+        }
+        let (digest, known) = (known.envelope_sha256, Some((done, lost)));
+        Ok(Look::Admitted(Box::new(Admitted { envelope, digest, sealed, bodies, missing, known }), now))
     }
 
     /// Parts whose bodies are neither here inline nor were uploaded by this same agency before. A digest alone never
@@ -206,7 +243,10 @@ impl Exchange {
     /// Commits an admitted dispatch whose bodies are all there, and answers with its receipt. It is judged once more at
     /// the time that the evidence will name: a large body may have taken longer than the dispatch, the seal or a lock
     /// allowed.
-    pub async fn accept(self: &Arc<Self>, admitted: Box<Admitted>) -> Result<Done, ExchangeError> {
+    pub async fn accept(self: &Arc<Self>, mut admitted: Box<Admitted>) -> Result<Done, ExchangeError> {
+        if let Some((done, lost)) = admitted.known.take() {
+            return self.restore(*admitted, lost, done).await;
+        }
         let exchange = self.clone();
         let signed = self.workers.run(move || {
             let now = exchange.now();
@@ -229,10 +269,12 @@ impl Exchange {
     }
 
     /// Waits for the commit. The receipt leaves only after it.
-    async fn conclude(&self, committing: Committing) -> Result<Done, ExchangeError> {
+    async fn conclude(self: &Arc<Self>, committing: Committing) -> Result<Done, ExchangeError> {
         let Committing { envelope, digest, sealed, evidence, answer } = committing;
+        let brought = envelope.parts.iter().map(|part| part.sha256).collect();
         let done = match answer.await? {
             Accepted::New(seq) => {
+                self.bodies_are_here(brought).await?;
                 self.ring_recipients(envelope.recipients.iter());
                 self.ring_sender(&envelope.sender.agency);
                 Done { intake: frame::Intake::Accepted, leaf: seq.0, evidence }
@@ -273,7 +315,8 @@ impl Exchange {
                 "envelope and receipt are {offered} bytes together; an offer has room for {MAX_LARGE_FRAME_BYTES}"
             );
             let Acceptance { envelope: sealed, .. } = acceptance;
-            let admitted = Admitted { envelope, digest, sealed, bodies: BTreeMap::new(), missing: Vec::new() };
+            let (bodies, missing, known) = (BTreeMap::new(), Vec::new(), None);
+            let admitted = Admitted { envelope, digest, sealed, bodies, missing, known };
             return Ok(Err((Box::new(admitted), ReasonCode::TooLarge.because(text))));
         }
         let (sealed, evidence) = (acceptance.envelope.clone(), acceptance.evidence.clone());

@@ -5,6 +5,7 @@
 
 mod intake;
 mod outcome;
+mod repair;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -26,7 +27,8 @@ use crate::store::{Store, StoreError};
 use crate::work::{GivenUp, Workers};
 
 pub use intake::{Admitted, Intake, inline_sizes};
-pub use outcome::Offering;
+pub use outcome::{Offering, Prepared};
+pub use repair::{Repairs, Wanted};
 
 /// Evidence sent in one frame of a `Follow`: bounded so that the frame stays small.
 const FOLLOW_BATCH: usize = 32;
@@ -78,6 +80,7 @@ pub struct Exchange {
     pub directory: RwLock<Directory>,
     pub log: LogReader,
     pub bells: Bells,
+    pub repairs: Repairs,
     pub workers: Workers,
     pub links: Arc<Links>,
     pub max_part_bytes: u64,

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use docaxis_protocol::evidence::StatementInEvidence;
+use docaxis_protocol::evidence::{PartDigest, StatementInEvidence};
 use docaxis_protocol::frame::{Offer, Outcome, Standing};
 use docaxis_protocol::limits::{MAX_CLOCK_SKEW, MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES};
 use docaxis_protocol::{
@@ -39,6 +39,15 @@ pub struct Offering {
     pub offer: Offer,
     pub bodies: Vec<Vec<u8>>,
     pub dispatch: Dispatch,
+}
+
+/// What there is to offer for a waiting delivery.
+pub enum Prepared {
+    Offer(Box<Offering>),
+    /// It no longer waits, or has expired.
+    NoLongerDue,
+    /// Bodies are damaged or missing.
+    Lost(Box<Dispatch>, Vec<(u16, PartDigest)>),
 }
 
 impl Exchange {
@@ -266,28 +275,41 @@ impl Exchange {
                     late_after: None,
                 };
                 done += usize::from(self.record(&dispatch, about, None, state).await?.is_some());
+                self.forget_if_over(seq)?;
             }
         }
         Ok(done)
     }
 
-    /// What is offered for a waiting delivery; none if it no longer waits or has expired.
-    pub fn offering(&self, waiting: &Waiting) -> Result<Option<Offering>, ExchangeError> {
+    /// What is offered for a waiting delivery. Nothing is offered of which a body is known to be lost.
+    pub fn offering(&self, waiting: &Waiting) -> Result<Prepared, ExchangeError> {
         let (seq, recipient) = (waiting.seq, &waiting.recipient);
         let still = self.store.delivery(seq, recipient)?.is_some_and(|delivery| delivery.state.is_waiting());
         let Some(dispatch) = self.store.dispatch(seq)?.filter(|dispatch| still && dispatch.expires > self.now()) else {
-            return Ok(None);
+            return Ok(Prepared::NoLongerDue);
         };
         let (mut inline, mut bodies, mut total) = (Vec::new(), Vec::new(), 0usize);
         for (index, part) in (0u16..).zip(&dispatch.parts) {
             let size = usize::try_from(part.size).unwrap_or(usize::MAX);
-            if size > MAX_INLINE_BODY_BYTES || total.saturating_add(size) > MAX_INLINE_TOTAL_BYTES {
+            let small = size <= MAX_INLINE_BODY_BYTES;
+            if small && total.saturating_add(size) > MAX_INLINE_TOTAL_BYTES {
                 continue;
             }
-            if let Some(BodySource::Inline(bytes)) = self.store.body(part)? {
-                total += size;
-                inline.push(index);
-                bodies.push(bytes);
+            match self.store.body(part)? {
+                Some(BodySource::Inline(bytes)) => {
+                    total += size;
+                    inline.push(index);
+                    bodies.push(bytes);
+                }
+                Some(BodySource::File(_)) => {}
+                None => {
+                    let lost = self.lost_parts(&dispatch)?;
+                    return Ok(if lost.is_empty() {
+                        Prepared::NoLongerDue
+                    } else {
+                        Prepared::Lost(Box::new(dispatch), lost)
+                    });
+                }
             }
         }
         let offer = Offer {
@@ -297,7 +319,7 @@ impl Exchange {
             acceptance_leaf: seq.0,
             inline,
         };
-        Ok(Some(Offering { offer, bodies, dispatch }))
+        Ok(Prepared::Offer(Box::new(Offering { offer, bodies, dispatch })))
     }
 }
 

@@ -6,8 +6,9 @@ use std::io::Read as _;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use docaxis_protocol::digest::Hasher;
 use docaxis_protocol::evidence::PartDigest;
-use docaxis_protocol::{AgencyCode, Reason, ReasonCode};
+use docaxis_protocol::{AgencyCode, Digest, Reason, ReasonCode};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::mpsc;
 
@@ -34,7 +35,9 @@ pub enum BodyError {
     #[error("the blob store: {0}")]
     Blob(#[from] BlobError),
     #[error("a body could not be read: {0}")]
-    File(#[from] std::io::Error),
+    File(#[source] std::io::Error),
+    #[error("the body {expected} is damaged: its file gives {found}")]
+    Damaged { expected: Digest, found: String },
     #[error("the disk thread failed")]
     Thread,
 }
@@ -85,8 +88,14 @@ pub async fn receive_small(stream: &mut RecvStream, size: usize) -> Result<Vec<u
     Ok(bytes)
 }
 
-/// Sends a body from byte `offset` on.
-pub async fn send(stream: &mut SendStream, source: BodySource, offset: u64) -> Result<(), BodyError> {
+/// Sends a body from byte `offset` on. A file is hashed as it goes, from its beginning; its last chunk leaves only when
+/// the digest is right, so that the peer never has all of a damaged body.
+pub async fn send(
+    stream: &mut SendStream,
+    source: BodySource,
+    part: &PartDigest,
+    offset: u64,
+) -> Result<(), BodyError> {
     match source {
         BodySource::Inline(bytes) => {
             let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
@@ -94,25 +103,60 @@ pub async fn send(stream: &mut SendStream, source: BodySource, offset: u64) -> R
         }
         BodySource::File(path) => {
             let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
-            let reader = tokio::task::spawn_blocking(move || read_file(&path, offset, &sender));
+            let part = part.clone();
+            let reader = tokio::task::spawn_blocking(move || read_file(&path, &part, offset, &sender));
             while let Some(chunk) = chunks.recv().await {
                 write_all(stream, &chunk).await?;
             }
-            reader.await.map_err(|_| BodyError::Thread)?.map_err(BodyError::File)
+            reader.await.map_err(|_| BodyError::Thread)?
         }
     }
 }
 
-fn read_file(path: &std::path::Path, offset: u64, sender: &mpsc::Sender<Bytes>) -> std::io::Result<()> {
-    use std::io::{Seek as _, SeekFrom};
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
+fn read_file(
+    path: &std::path::Path,
+    part: &PartDigest,
+    offset: u64,
+    sender: &mpsc::Sender<Bytes>,
+) -> Result<(), BodyError> {
+    let damaged = |found: String| BodyError::Damaged { expected: part.sha256, found };
+    // A file that is gone, of another length, or on a medium that does not give it back: the body is lost either way.
+    let unreadable = |error: std::io::Error| match error.raw_os_error() {
+        Some(code) if code == rustix::io::Errno::IO.raw_os_error() => damaged(error.to_string()),
+        _ if error.kind() == std::io::ErrorKind::NotFound => damaged(error.to_string()),
+        _ => BodyError::File(error),
+    };
+    let mut file = File::open(path).map_err(unreadable)?;
+    let len = file.metadata().map_err(unreadable)?.len();
+    if len != part.size {
+        return Err(damaged(format!("{len} bytes instead of {}", part.size)));
+    }
+    let (mut hasher, mut skip, mut held) = (Hasher::new(), offset, None::<Bytes>);
     loop {
         let mut chunk = vec![0; CHUNK];
-        let read = file.read(&mut chunk)?;
+        let read = file.read(&mut chunk).map_err(unreadable)?;
         chunk.truncate(read);
-        if read == 0 || sender.blocking_send(chunk.into()).is_err() {
-            return Ok(());
+        if read == 0 {
+            break;
+        }
+        hasher.update(&chunk);
+        let mut chunk = Bytes::from(chunk);
+        let cut = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
+        skip -= cut as u64;
+        let chunk = chunk.split_off(cut);
+        if !chunk.is_empty()
+            && let Some(ready) = held.replace(chunk)
+            && sender.blocking_send(ready).is_err()
+        {
+            return Ok(()); // The stream is gone, and says so itself.
         }
     }
+    let found = hasher.finish();
+    if found != part.sha256 {
+        return Err(damaged(format!("bytes with the digest {found}")));
+    }
+    if let Some(last) = held {
+        let _gone = sender.blocking_send(last);
+    }
+    Ok(())
 }

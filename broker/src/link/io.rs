@@ -17,6 +17,7 @@ pub mod code {
     pub const REPLACED: u32 = 4;
     pub const STOPPING: u32 = 5;
     pub const REVOKED: u32 = 7;
+    pub const BODY_LOST: u32 = 8;
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -7,6 +7,7 @@ mod join;
 mod links;
 mod listener;
 mod push;
+mod resend;
 mod session;
 mod submit;
 

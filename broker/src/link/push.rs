@@ -5,16 +5,17 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::frame::{Class, Frame};
 use docaxis_protocol::{AgencyCode, NodeId, ReasonCode, Statement};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
 
-use super::bodies;
+use super::bodies::{self, BodyError};
 use super::io::{self, IoError};
 use super::submit::StreamError;
 use crate::bells::Bell;
-use crate::dispatch::{Exchange, Offering};
+use crate::dispatch::{Exchange, ExchangeError, Offering, Prepared};
 use crate::schedule;
 use crate::store::{Seq, StoreError, Waiting};
 
@@ -89,9 +90,12 @@ fn pick(
 ) -> Result<Vec<Waiting>, StoreError> {
     let mut queues = Vec::new();
     let mut idle = BTreeSet::new();
+    // They take no place among the offers: others flow while their bodies are asked for.
+    let lost = exchange.repairs.all();
     for agency in active.iter() {
         // Enough to look past everything of this agency that is under way already.
-        let queue = exchange.store.waiting(agency, None, room + under_way.len())?;
+        let mut queue = exchange.store.waiting(agency, None, room + under_way.len() + lost.len())?;
+        queue.retain(|waiting| !lost.contains(&waiting.seq));
         if queue.iter().all(|waiting| under_way.contains(&(waiting.seq, waiting.recipient.clone()))) {
             idle.insert(agency.clone());
         } else {
@@ -108,6 +112,9 @@ async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, wa
         Ok(Offered::Recorded) => return key,
         // It has just expired, or its outcome was recorded on another way: the queue will say so in a moment.
         Ok(Offered::NoLongerDue) => SETTLE,
+        // It is not picked again before its bodies are here; if it could not be noted, it is found again after a rest.
+        Ok(Offered::BodiesLost { noted: true }) => return key,
+        Ok(Offered::BodiesLost { noted: false }) => REST,
         Err(error) => {
             let (seq, recipient) = (key.0.0, &key.1);
             tracing::warn!(%node, seq, %recipient, %error, "an offer was not taken; it waits on");
@@ -125,6 +132,10 @@ async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, wa
 enum Offered {
     Recorded,
     NoLongerDue,
+    /// Bodies are damaged or missing; nothing whole was sent of them.
+    BodiesLost {
+        noted: bool,
+    },
 }
 
 async fn hand_over(
@@ -134,13 +145,13 @@ async fn hand_over(
     waiting: Waiting,
 ) -> Result<Offered, StreamError> {
     let reader = exchange.clone();
-    let prepared = exchange
-        .workers
-        .run(move || reader.offering(&waiting))
-        .await
-        .map_err(crate::dispatch::ExchangeError::from)??;
-    let Some(offering) = prepared else {
-        return Ok(Offered::NoLongerDue);
+    let prepared = exchange.workers.run(move || reader.offering(&waiting)).await.map_err(ExchangeError::from)??;
+    let offering = match prepared {
+        Prepared::Offer(offering) => *offering,
+        Prepared::NoLongerDue => return Ok(Offered::NoLongerDue),
+        Prepared::Lost(dispatch, parts) => {
+            return Ok(Offered::BodiesLost { noted: exchange.ask_sender(&dispatch, &parts) });
+        }
     };
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
     // QUIC sends higher numbers first: an urgent letter passes in the middle of a large part.
@@ -152,7 +163,11 @@ async fn hand_over(
     {
         let _gone = (send.reset(io.code()), recv.stop(io.code()));
     }
-    told.map(|()| Offered::Recorded)
+    if matches!(told, Ok(Offered::BodiesLost { .. })) {
+        // Reset rather than finish: what is not whole must not look whole.
+        let _gone = (send.reset(io::code::BODY_LOST.into()), recv.stop(io::code::BODY_LOST.into()));
+    }
+    told
 }
 
 async fn converse(
@@ -161,7 +176,7 @@ async fn converse(
     offering: Offering,
     send: &mut SendStream,
     recv: &mut RecvStream,
-) -> Result<(), StreamError> {
+) -> Result<Offered, StreamError> {
     let Offering { offer, bodies: inline, dispatch } = offering;
     let recipient = offer.recipient.clone();
     io::write(send, &Frame::Offer(offer)).await?;
@@ -177,19 +192,15 @@ async fn converse(
             Frame::Need(need) => {
                 for (index, offset) in need.parts {
                     let part = dispatch.parts.get(usize::from(index)).filter(|part| offset <= part.size);
-                    let source = match part {
-                        Some(part) => exchange.store.body(part).map_err(crate::dispatch::ExchangeError::from)?,
-                        None => {
-                            return Err(
-                                IoError::Unexpected { expected: "a part of this dispatch", found: "another" }.into()
-                            );
-                        }
+                    let Some(part) = part else {
+                        return Err(
+                            IoError::Unexpected { expected: "a part of this dispatch", found: "another" }.into()
+                        );
                     };
-                    let Some(source) = source else {
-                        let text = format!("the body of part {index} of dispatch {} is gone", dispatch.id);
-                        return Err(crate::dispatch::ExchangeError::from(StoreError::Damaged(text)).into());
-                    };
-                    bodies::send(send, source, offset).await?;
+                    if !give(exchange, part, offset, send).await? {
+                        let noted = exchange.ask_sender(&dispatch, &[(index, part.clone())]);
+                        return Ok(Offered::BodiesLost { noted });
+                    }
                 }
             }
             Frame::Handover(sealed) => break sealed,
@@ -202,17 +213,40 @@ async fn converse(
     });
     if !about_this {
         let reason = ReasonCode::Malformed.because("the statement is about something else than the offer");
-        return Ok(io::refuse(send, reason, exchange.now()).await?);
+        io::refuse(send, reason.clone(), exchange.now()).await?;
+        return Err(IoError::Refused(reason).into());
     }
     match exchange.state(node, sealed).await? {
         Ok(outcome) => {
             io::write(send, &Frame::Recorded(outcome)).await?;
             io::finish(send);
-            Ok(())
+            Ok(Offered::Recorded)
         }
         Err(reason) => {
             io::refuse(send, reason.clone(), exchange.now()).await?;
             Err(IoError::Refused(reason).into())
         }
     }
+}
+
+/// Sends a body. False if it is damaged or missing: then it has been set aside, and not all of it was sent.
+async fn give(
+    exchange: &Arc<Exchange>,
+    part: &PartDigest,
+    offset: u64,
+    send: &mut SendStream,
+) -> Result<bool, StreamError> {
+    let (reader, wanted) = (exchange.clone(), part.clone());
+    let found = exchange.workers.run(move || reader.store.body(&wanted)).await.map_err(ExchangeError::from)?;
+    let Some(source) = found.map_err(ExchangeError::from)? else { return Ok(false) };
+    let failed = match bodies::send(send, source, part, offset).await {
+        Ok(()) => return Ok(true),
+        Err(failed @ BodyError::Damaged { .. }) => failed,
+        Err(other) => return Err(other.into()),
+    };
+    let (reader, wanted) = (exchange.clone(), part.clone());
+    let look = move || reader.store.set_aside(&wanted).and_then(|()| Ok(reader.store.body(&wanted)?.is_none()));
+    let gone = exchange.workers.run(look).await.map_err(ExchangeError::from)?.map_err(ExchangeError::from)?;
+    // Whole after all: this try ends, and the next one reads it again.
+    if gone { Ok(false) } else { Err(failed.into()) }
 }

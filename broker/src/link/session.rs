@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use super::bodies::BodyError;
 use super::io::{self, IoError};
 use super::push;
+use super::resend;
 use super::submit::{self, StreamError};
 use crate::bells::Bell;
 use crate::dispatch::{Exchange, ExchangeError};
@@ -105,6 +106,7 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
     let bell = exchange.bells.hang(&node);
     let mut streams = JoinSet::new();
     streams.spawn(push::run(exchange.clone(), node.clone(), connection.clone(), bell.clone()));
+    streams.spawn(resend::run(exchange.clone(), node.clone(), connection.clone(), bell.clone()));
     loop {
         tokio::select! {
             stream = connection.accept_bi() => match stream {

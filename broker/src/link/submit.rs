@@ -56,6 +56,9 @@ pub async fn serve(
         Intake::Refused(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
         Intake::Admitted(admitted) => match collect(exchange, admitted, send, recv).await? {
             Ok(admitted) => exchange.accept(admitted).await?,
+            Err((admitted, reason)) if admitted.is_known() => {
+                return Ok(io::refuse(send, reason, exchange.now()).await?);
+            }
             Err((admitted, reason)) => exchange.reject_admitted(admitted, reason).await?,
         },
     };

@@ -213,6 +213,17 @@ pub struct Counts {
     pub waiting: u64,
 }
 
+/// How far the journal goes: what another reader of the files must arrive at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct JournalPlace {
+    /// The last segment whose records stand in evidence.
+    pub settled: u64,
+    /// Where the newest group is.
+    pub segment: u64,
+    /// Sequence of the newest group that is durable.
+    pub sequence: u64,
+}
+
 pub trait Store: Send + Sync {
     fn accept(&self, acceptance: Acceptance) -> Answer<'static, Accepted>;
     /// Returns the leaf index. A repeated rejection is another event and gets another leaf.
@@ -254,11 +265,18 @@ pub trait Store: Send + Sync {
     ) -> Result<Vec<StoredEvidence>, StoreError>;
     /// Log entries (SHA-256 over evidence and signature) from leaf `from` on, in order: only committed ones.
     fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError>;
-    /// Whether this agency itself uploaded this body before and it is still stored. Tells nothing about others' bodies.
+    /// Whether this agency itself uploaded this body before and it is still stored whole, as far as can be told without
+    /// reading large ones. Tells nothing about others' bodies.
     fn holds(&self, agency: &AgencyCode, part: &PartDigest) -> Result<bool, StoreError>;
-    /// Where a body is. The caller has established that the asker may have it.
+    /// Where a body is; none if it is not stored, or is damaged: then a copy is set aside. The caller has established that
+    /// the asker may have it, and checks the digest of what a file gives.
     fn body(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError>;
+    /// Sets aside a body whose file gave other bytes. One that is whole after all stays.
+    fn set_aside(&self, part: &PartDigest) -> Result<(), StoreError>;
+    /// Stores small bodies anew that a dispatch names and that were lost. Large ones come back through the blob store.
+    fn restore(&self, bodies: Vec<Body>) -> Answer<'_, ()>;
     fn counts(&self) -> Counts;
+    fn journal(&self) -> JournalPlace;
     /// Changes to the new size of the log after each committed group.
     fn committed(&self) -> tokio::sync::watch::Receiver<u64>;
     /// Waits for what is under way, writes the durable position, closes the index. Nothing is accepted afterwards.

@@ -17,7 +17,7 @@ use super::offer::row_of;
 use super::session::Session;
 use crate::agent::told_to_stop;
 use crate::identity::claimed_key;
-use crate::mailbox::Follows;
+use crate::mailbox::{Follows, MissingProof};
 use crate::uplink::back_off;
 
 /// How long to wait before evidence is asked for again that builds on something still on its way.
@@ -158,10 +158,12 @@ async fn certify(session: &Session, item: &EvidenceItem) -> Result<(), LinkError
 
 pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
     let every = session.shared.config.link.proofs_every;
+    // Where this round over all that is unproven stands: leaves that get no proof must not hold up those behind them.
+    let mut after = None;
     loop {
         let fetched = tokio::select! {
             () = told_to_stop(&mut quit) => return Ok(()),
-            fetched = fetch_once(&session) => fetched,
+            fetched = fetch_once(&session, &mut after) => fetched,
         };
         match fetched {
             Ok(()) => {}
@@ -176,9 +178,10 @@ pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>
     }
 }
 
-async fn fetch_once(session: &Session) -> Result<(), LinkError> {
+async fn fetch_once(session: &Session, after: &mut Option<MissingProof>) -> Result<(), LinkError> {
     let shared = &session.shared;
-    let missing = shared.mailbox.unproven(u32::try_from(MAX_BATCH).unwrap_or(u32::MAX)).await?;
+    let missing = shared.mailbox.unproven(after.take(), u32::try_from(MAX_BATCH).unwrap_or(u32::MAX)).await?;
+    *after = missing.last().filter(|_| missing.len() == MAX_BATCH).copied();
     let Some(oldest) = missing.first() else { return Ok(()) };
     let now = shared.env.now();
     let leaves: Vec<u64> = missing.iter().map(|missing| missing.leaf).collect();

@@ -133,31 +133,23 @@ impl Stream {
         Ok(())
     }
 
-    /// Sends a body from `offset` on. It is hashed as it goes; if it turns out damaged, the stream is reset before its
-    /// last chunk, so that the other side never has all of it.
+    /// Sends a body from `offset` on. The reader keeps the last bytes of a damaged one back; then the stream is reset, so
+    /// that the other side never has all of it.
     pub async fn write_body(&mut self, shared: &Shared, sha256: Digest, offset: u64) -> Result<(), LinkError> {
         let (chunks, mut outgoing) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
         let parts = shared.parts.clone();
         let reading = tokio::task::spawn_blocking(move || -> Result<(), PartsError> {
             let mut reader = parts.read(sha256)?;
-            let (mut skip, mut held) = (offset, None::<Bytes>);
+            let mut skip = offset;
             while let Some(chunk) = reader.next_chunk()? {
                 let mut chunk = Bytes::from(chunk);
                 let cut = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
                 skip -= cut as u64;
                 let chunk = chunk.split_off(cut);
-                if chunk.is_empty() {
-                    continue;
-                }
-                if let Some(ready) = held.replace(chunk)
-                    && chunks.blocking_send(ready).is_err()
-                {
+                // The stream has failed if nobody listens, and says so itself.
+                if !chunk.is_empty() && chunks.blocking_send(chunk).is_err() {
                     return Ok(());
                 }
-            }
-            if let Some(last) = held {
-                // The stream has failed if nobody listens, and says so itself.
-                let _gone = chunks.blocking_send(last);
             }
             Ok(())
         });

@@ -281,7 +281,7 @@ async fn fetch(
 }
 
 /// Reads bodies to their ends: nobody signs for what the disk may have lost meanwhile.
-async fn whole(session: &Session, known: Vec<Digest>) -> (Vec<Digest>, Vec<PartsError>) {
+pub async fn whole(session: &Session, known: Vec<Digest>) -> (Vec<Digest>, Vec<PartsError>) {
     let read = session.shared.blocking(move |parts| {
         let check = |sha256| {
             let mut reader = parts.read(sha256)?;

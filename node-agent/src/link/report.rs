@@ -12,7 +12,7 @@ use super::LinkError;
 use super::offer;
 use super::session::Session;
 use crate::agent::told_to_stop;
-use crate::mailbox::StatementRow;
+use crate::mailbox::{StatementKey, StatementRow};
 use crate::uplink::back_off;
 
 /// A statement of a handover may still be answered on its own stream; only after this does it count as lost.
@@ -26,11 +26,13 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     // What was stated before this connection cannot be in flight on it.
     let connected = shared.env.now();
     let mut failures = 0;
+    // Where this round over all open statements stands: what stays refused for now must not hold up what is behind it.
+    let mut after = None;
     loop {
         // Cut at any point, a report is simply made again: what it carries is stored, and so is what has been answered.
         let reported = tokio::select! {
             () = told_to_stop(&mut quit) => return Ok(()),
-            reported = report(&session, connected) => reported,
+            reported = report(&session, connected, &mut after) => reported,
         };
         let pause = match reported {
             Ok(more) => {
@@ -52,25 +54,36 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     }
 }
 
-/// Reports one batch; says whether there may be more at once.
-async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkError> {
+/// Reports the batch behind `after`; says whether there may be more at once. At the end of all that is open, the next
+/// round begins with the oldest.
+async fn report(session: &Session, connected: Timestamp, after: &mut Option<StatementKey>) -> Result<bool, LinkError> {
     let shared = &session.shared;
     let now = shared.env.now();
     let limit = u32::try_from(MAX_BATCH).unwrap_or(u32::MAX);
-    let open = shared.mailbox.open_statements(limit).await?;
-    let full = open.len() == MAX_BATCH;
-    if let Some(oldest) = open.first().filter(|oldest| now.since(oldest.time) > ALARM_AFTER) {
+    let first = after.is_none();
+    let open = shared.mailbox.open_statements(after.take(), limit).await?;
+    let last = open.last().filter(|_| open.len() == MAX_BATCH).map(StatementRow::key);
+    if let Some(oldest) = open.first().filter(|oldest| first && now.since(oldest.time) > ALARM_AFTER) {
         shared.alarm(format!(
             "the exchange has given no evidence yet for the statement {} about {}",
             oldest.event, oldest.dispatch
         ));
     }
-    let due: Vec<StatementRow> = fit(open.into_iter().filter(|row| {
-        let handover = matches!(row.event, Event::ContentHandover | Event::ContentHandoverFailure);
-        !handover || row.time < connected || now.since(row.time) > IN_FLIGHT
-    }));
+    let mut due: Vec<StatementRow> = open
+        .into_iter()
+        .filter(|row| {
+            let handover = matches!(row.event, Event::ContentHandover | Event::ContentHandoverFailure);
+            !handover || row.time < connected || now.since(row.time) > IN_FLIGHT
+        })
+        .collect();
+    // Whatever comes of this batch, the next one is the one behind it.
+    *after = last;
+    if cut_to_frame(&mut due) {
+        *after = due.last().map(StatementRow::key);
+    }
+    let more = after.is_some();
     if due.is_empty() {
-        return Ok(false);
+        return Ok(more);
     }
     let mut stream = session.open().await?;
     stream.write(&Frame::Report(Report { statements: due.iter().map(|row| row.sealed.clone()).collect() })).await?;
@@ -83,7 +96,6 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
         }
         other => return Err(LinkError::Unexpected { found: other.name(), expected: "Reported" }),
     };
-    let mut postponed = false;
     let mut bad = None;
     for (row, answer) in due.into_iter().zip(answers) {
         match answer {
@@ -101,7 +113,6 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
             },
             Err(reason) if reason.known().text().retryable => {
                 tracing::warn!(dispatch = %row.dispatch, %reason, "a statement is reported again later");
-                postponed = true;
             }
             Err(reason) => {
                 shared.alarm(format!(
@@ -116,16 +127,19 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
     shared.changed();
     match bad {
         Some(error) => Err(error),
-        None => Ok(full && !postponed),
+        None => Ok(more),
     }
 }
 
-/// As many as a frame holds.
-fn fit(rows: impl Iterator<Item = StatementRow>) -> Vec<StatementRow> {
+/// Keeps as many as a frame holds; says whether any had to go.
+fn cut_to_frame(rows: &mut Vec<StatementRow>) -> bool {
     let mut total = 1024;
-    rows.take_while(|row| {
+    let fits = rows.iter().take_while(|row| {
         total += row.sealed.bytes.len() + row.sealed.chain.0.iter().map(|c| c.0.len() + 16).sum::<usize>() + 128;
         total < MAX_LARGE_FRAME_BYTES
-    })
-    .collect()
+    });
+    let fits = fits.count();
+    let cut = fits < rows.len();
+    rows.truncate(fits);
+    cut
 }

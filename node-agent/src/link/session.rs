@@ -154,6 +154,7 @@ async fn answer(session: &Session, pair: (quinn::SendStream, quinn::RecvStream))
     let mut stream = Stream::new(pair, session.shared.config.link.answer_timeout);
     match stream.read(Class::Large).await {
         Ok(Frame::Offer(offer)) => offer::run(session, stream, offer).await,
+        Ok(Frame::Resend(asked)) => submit::resend(session, stream, asked).await,
         Ok(Frame::Ping) => {
             stream.write(&Frame::Pong).await?;
             stream.finish();

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use docaxis_protocol::envelope::Envelope;
-use docaxis_protocol::frame::{Class, Done, Frame, Intake, Need, Submit};
+use docaxis_protocol::frame::{Class, Done, Frame, Intake, Need, Resend, Submit};
 use docaxis_protocol::{DispatchId, Event, Evidence, Reason, ReasonCode, Timestamp, limits};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::LinkError;
+use super::io::Stream;
 use super::session::Session;
+use super::{LinkError, offer};
 use crate::agent::told_to_stop;
 use crate::mailbox::{self, EvidenceRow, OutState, OutgoingRow};
 use crate::outbox::{self, Answer, Verdict};
@@ -131,13 +132,47 @@ async fn postpone(session: &Session, row: &OutgoingRow, at: Timestamp, why: Reas
 }
 
 async fn try_once(session: &Session, row: &OutgoingRow) -> Result<(Done, Evidence), LinkError> {
-    let shared = &session.shared;
     let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| refused_here(session, e.reason()))?;
-    let inline = choose_inline(&envelope);
+    let inline = choose_inline(&envelope, |_| true);
     let bodies = read_inline(session, &envelope, &inline).await?;
     let mut stream = session.open().await?;
     // Lower numbers would be sent later; urgent dispatches go before normal ones on a busy link.
     let _closed = stream.send.set_priority(i32::from(envelope.priority));
+    converse(session, &mut stream, row, &envelope, (inline, bodies)).await
+}
+
+/// The exchange lost bodies of a dispatch that it accepted, and asks for them on a stream of its own: the same submission
+/// once more, with no more bodies at once than it asked for.
+pub async fn resend(session: &Session, mut stream: Stream, asked: Resend) -> Result<(), LinkError> {
+    let shared = &session.shared;
+    let row = shared.mailbox.outgoing(asked.dispatch).await?.filter(|row| row.sender == asked.sender);
+    let Some(row) = row else {
+        let text = format!("this node holds no dispatch {} of {}", asked.dispatch, asked.sender);
+        return stream.refuse(shared, ReasonCode::NotFound.because(text)).await;
+    };
+    let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| refused_here(session, e.reason()))?;
+    let wanted = (0u16..).zip(&envelope.parts).filter(|(index, _)| asked.parts.contains(index));
+    let (_, damaged) = offer::whole(session, wanted.map(|(_, part)| part.sha256).collect()).await;
+    if let Some(error) = damaged.first() {
+        shared.alarm(format!("the exchange lost bodies of dispatch {}, and they are lost here too: {error}", row.id));
+        return stream.refuse(shared, ReasonCode::NotFound.because(format!("the sender's copy: {error}"))).await;
+    }
+    let inline = choose_inline(&envelope, |index| asked.parts.contains(&index));
+    let bodies = read_inline(session, &envelope, &inline).await?;
+    converse(session, &mut stream, &row, &envelope, (inline, bodies)).await?;
+    tracing::warn!(dispatch = %row.id, parts = ?asked.parts, "the exchange lost bodies and was given them once more");
+    Ok(())
+}
+
+/// One submission on one stream, up to signed evidence about these very bytes.
+async fn converse(
+    session: &Session,
+    stream: &mut Stream,
+    row: &OutgoingRow,
+    envelope: &Envelope,
+    (inline, bodies): (Vec<u16>, Vec<u8>),
+) -> Result<(Done, Evidence), LinkError> {
+    let shared = &session.shared;
     stream.write(&Frame::Submit(Submit { envelope: row.sealed.clone(), inline })).await?;
     stream.write_raw(Bytes::from(bodies)).await?;
     // A broker that has seen enough answers before all bodies are sent: then its answer counts, not our failed write.
@@ -175,15 +210,15 @@ fn refused_here(session: &Session, reason: Reason) -> LinkError {
     LinkError::Refused(Box::new(docaxis_protocol::frame::Refusal { reason, time: session.shared.env.now() }))
 }
 
-/// The small bodies that go with the envelope, each digest once.
-fn choose_inline(envelope: &Envelope) -> Vec<u16> {
+/// The small bodies that go with the envelope, of those that are wanted, each digest once.
+fn choose_inline(envelope: &Envelope, wanted: impl Fn(u16) -> bool) -> Vec<u16> {
     let mut total = 0;
     let mut seen = BTreeSet::new();
     let mut chosen = Vec::new();
     for (index, part) in (0..).zip(&envelope.parts) {
         let size = usize::try_from(part.size).unwrap_or(usize::MAX);
         let fits = size <= limits::MAX_INLINE_BODY_BYTES && total + size <= limits::MAX_INLINE_TOTAL_BYTES;
-        if fits && seen.insert(part.sha256) {
+        if fits && wanted(index) && seen.insert(part.sha256) {
             total += size;
             chosen.push(index);
         }
@@ -251,6 +286,7 @@ mod tests {
         ];
         let mut envelope = crate::link::testing::envelope("000.00.00.G22", &["H37.DN.001"]);
         envelope.parts = parts;
-        assert_eq!(choose_inline(&envelope), [0, 3, 4, 5, 7]);
+        assert_eq!(choose_inline(&envelope, |_| true), [0, 3, 4, 5, 7]);
+        assert_eq!(choose_inline(&envelope, |index| index > 5), [6, 7]);
     }
 }

@@ -18,7 +18,7 @@ pub use incoming::{Destroyed, IncomingRow, Take, TakeBody, Taken};
 pub use outgoing::{DeliveryRow, IdempotencyConflict, OutgoingRow, Queued, QueuedPart};
 pub use proofs::{EvidenceRow, Followed, Follows, MissingProof, contradiction};
 pub use rows::{DeliveryState, InState, OutState};
-pub use statements::{Stated, StatementRow};
+pub use statements::{Stated, StatementKey, StatementRow};
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -254,7 +254,7 @@ pub struct IdempotencyConflict {
     pub id: DispatchId,
 }
 
-fn insert(connection: &Connection, new: &Queued) -> Result<(), MailboxError> {
+pub(super) fn insert(connection: &Connection, new: &Queued) -> Result<(), MailboxError> {
     let (key, request) = match &new.idempotency {
         Some((key, request)) => (Some(key.as_str()), Some(*request.as_bytes())),
         None => (None, None),

@@ -132,12 +132,16 @@ impl Mailbox {
         .await
     }
 
-    /// Evidence without an inclusion proof, oldest first.
-    pub async fn unproven(&self, limit: u32) -> Result<Vec<MissingProof>, MailboxError> {
+    /// Evidence without an inclusion proof, oldest first, from behind `after` on.
+    pub async fn unproven(&self, after: Option<MissingProof>, limit: u32) -> Result<Vec<MissingProof>, MailboxError> {
         self.read(move |connection| {
-            let mut query = connection
-                .prepare_cached("SELECT leaf, stored FROM evidence WHERE proof IS NULL ORDER BY stored LIMIT ?1")?;
-            let found = query.query_map([limit], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+            let mut query = connection.prepare_cached(
+                "SELECT leaf, stored FROM evidence WHERE proof IS NULL AND (stored, leaf) > (?1, ?2) \
+                 ORDER BY stored, leaf LIMIT ?3",
+            )?;
+            let (stored, leaf) = after.map_or((i64::MIN, -1), |last| (last.stored.unix_ms(), rows::int(last.leaf)));
+            let found = query
+                .query_map([stored, leaf, limit.into()], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
             found
                 .map(|row| {
                     let (leaf, stored) = row?;

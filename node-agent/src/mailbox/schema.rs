@@ -6,7 +6,7 @@ use super::MailboxError;
 
 const VERSION: i64 = 2;
 
-const V1: &str = "
+pub(super) const V1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 INSERT INTO meta VALUES ('mailbox_epoch', CAST('1' AS BLOB)), ('directory_version', CAST('0' AS BLOB));
 

@@ -22,6 +22,28 @@ pub struct StatementRow {
     pub refusal: Option<Reason>,
 }
 
+/// A statement's place among those that are open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StatementKey {
+    time: Timestamp,
+    dispatch: DispatchId,
+    recipient: AgencyCode,
+    envelope_sha256: Digest,
+    event: Event,
+}
+
+impl StatementRow {
+    pub fn key(&self) -> StatementKey {
+        StatementKey {
+            time: self.time,
+            dispatch: self.dispatch,
+            recipient: self.recipient.clone(),
+            envelope_sha256: self.envelope_sha256,
+            event: self.event,
+        }
+    }
+}
+
 /// What became of an officer's 02 or 03.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stated {
@@ -102,11 +124,34 @@ impl Mailbox {
         .await
     }
 
-    /// Statements that the exchange has not answered, oldest first.
-    pub async fn open_statements(&self, limit: u32) -> Result<Vec<StatementRow>, MailboxError> {
+    /// Statements that the exchange has not answered, oldest first, from behind `after` on.
+    pub async fn open_statements(
+        &self,
+        after: Option<StatementKey>,
+        limit: u32,
+    ) -> Result<Vec<StatementRow>, MailboxError> {
         self.read(move |connection| {
-            let sql = format!("SELECT {COLUMNS} FROM statements WHERE answered = 0 ORDER BY time LIMIT ?1");
-            connection.prepare_cached(&sql)?.query_map([limit], statement)?.map(|row| row?).collect()
+            let sql = format!(
+                "SELECT {COLUMNS} FROM statements WHERE answered = 0 AND \
+                 (time, dispatch, recipient, envelope_sha256, event) > (?1, ?2, ?3, ?4, ?5) \
+                 ORDER BY time, dispatch, recipient, envelope_sha256, event LIMIT ?6"
+            );
+            let mut query = connection.prepare_cached(&sql)?;
+            let found = match &after {
+                Some(key) => query.query_map(
+                    params![
+                        key.time.unix_ms(),
+                        key.dispatch.as_bytes(),
+                        key.recipient.as_str(),
+                        key.envelope_sha256.as_bytes(),
+                        key.event.as_str(),
+                        limit
+                    ],
+                    statement,
+                )?,
+                None => query.query_map(params![i64::MIN, [0u8; 0], "", [0u8; 0], "", limit], statement)?,
+            };
+            found.map(|row| row?).collect()
         })
         .await
     }

@@ -240,6 +240,165 @@ fn aliases_resolve_to_one_agency_and_older_entries_change_nothing() {
     mailbox.close();
 }
 
+/// A sealed statement of an agency of ours, with this time.
+fn stated(n: u32, ms: i64) -> (DispatchId, Take) {
+    let id = queued(n).id;
+    let statement = docaxis_protocol::Statement {
+        kind_of_bytes: docaxis_protocol::statement::TYPE.into(),
+        exchange: "docaxis.example/test".parse().unwrap(),
+        event: docaxis_protocol::Event::ContentHandoverFailure,
+        dispatch: id,
+        envelope_sha256: queued(n).sealed.digest(),
+        recipient: code("H37.DN.001"),
+        time: Timestamp::from_unix_ms(ms),
+        reasons: vec![docaxis_protocol::ReasonCode::BadSeal.because("x")],
+        acting: None,
+    };
+    let key = SecretKey::from_seed(&[2; 32]);
+    let take = Take {
+        id,
+        recipient: statement.recipient.clone(),
+        envelope_sha256: statement.envelope_sha256,
+        event: statement.event,
+        time: statement.time,
+        statement: docaxis_protocol::SealedStatement::seal(&statement, &key, Chain::default()).unwrap(),
+        body: None,
+    };
+    (id, take)
+}
+
+#[test]
+fn what_stays_open_at_the_front_does_not_hide_what_is_behind_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+    runtime().block_on(async {
+        // Three of the same time, and one later: none of them is ever answered.
+        for (n, ms) in [(1, 1_000), (2, 1_000), (3, 1_000), (4, 2_000)] {
+            assert_eq!(mailbox.take(stated(n, ms).1).await.unwrap(), Taken::New);
+        }
+        let mut seen = vec![];
+        let mut after = None;
+        loop {
+            let page = mailbox.open_statements(after, 2).await.unwrap();
+            let Some(last) = page.last() else { break };
+            after = Some(last.key());
+            seen.extend(page.into_iter().map(|row| row.dispatch));
+        }
+        assert_eq!(seen, [1, 2, 3, 4].map(|n| stated(n, 0).0));
+
+        let row = |leaf: u64, ms: i64| EvidenceRow {
+            leaf,
+            dispatch: queued(1).id,
+            recipient: None,
+            event: docaxis_protocol::Event::SubmissionAcceptance,
+            time: queued(1).queued,
+            signed: docaxis_protocol::SignedEvidence {
+                bytes: leaf.to_string().into_bytes(),
+                signature: RawSignature([0; 64]),
+            },
+            statement_chain: None,
+            proof: None,
+            stored: Timestamp::from_unix_ms(ms),
+        };
+        for (leaf, ms) in [(9, 5), (2, 5), (7, 5), (1, 6)] {
+            let (state, time) = (OutState::Accepted, queued(1).queued);
+            assert!(mailbox.settle(queued(1).id, state, time, None, Some(row(leaf, ms))).await.unwrap());
+        }
+        let (mut seen, mut after) = (vec![], None);
+        loop {
+            let page = mailbox.unproven(after, 2).await.unwrap();
+            after = page.last().copied();
+            if after.is_none() {
+                break;
+            }
+            seen.extend(page.into_iter().map(|missing| missing.leaf));
+        }
+        assert_eq!(seen, [2, 7, 9, 1]);
+    });
+    mailbox.close();
+}
+
+#[test]
+fn the_bodies_of_what_was_sent_stay_whatever_has_become_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mailbox.db");
+    let mailbox = Mailbox::open(&path).unwrap();
+    let bodies: Vec<Digest> = (1..=3).map(|n| queued(n).parts[0].sha256).collect();
+    runtime().block_on(async {
+        for n in 1..=3 {
+            mailbox.queue(queued(n)).await.unwrap().unwrap();
+        }
+        let now = queued(1).queued;
+        for (n, state) in [(1, OutState::Accepted), (2, OutState::Rejected)] {
+            assert!(mailbox.settle(queued(n).id, state, now, None, None).await.unwrap());
+        }
+        assert_eq!(mailbox.unreferenced(bodies.clone()).await.unwrap(), []);
+        // The same bytes came in as well and are taken back: that reference goes, the sender's stays.
+        let (_, mut take) = stated(3, 1_000);
+        take.event = docaxis_protocol::Event::ContentHandover;
+        take.body = Some(TakeBody {
+            sender: queued(3).sender,
+            sealed: queued(3).sealed,
+            acceptance: EvidenceRow {
+                leaf: 1,
+                dispatch: queued(3).id,
+                recipient: None,
+                event: docaxis_protocol::Event::SubmissionAcceptance,
+                time: now,
+                signed: docaxis_protocol::SignedEvidence { bytes: b"{}".to_vec(), signature: RawSignature([0; 64]) },
+                statement_chain: None,
+                proof: None,
+                stored: now,
+            },
+            parts: queued(3).parts,
+            held: vec![],
+        });
+        assert_eq!(mailbox.take(take).await.unwrap(), Taken::New);
+        let open = mailbox.open_statements(None, 9).await.unwrap().remove(0);
+        let why = docaxis_protocol::ReasonCode::NotYours.because("no");
+        assert_eq!(mailbox.statement_refused(&open, why).await.unwrap(), Destroyed::default());
+    });
+    mailbox.close();
+    let mailbox = Mailbox::open(&path).unwrap();
+    runtime().block_on(async {
+        assert_eq!(mailbox.unreferenced(bodies).await.unwrap(), []);
+    });
+    mailbox.close();
+}
+
+#[test]
+fn a_database_of_the_first_version_keeps_everything_and_takes_what_the_second_brought() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mailbox.db");
+    // As the first program made it, with a dispatch and a statement in it.
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute_batch(&format!("PRAGMA journal_mode=WAL; {}", schema::V1)).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    outgoing::insert(&connection, &queued(7)).unwrap();
+    drop(connection);
+    for _ in 0..2 {
+        let mailbox = Mailbox::open(&path).unwrap();
+        runtime().block_on(async {
+            let row = mailbox.outgoing(queued(7).id).await.unwrap().unwrap();
+            assert_eq!((row.sealed, row.state), (queued(7).sealed, OutState::Queued));
+            assert_eq!((row.sender, row.queued), (queued(7).sender, queued(7).queued));
+            assert_eq!(mailbox.deliveries(queued(7).id).await.unwrap().len(), 1);
+            assert_eq!(mailbox.unreferenced(vec![queued(7).parts[0].sha256]).await.unwrap(), []);
+            assert_eq!(mailbox.epoch().await.unwrap(), 1);
+            let found = mailbox
+                .read(|connection| {
+                    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+                    let second: i64 =
+                        connection.query_row("SELECT count(*) FROM contradictions", [], |row| row.get(0))?;
+                    Ok((version, second))
+                })
+                .await;
+            assert_eq!(found.unwrap(), (2, 0));
+        });
+        mailbox.close();
+    }
+}
+
 #[test]
 fn a_database_of_a_newer_program_is_not_touched() {
     let folder = tempfile::tempdir().unwrap();

@@ -58,6 +58,15 @@ impl Parts {
     pub fn open(folder: PathBuf) -> Result<Self, PartsError> {
         let temporary = folder.join(TEMPORARY);
         make_folder(&temporary)?;
+        // All folders, durable before the first body: a body's own folder is then the only one to sync for it, and no
+        // body can be named whose folder a power cut takes away.
+        for fan in 0..=u8::MAX {
+            make_folder(&folder.join(format!("{fan:02x}")))?;
+        }
+        sync_folder(&folder)?;
+        if let Some(above) = folder.parent() {
+            sync_folder(above)?;
+        }
         for entry in fs::read_dir(&temporary).map_err(failed("list", &temporary))? {
             let path = entry.map_err(failed("list", &temporary))?.path();
             fs::remove_file(&path).map_err(failed("remove", &path))?;
@@ -109,7 +118,9 @@ impl Parts {
     pub fn read(&self, sha256: Digest) -> Result<PartReader, PartsError> {
         let path = self.path(sha256);
         match File::open(&path) {
-            Ok(file) => Ok(PartReader { file, path, hasher: Hasher::new(), expected: sha256 }),
+            Ok(file) => {
+                Ok(PartReader { file, path, hasher: Hasher::new(), expected: sha256, held: None, ended: false })
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(PartsError::Missing(sha256)),
             Err(e) => Err(failed("open", &path)(e)),
         }
@@ -238,10 +249,6 @@ impl Whole {
         let pin = parts.pin(self.sha256);
         let path = parts.path(self.sha256);
         let fan = path.parent().unwrap_or(&parts.folder);
-        if !fan.is_dir() {
-            make_folder(fan)?;
-            sync_folder(&parts.folder)?;
-        }
         fs::rename(&self.writer.path, &path).map_err(failed("rename to", &path))?;
         sync_folder(fan)?;
         Ok(Stored { sha256: self.sha256, size: self.size, pin })
@@ -254,12 +261,29 @@ pub struct PartReader {
     path: PathBuf,
     hasher: Hasher,
     expected: Digest,
+    /// Read, and not given out before it is known whether it is the last.
+    held: Option<Vec<u8>>,
+    ended: bool,
 }
 
 impl PartReader {
-    /// The next bytes; `None` at the end, if all of it had the right digest. The last chunk must not be acted on before
-    /// the `None`.
+    /// The next bytes; `None` at the end. The last bytes are given out only if all of it has the right digest, so that
+    /// nobody can take a damaged body for a whole one.
     pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, PartsError> {
+        while !self.ended {
+            match self.read_chunk()? {
+                Some(chunk) => {
+                    if let Some(ready) = self.held.replace(chunk) {
+                        return Ok(Some(ready));
+                    }
+                }
+                None => self.ended = true,
+            }
+        }
+        Ok(self.held.take())
+    }
+
+    fn read_chunk(&mut self) -> Result<Option<Vec<u8>>, PartsError> {
         let mut chunk = Vec::with_capacity(CHUNK_BYTES);
         (&mut self.file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(failed("read", &self.path))?;
         if chunk.is_empty() {
@@ -320,6 +344,28 @@ mod tests {
     }
 
     #[test]
+    fn the_last_bytes_of_a_damaged_body_are_never_given_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let parts = parts(folder.path());
+        for chunks in [1, 3] {
+            let mut body = vec![7; CHUNK_BYTES * chunks];
+            let sha256 = parts.store(&body).unwrap().sha256;
+            body[1] = 8;
+            fs::write(parts.path(sha256), &body).unwrap();
+            let mut reader = parts.read(sha256).unwrap();
+            let mut given = 0;
+            let error = loop {
+                match reader.next_chunk() {
+                    Ok(chunk) => given += chunk.expect("no end of a damaged body").len(),
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(error, PartsError::Damaged { .. }));
+            assert_eq!(given, CHUNK_BYTES * (chunks - 1));
+        }
+    }
+
+    #[test]
     fn a_pinned_body_outlives_its_removal_and_what_was_half_written_is_cleared_at_start() {
         let folder = tempfile::tempdir().unwrap();
         let parts = parts(folder.path());
@@ -335,5 +381,16 @@ mod tests {
         let again = Parts::open(folder.path().join("parts")).unwrap();
         assert_eq!(again.list().unwrap(), []);
         assert_eq!(fs::read_dir(folder.path().join("parts/tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn every_folder_that_a_body_may_need_is_there_before_the_first_body() {
+        let folder = tempfile::tempdir().unwrap();
+        let parts = parts(folder.path());
+        for first in 0..=u8::MAX {
+            let mut digest = [0; 32];
+            digest[0] = first;
+            assert!(parts.path(Digest(digest)).parent().unwrap().is_dir(), "{first:02x}");
+        }
     }
 }

@@ -140,6 +140,10 @@ impl TestNet {
         &self.broker_config.broker.data
     }
 
+    pub fn node_data(&self, name: &str) -> &Path {
+        &self.nodes[name].config.agent.data
+    }
+
     /// The way by which the command line talks to the broker.
     pub fn broker_control(&self) -> Control {
         Control::new(&docaxis_broker::control_socket(&self.broker_config), "")

@@ -1,7 +1,7 @@
 //! What a record changes in the index. The same function serves a new record, the journal's tail after a restart and
 //! a rebuild, and depends on nothing but the rows and the record: so a rebuilt index is the index that was lost.
 
-use docaxis_protocol::limits::DEDUP_AFTER_EXPIRY;
+use docaxis_protocol::limits::{DEDUP_AFTER_EXPIRY, MAX_INLINE_BODY_BYTES};
 use docaxis_protocol::{AgencyCode, Digest, Event, Timestamp};
 
 use super::chains::{self, NewLeaf};
@@ -14,16 +14,17 @@ use super::record::{AcceptedV1, BodyV1, Entry, EventV1, Prepared, PrunedV1, Reco
 use super::view::{Lookup, Staged};
 use crate::store::{Delivery, DeliveryState, StoreError};
 
-/// Knows whether a body that no journal segment holds is in the blob store.
-pub type HasBlob<'a> = &'a dyn Fn(&[u8; 32], u64) -> bool;
+/// Whether a body of this many bytes is a file of its own. Smaller ones are in the journal.
+pub const fn is_large(size: u64) -> bool {
+    size > MAX_INLINE_BODY_BYTES as u64
+}
 
-/// A record's place and what its application may need to know besides the rows.
+/// A record and its place.
 pub struct Placed<'a> {
     pub prepared: &'a Prepared,
     /// Index of its first entry in the log.
     pub leaf: u64,
     pub at: Location,
-    pub has_blob: HasBlob<'a>,
 }
 
 fn lost(what: impl std::fmt::Display) -> StoreError {
@@ -39,7 +40,7 @@ pub fn apply(placed: &Placed<'_>, rows: &mut Staged<'_>, totals: &mut Totals) ->
             let new = new_leaf(placed, 0, placed.leaf, Event::SubmissionRejection, &rejected.sender)?;
             let made = chains::begin(&new, rows)?;
             rows.put(keys::leaf(placed.leaf), row(&made)?);
-            rows.put(keys::rejection(&rejected.id, placed.leaf), vec![]);
+            rows.put(keys::found_by_id(&rejected.id, placed.leaf), vec![]);
         }
         RecordV1::Event(event) => apply_event(placed, event, rows, totals)?,
         RecordV1::Notices(notices) => {
@@ -82,6 +83,7 @@ fn apply_accepted(
     totals.newest_ms = totals.newest_ms.max(accepted.accepted_ms);
     let waiting = accepted.recipients.iter().filter(|(_, failure)| failure.is_none()).count() as u64;
     let mut head = HeadRow {
+        id: accepted.id,
         sender: accepted.sender.clone(),
         priority: accepted.priority,
         accepted_ms: accepted.accepted_ms,
@@ -121,13 +123,17 @@ fn apply_accepted(
         put_head(seq, head, rows)?;
     }
     let dedup = DedupRow { seq, expires_ms: accepted.expires_ms, envelope_sha256: accepted.envelope_sha256 };
-    rows.put(keys::dedup(&accepted.id, &accepted.sender), row(&dedup)?);
+    let key = keys::dedup(&accepted.id, &accepted.sender);
+    rows.put(keys::forget(accepted.expires_ms, seq), vec![]);
+    rows.put(key, row(&dedup)?);
+    totals.forget_ms = totals.forget_ms.min(keys::end_of_minute(accepted.expires_ms));
     totals.dispatches += 1;
     totals.waiting += waiting;
+    forget_ids(seq, rows, totals)?;
     for part in &accepted.parts {
         rows.put(keys::owner(&part.sha256, &accepted.sender, seq), vec![]);
-        let inline = accepted.bodies.iter().any(|body| body.sha256 == part.sha256);
-        if !inline && rows.get(&keys::body(&part.sha256))?.is_none() && (placed.has_blob)(&part.sha256, part.size) {
+        // Whether the file is there now is no matter of the index: a lost body is still a body of this dispatch.
+        if is_large(part.size) && rows.get(&keys::body(&part.sha256))?.is_none() {
             let blob = BodyRow { size: part.size, place: BodyPlace::Blob };
             rows.put(keys::body(&part.sha256), row(&blob)?);
         }
@@ -165,6 +171,48 @@ fn one_less(seq: u64, rows: &mut Staged<'_>) -> Result<bool, StoreError> {
         left => rows.put(key, row(&left)?),
     }
     Ok(false)
+}
+
+/// Lets go of ids whose time to be remembered is over: the dispatches are found by their ids as before, and the ids may be
+/// used anew. With each acceptance, as that is what brings one; a whole block and minute of them at once. Only leaves
+/// before `upto` count: the rows of later ones may be there already.
+fn forget_ids(upto: u64, rows: &mut Staged<'_>, totals: &mut Totals) -> Result<(), StoreError> {
+    let past = Timestamp::from_unix_ms(totals.newest_ms).minus(DEDUP_AFTER_EXPIRY).unix_ms();
+    if totals.forget_ms >= past {
+        return Ok(());
+    }
+    let mut oldest = Vec::new();
+    for (key, _) in rows.scan(b"d", &keys::end_of(b"d"), 2)? {
+        let (minute, first) = keys::block_at(&key).ok_or_else(|| lost("the ids that are to be forgotten"))?;
+        oldest.push((key, minute, first));
+    }
+    if oldest.first().is_some_and(|(_, minute, _)| keys::minute_ends(*minute) < past) {
+        let (key, minute, first) = oldest.remove(0);
+        let end = first.saturating_add(keys::BLOCK_LEAVES).min(upto);
+        for (leaf, bytes) in rows.scan(&keys::leaf(first), &keys::leaf(end), usize::MAX)? {
+            let (seq, leaf): (_, LeafRow) = (keys::last_number(&leaf), read_row(&bytes)?);
+            if let (Some(seq), Some(head)) = (seq, leaf.head)
+                && keys::in_minute(head.expires_ms, minute)
+            {
+                forget(seq, &head, rows)?;
+            }
+        }
+        rows.remove(key);
+    }
+    totals.forget_ms = oldest.first().map_or(i64::MAX, |(_, minute, _)| keys::minute_ends(*minute));
+    Ok(())
+}
+
+fn forget(seq: u64, head: &HeadRow, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+    let dedup = keys::dedup(&head.id, &head.sender);
+    // The sender may have used the id anew since: that one is remembered.
+    if let Some(bytes) = rows.get(&dedup)?
+        && read_row::<DedupRow>(&bytes)?.seq == seq
+    {
+        rows.remove(dedup);
+    }
+    rows.put(keys::found_by_id(&head.id, seq), vec![]);
+    Ok(())
 }
 
 /// Points the bodies in a record's tail there, as far as a dispatch still names them.

@@ -12,7 +12,7 @@ use docaxis_protocol::evidence::PartDigest;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
-use super::apply::{Placed, apply, delivery, remembered};
+use super::apply::{Placed, apply, delivery, is_large, remembered};
 use super::config::EmbeddedConfig;
 use super::journal::Journal;
 use super::keys::{self, Area, BodyPlace, BodyRow, LeafRow, Location, NoticeRow, Totals, read_row, row};
@@ -243,9 +243,7 @@ impl Committer {
     /// Puts a record into the group. Returns its leaf index.
     fn add(&mut self, prepared: &Prepared, staged: &mut Staged<'_>, totals: &mut Totals) -> Result<u64, StoreError> {
         let leaf = totals.leaves;
-        let blobs = &self.shared.blobs;
-        let has_blob = |sha256: &[u8; 32], size| blobs.exists(&PartDigest { sha256: Digest(*sha256), size });
-        let placed = Placed { prepared, leaf, at: self.journal.place(), has_blob: &has_blob };
+        let placed = Placed { prepared, leaf, at: self.journal.place() };
         if let RecordV1::Pruned(pruned) = &prepared.record {
             self.pruned.extend(pruned.iter().flat_map(|dispatch| &dispatch.parts));
         }
@@ -275,11 +273,11 @@ impl Committer {
     fn check_bodies(&self, accepted: &AcceptedV1, staged: &Staged<'_>) -> Result<(), StoreError> {
         for part in &accepted.parts {
             let inline = accepted.bodies.iter().any(|body| body.sha256 == part.sha256);
-            if inline || staged.get(&keys::body(&part.sha256))?.is_some() {
+            if inline || !is_large(part.size) && staged.get(&keys::body(&part.sha256))?.is_some() {
                 continue;
             }
             let digest = PartDigest { sha256: Digest(part.sha256), size: part.size };
-            if !self.shared.blobs.exists(&digest) {
+            if !is_large(part.size) || !self.shared.blobs.exists(&digest) {
                 let found = format!("the body {} of {} bytes is not stored", digest.sha256, digest.size);
                 return Err(StoreError::Io { operation: "accepting a dispatch", found });
             }

@@ -44,6 +44,8 @@ pub struct Totals {
     pub waiting: u64,
     /// The newest time in any record: the store's own notion of now, the same after a rebuild.
     pub newest_ms: i64,
+    /// No remembered id expires before this: spares the look for ids to forget.
+    pub forget_ms: i64,
 }
 
 /// `l` leaf: one entry of the log. These rows lie in a file of their own, of which a crash may leave a newer state than
@@ -65,6 +67,7 @@ pub struct LeafRow {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeadRow {
+    pub id: [u8; 16],
     pub sender: AgencyCode,
     pub priority: u8,
     pub accepted_ms: i64,
@@ -182,8 +185,14 @@ pub fn dedup(id: &[u8; 16], sender: &AgencyCode) -> Vec<u8> {
     key(b'i', &[id, &[0], sender.as_str().as_bytes(), &[0]])
 }
 
-pub fn rejection(id: &[u8; 16], seq: u64) -> Vec<u8> {
+/// A dispatch under its id alone: rejected, or accepted so long ago that its id is no longer kept from being used anew.
+pub fn found_by_id(id: &[u8], seq: u64) -> Vec<u8> {
     key(b'i', &[id, &[1], &seq.to_be_bytes()])
+}
+
+/// `d`: present while ids are remembered of dispatches that expire in this minute, by blocks of their leaves.
+pub fn forget(expires_ms: i64, seq: u64) -> Vec<u8> {
+    block(b'd', expires_ms, seq)
 }
 
 /// Everything under one id: acceptances, then rejections.
@@ -226,6 +235,16 @@ pub fn block_at(key: &[u8]) -> Option<(i64, u64)> {
 /// Whether a time is in the minute of a block's row.
 pub const fn in_minute(ms: i64, minute: i64) -> bool {
     ms.div_euclid(MINUTE_MS) == minute
+}
+
+/// When a minute is over, in milliseconds.
+pub const fn minute_ends(minute: i64) -> i64 {
+    minute.saturating_add(1).saturating_mul(MINUTE_MS)
+}
+
+/// When the minute that a time is in is over.
+pub const fn end_of_minute(ms: i64) -> i64 {
+    minute_ends(ms.div_euclid(MINUTE_MS))
 }
 
 /// `x`: how many dispatches that wait expire in this minute, by blocks of their leaves.

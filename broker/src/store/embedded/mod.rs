@@ -6,6 +6,7 @@
 //! copy is set aside. `docs/format.md` describes the files.
 
 mod apply;
+mod aside;
 mod chains;
 mod committer;
 mod config;
@@ -51,8 +52,8 @@ use self::settle::Settler;
 use self::shared::Shared;
 use self::view::View;
 use super::{
-    Acceptance, Accepted, Answer, BodySource, Counts, Delivery, Dispatch, Record, Recorded, Rejection, Seq, Store,
-    StoreError, StoredEvidence, Waiting,
+    Acceptance, Accepted, Answer, Body, BodySource, Counts, Delivery, Dispatch, JournalPlace, Record, Recorded,
+    Rejection, Seq, Store, StoreError, StoredEvidence, Waiting,
 };
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
@@ -85,6 +86,16 @@ impl EmbeddedStore {
         let opened = Self::open_locked(dir, &config, &disk).map_err(|e| recover::set_aside(&disk, dir, e))?;
         let (shared, end, totals, index) = opened;
         let threads = Threads { index: Some(index), lock: Some(lock), ..Threads::default() };
+        let (noted, folder, held) = (disk.clone(), dir.to_owned(), Arc::downgrade(&shared));
+        shared.view.when_unreadable(move |error| {
+            // A process that dies now leaves an index of this boot: it must not be believed again.
+            if let Err(error) = state::distrust(noted.as_ref(), &folder) {
+                tracing::error!(%error, "it cannot be noted that the index is unreadable; delete DATA/index");
+            }
+            if let Some(shared) = held.upgrade() {
+                shared.poison_with(error);
+            }
+        });
         let store = Self { shared, dir: dir.to_owned(), config, disk, threads: Mutex::new(threads) };
         store.start(end, totals)?;
         Ok(Arc::new(store))
@@ -100,7 +111,7 @@ impl EmbeddedStore {
         let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
         let segments = Segments::open(disk.clone(), &dir.join("journal"), config.segment_bytes, config.spare_segments)?;
         recover::check_order(&segments, &evidence)?;
-        let recovery = Recovery { segments: &segments, evidence: &evidence, blobs: &blobs };
+        let recovery = Recovery { segments: &segments, evidence: &evidence };
         let index = state::open(disk.as_ref(), dir, config)?;
         let (view, writer) = start_view(index, config)?;
         let caught_up = match recovery.catch_up(&view) {
@@ -136,6 +147,7 @@ impl EmbeddedStore {
             config: self.config.clone(),
             requests: requests.downgrade(),
             full: full_segments,
+            stuck: Default::default(),
         };
         let committer = Committer {
             journal: Journal::new(self.shared.segments.clone(), end.segment, end.next, end.marked),
@@ -148,9 +160,9 @@ impl EmbeddedStore {
         };
         let mut threads = self.threads();
         threads.requests = Some(requests);
-        let spawn = |name: &str| std::thread::Builder::new().name(name.into());
-        threads.committer = Some(spawn("committer").spawn(move || committer.run()).map_err(&failed)?);
-        threads.settler = Some(spawn("settler").spawn(move || settler.run()).map_err(&failed)?);
+        let shared = &self.shared;
+        threads.committer = Some(spawn("committer", shared, move || committer.run()).map_err(&failed)?);
+        threads.settler = Some(spawn("settler", shared, move || settler.run()).map_err(&failed)?);
         Ok(())
     }
 
@@ -242,6 +254,21 @@ impl EmbeddedStore {
         }
         Ok(())
     }
+}
+
+/// A thread of the store. If it panics, nothing is acknowledged any more: what it left half done is not known.
+fn spawn(
+    name: &'static str,
+    shared: &Arc<Shared>,
+    work: impl FnOnce() + Send + 'static,
+) -> std::io::Result<JoinHandle<()>> {
+    let shared = shared.clone();
+    std::thread::Builder::new().name(name.into()).spawn(move || {
+        if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
+            shared.poison_with(&StoreError::Io { operation: name, found: "the thread panicked".to_owned() });
+            std::panic::resume_unwind(panic);
+        }
+    })
 }
 
 fn start_view(index: Arc<dyn Index>, config: &EmbeddedConfig) -> Result<(Arc<View>, JoinHandle<()>), StoreError> {
@@ -343,8 +370,23 @@ impl Store for EmbeddedStore {
         self.shared.reads().body(part)
     }
 
+    fn set_aside(&self, part: &PartDigest) -> Result<(), StoreError> {
+        self.shared.set_aside(part)
+    }
+
+    fn restore(&self, bodies: Vec<Body>) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let prepared = Box::new(Prepared::bodies(bodies)?);
+            self.ask(|to| Request::Plain(prepared, to)).await
+        })
+    }
+
     fn counts(&self) -> Counts {
         self.shared.counts()
+    }
+
+    fn journal(&self) -> JournalPlace {
+        self.shared.journal()
     }
 
     fn committed(&self) -> watch::Receiver<u64> {

@@ -315,40 +315,44 @@ impl Reads<'_> {
         if self.rows().scan(&prefix, &end_of(&prefix), 1)?.is_empty() {
             return Ok(false);
         }
-        let row = self.rows().get(&keys::body(&part.sha256.0))?;
-        row.map_or(Ok(false), |bytes| Ok(read_row::<BodyRow>(&bytes)?.size == part.size))
+        Ok(self.body(part)?.is_some())
     }
 
-    /// A body that does not have its digest is not given out.
+    /// A body that does not have its digest is not given out; a file's digest is checked by whoever sends it.
     pub fn body(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError> {
-        let mut failed = StoreError::Closed;
+        let mut failed = None;
         for _ in 0..MAX_MOVES {
             let Some(bytes) = self.rows().get(&keys::body(&part.sha256.0))? else { return Ok(None) };
             let row: BodyRow = read_row(&bytes)?;
             if row.size != part.size {
                 return Ok(None);
             }
-            match row.place {
-                BodyPlace::Blob => return Ok(Some(BodySource::File(self.0.blobs.path(&part.sha256)))),
-                BodyPlace::Journal { segment, offset } => match self.inline(part, segment, offset) {
-                    Ok(bytes) => return Ok(Some(BodySource::Inline(bytes))),
-                    Err(error) => failed = error,
-                },
+            let BodyPlace::Journal { segment, offset } = row.place else {
+                let there = self.0.blobs.exists(part);
+                return Ok(there.then(|| BodySource::File(self.0.blobs.path(&part.sha256))));
+            };
+            match self.inline(part, segment, offset) {
+                Ok(bytes) => return Ok(Some(BodySource::Inline(bytes))),
+                // It has not moved since: then it is not the move that went wrong.
+                Err(found) if failed == Some(row.place) => {
+                    self.0.body_is_damaged(&part.sha256, (segment, offset), &found);
+                    return Ok(None);
+                }
+                Err(_) => failed = Some(row.place),
             }
         }
-        Err(failed)
+        Err(damaged(format!("the body {} moves again and again", part.sha256)))
     }
 
-    fn inline(&self, part: &PartDigest, segment: u64, offset: u64) -> Result<Vec<u8>, StoreError> {
-        let wrong = |what: &str| damaged(format!("journal segment {segment:x}, offset {offset}: {what}"));
-        let file = self.0.segments.get(segment).ok_or_else(|| wrong("there is no such file"))?.file;
-        let mut bytes = vec![0; usize::try_from(part.size).map_err(|_| wrong("the body is too long"))?];
-        let read = file.read_at(offset, &mut bytes);
-        let read = read.map_err(|e| StoreError::Io { operation: "reading a body", found: e.to_string() })?;
-        if read < bytes.len() || Digest::of(&bytes) != part.sha256 {
-            return Err(wrong(&format!("the body {} does not have its digest", part.sha256)));
-        }
-        Ok(bytes)
+    /// The body's bytes; as an error, what was found in their place.
+    fn inline(&self, part: &PartDigest, segment: u64, offset: u64) -> Result<Vec<u8>, Vec<u8>> {
+        let Some(segment) = self.0.segments.get(segment) else { return Err(vec![]) };
+        let size = part.size.min(segment.bytes.saturating_sub(offset));
+        let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];
+        // A medium that gives nothing back has lost the body as well.
+        let read = segment.file.read_at(offset, &mut bytes).unwrap_or(0);
+        bytes.truncate(read);
+        if Digest::of(&bytes) == part.sha256 { Ok(bytes) } else { Err(bytes) }
     }
 }
 

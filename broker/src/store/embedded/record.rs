@@ -23,7 +23,7 @@ pub enum RecordV1 {
     Rejected(Box<RejectedV1>),
     Event(Box<EventV1>),
     Notices(Vec<NoticeV1>),
-    /// Bodies copied forward out of an old segment.
+    /// Bodies copied forward out of an old segment, or brought once more by their sender.
     Bodies(Vec<BodyV1>),
     /// Dispatches whose retention has passed: they name their bodies no longer.
     Pruned(Vec<PrunedV1>),
@@ -189,6 +189,15 @@ impl Prepared {
             state: record.state,
         };
         Self::new(RecordV1::Event(Box::new(record)), vec![])
+    }
+
+    /// Bodies by themselves: copied forward, or brought once more.
+    pub fn bodies(bodies: Vec<Body>) -> Result<Self, StoreError> {
+        let size = |body: &Body| {
+            let too_long = |_| StoreError::Io { operation: "encoding a record", found: "a body is over 4 GiB".into() };
+            Ok(BodyV1 { sha256: body.sha256.0, size: u32::try_from(body.bytes.len()).map_err(too_long)? })
+        };
+        Self::new(RecordV1::Bodies(bodies.iter().map(size).collect::<Result<_, StoreError>>()?), bodies)
     }
 
     /// Reads a frame's meta back.

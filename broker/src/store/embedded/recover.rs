@@ -8,12 +8,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use docaxis_protocol::Digest;
-use docaxis_protocol::evidence::PartDigest;
-
 use super::apply::{Placed, apply, keep_bodies};
 use super::evidence::EvidenceFiles;
-use super::keys::{self, Area, Position, Totals, read_row, row};
+use super::keys::{self, Position, Totals, read_row, row};
 use super::record::RecordV1;
 use super::segments::{Segment, Segments, io_error};
 use super::view::{Lookup, Staged, View};
@@ -74,7 +71,8 @@ pub fn read_tail(
         .get(from.segment)
         .ok_or_else(|| StoreError::Damaged(format!("journal segment {:016x} is missing", from.segment)))?;
     loop {
-        match walk::next(&segment, at)? {
+        let next = segments.get(segment.header.number + 1).map(|next| next.header.first);
+        match walk::next(&segment, at, next)? {
             Next::Group(group) => {
                 at = group.end();
                 last = Some((group.at.offset, group.bytes.clone(), group.header.records == 0));
@@ -117,12 +115,10 @@ fn sync(segment: &Segment, last: Option<&(u64, Vec<u8>, bool)>) -> Result<(), St
 pub struct Recovery<'a> {
     pub segments: &'a Segments,
     pub evidence: &'a EvidenceFiles,
-    pub blobs: &'a BlobStore,
 }
 
 /// Rows on their way into the index.
 struct Applier<'a> {
-    recovery: &'a Recovery<'a>,
     staged: Staged<'a>,
     totals: Totals,
     records: u32,
@@ -131,20 +127,18 @@ struct Applier<'a> {
 }
 
 impl<'a> Applier<'a> {
-    fn new(recovery: &'a Recovery<'a>, view: &'a View, totals: Totals) -> Self {
-        Self { recovery, staged: Staged::new(view), totals, records: 0, applied: 0, began: Instant::now() }
+    fn new(view: &'a View, totals: Totals) -> Self {
+        Self { staged: Staged::new(view), totals, records: 0, applied: 0, began: Instant::now() }
     }
 
     fn apply(&mut self, found: &Found) -> Result<(), StoreError> {
         if !found.prepared.entries.is_empty() && found.leaf != self.totals.leaves {
             return Err(StoreError::Damaged(format!(
-                "{:?} segment {:x}, offset {}: the record has leaf {}; expected {}",
+                "{:?} segment {:016x}, offset {}: the record has leaf {}; expected {}",
                 found.at.area, found.at.segment, found.at.offset, found.leaf, self.totals.leaves
             )));
         }
-        let blobs = self.recovery.blobs;
-        let has_blob = |sha256: &[u8; 32], size| blobs.exists(&PartDigest { sha256: Digest(*sha256), size });
-        let placed = Placed { prepared: &found.prepared, leaf: self.totals.leaves, at: found.at, has_blob: &has_blob };
+        let placed = Placed { prepared: &found.prepared, leaf: self.totals.leaves, at: found.at };
         apply(&placed, &mut self.staged, &mut self.totals)?;
         self.step();
         Ok(())
@@ -192,7 +186,7 @@ impl Recovery<'_> {
         if !fits || !present {
             return Ok(None);
         }
-        let mut applier = Applier::new(self, view, totals);
+        let mut applier = Applier::new(view, totals);
         // The last group that was applied is read as well: whether it is durable is not known.
         let end = self.apply_tail(&mut applier, from)?;
         applier.merge()?;
@@ -216,7 +210,7 @@ impl Recovery<'_> {
     /// Builds an empty index from evidence and journal.
     pub fn rebuild(&self, view: &View) -> Result<(End, Totals), StoreError> {
         tracing::info!("building the index from evidence and journal");
-        let mut applier = Applier::new(self, view, Totals::default());
+        let mut applier = Applier::new(view, Totals::default());
         self.evidence.walk(|found| {
             applier.apply(&found)?;
             if applier.records >= RECORDS_AT_ONCE {
@@ -245,7 +239,8 @@ impl Recovery<'_> {
     fn bodies_of(&self, segment: &Segment, applier: &mut Applier<'_>) -> Result<(), StoreError> {
         let mut at = segment.start();
         loop {
-            let group = match walk::next(segment, at)? {
+            let next = self.segments.get(segment.header.number + 1).map(|next| next.header.first);
+            let group = match walk::next(segment, at, next)? {
                 Next::Group(group) => group,
                 Next::End => break,
                 Next::Damage { .. } => {
@@ -290,7 +285,7 @@ pub fn set_aside(disk: &Arc<dyn Disk>, dir: &Path, error: StoreError) -> StoreEr
     let copied = copy_named(disk, dir, &aside, &what);
     let copies = match copied {
         Ok(Some(name)) => format!("a copy is at {}", aside.join(name).display()),
-        Ok(None) => "the file could not be told, so none was copied".to_owned(),
+        Ok(None) => "there is no file of it to copy".to_owned(),
         Err(e) => format!("it could not be copied to {}: {e}", aside.display()),
     };
     StoreError::Damaged(format!(
@@ -299,11 +294,11 @@ pub fn set_aside(disk: &Arc<dyn Disk>, dir: &Path, error: StoreError) -> StoreEr
 }
 
 fn copy_named(disk: &Arc<dyn Disk>, dir: &Path, aside: &Path, what: &str) -> std::io::Result<Option<String>> {
-    for (folder, area) in [("journal", Area::Journal), ("evidence", Area::Evidence)] {
+    for folder in ["journal", "evidence"] {
         for name in disk.list(&dir.join(folder))? {
-            let number = name.split('.').next().unwrap_or_default();
-            let named = what.contains(&name) || area == Area::Journal && what.contains(&format!("segment {number}"));
-            if !named {
+            // A spare may bear the number of a segment that is missing; it is no copy of anything.
+            let Some((number, "segment" | "evidence")) = name.split_once('.') else { continue };
+            if !what.contains(&name) && !what.to_lowercase().contains(&format!("{folder} segment {number}")) {
                 continue;
             }
             disk.create_dir_all(aside)?;

@@ -18,7 +18,7 @@ use super::committer::{Answer, Moved, Request, lies_at};
 use super::config::EmbeddedConfig;
 use super::keys::{self, Stage, block_at};
 use super::layout::{FRAME_HEADER_BYTES, NO_LEAF};
-use super::record::{self, BodyV1, Prepared, PrunedV1, RecordV1};
+use super::record::{self, Prepared, PrunedV1, RecordV1};
 use super::segments::Segment;
 use super::shared::Shared;
 use super::view::Lookup;
@@ -38,11 +38,13 @@ pub struct Settler {
     /// Weak, so that the committer ends when the store is dropped.
     pub requests: mpsc::WeakSender<Request>,
     pub full: Receiver<u64>,
+    /// Live bytes that could not be copied forward, by segment: damaged bodies. Tried again when they have changed.
+    pub stuck: BTreeMap<u64, u64>,
 }
 
 impl Settler {
     /// Until the committer is gone.
-    pub fn run(self) {
+    pub fn run(mut self) {
         let tick = (self.config.idle / 2).max(Duration::from_millis(1));
         let mut seen = (self.shared.groups(), Instant::now());
         loop {
@@ -63,7 +65,7 @@ impl Settler {
         }
     }
 
-    fn round(&self, seen: &mut (u64, Instant)) -> Result<(), StoreError> {
+    fn round(&mut self, seen: &mut (u64, Instant)) -> Result<(), StoreError> {
         self.settle_full()?;
         self.prune()?;
         self.free()?;
@@ -113,7 +115,7 @@ impl Settler {
 
     /// Copies the records without their bodies into evidence.
     fn copy(&self, segment: &Segment) -> Result<(), StoreError> {
-        let mut groups = Groups { segment, at: segment.start() };
+        let mut groups = Groups::of(&self.shared, segment);
         let mut frames: Vec<Result<(Vec<u8>, u64), StoreError>> = Vec::new();
         let records = std::iter::from_fn(|| {
             loop {
@@ -214,7 +216,7 @@ impl Settler {
         })
     }
 
-    fn free(&self) -> Result<(), StoreError> {
+    fn free(&mut self) -> Result<(), StoreError> {
         for segment in self.full_segments() {
             let number = segment.header.number;
             // One may have become full since: only what stands in evidence, and is looked for there, may go.
@@ -223,15 +225,18 @@ impl Settler {
             }
             // Copying forward what is still the larger part would fill the journal faster than it is emptied.
             let live = live_bytes(number, self.shared.view.as_ref())?;
-            if live.saturating_mul(2) > segment.bytes {
+            if live.saturating_mul(2) > segment.bytes || self.stuck.get(&number) == Some(&live) {
                 continue;
             }
             if live > 0 {
                 self.forward(&segment)?;
-                if live_bytes(number, self.shared.view.as_ref())? > 0 {
+                let left = live_bytes(number, self.shared.view.as_ref())?;
+                if left > 0 {
+                    self.stuck.insert(number, left);
                     continue;
                 }
             }
+            self.stuck.remove(&number);
             // The index must not point into the file after it was freed, even if this process dies now.
             self.shared.view.flush()?;
             self.shared.segments.free(number)?;
@@ -242,7 +247,7 @@ impl Settler {
 
     /// Copies the bodies forward that something still names.
     fn forward(&self, segment: &Segment) -> Result<(), StoreError> {
-        let mut groups = Groups { segment, at: segment.start() };
+        let mut groups = Groups::of(&self.shared, segment);
         let mut bodies: Vec<Body> = Vec::new();
         let mut bytes = 0;
         while let Some(group) = groups.next()? {
@@ -260,13 +265,14 @@ impl Settler {
                     if lies_at(&body.sha256, segment.header.number, offset, self.shared.view.as_ref())? {
                         let taken = frame_bytes.get(from..to).unwrap_or_default().to_vec();
                         let sha256 = Digest(body.sha256);
-                        // A damaged body must not get a new and healthy frame.
-                        if Digest::of(&taken) != sha256 {
-                            let what = format!("journal segment {:x}, offset {offset}: body {sha256}", at.segment);
-                            return Err(StoreError::Damaged(what));
+                        // A damaged body must not get a new and healthy frame. It stays, and its segment with it, until
+                        // the sender has brought it once more or nothing names it.
+                        if Digest::of(&taken) == sha256 {
+                            bytes += taken.len();
+                            bodies.push(Body { sha256, bytes: taken });
+                        } else {
+                            self.shared.body_is_damaged(&sha256, (at.segment, offset), &taken);
                         }
-                        bytes += taken.len();
-                        bodies.push(Body { sha256, bytes: taken });
                     }
                     from = to;
                     if bytes >= FORWARD_BYTES {
@@ -280,33 +286,45 @@ impl Settler {
     }
 
     fn forward_some(&self, bodies: Vec<Body>) -> Result<(), StoreError> {
-        let list = bodies.iter().map(|body| {
-            let size = u32::try_from(body.bytes.len()).unwrap_or(u32::MAX);
-            BodyV1 { sha256: body.sha256.0, size }
-        });
-        let prepared = Prepared::new(RecordV1::Bodies(list.collect()), bodies)?;
+        let prepared = Prepared::bodies(bodies)?;
         self.ask(|to| Request::Plain(Box::new(prepared), to))
     }
 }
 
 /// The groups of a full segment, of which none may be missing.
-struct Groups<'a> {
+pub struct Groups<'a> {
     segment: &'a Segment,
     at: keys::Position,
+    /// The first sequence of the next segment, if that is still there.
+    end: Option<u64>,
 }
 
-impl Groups<'_> {
-    fn next(&mut self) -> Result<Option<walk::Group>, StoreError> {
-        match walk::next(self.segment, self.at)? {
+impl<'a> Groups<'a> {
+    pub fn of(shared: &Shared, segment: &'a Segment) -> Self {
+        let end = shared.segments.get(segment.header.number + 1).map(|next| next.header.first);
+        Self { segment, at: segment.start(), end }
+    }
+
+    pub fn next(&mut self) -> Result<Option<walk::Group>, StoreError> {
+        let damaged = |what: String| {
+            let number = self.segment.header.number;
+            StoreError::Damaged(format!("journal segment {number:016x}, offset {}: {what}", self.at.offset))
+        };
+        match walk::next(self.segment, self.at, self.end)? {
             Next::Group(group) => {
                 self.at = group.end();
                 Ok(Some(group))
             }
-            Next::End => Ok(None),
-            Next::Damage { found } => Err(StoreError::Damaged(format!(
-                "journal segment {:x}, offset {}: a group does not read, though one at offset {found} does",
-                self.segment.header.number, self.at.offset
-            ))),
+            Next::End => match self.end.filter(|end| *end != self.at.sequence) {
+                Some(end) => Err(damaged(format!(
+                    "group {} does not read, though the next segment begins with {end}",
+                    self.at.sequence
+                ))),
+                None => Ok(None),
+            },
+            Next::Damage { found } => {
+                Err(damaged(format!("a group does not read, though the one at offset {found} does")))
+            }
         }
     }
 }

@@ -7,13 +7,13 @@ use tokio::sync::watch;
 
 use super::apply::leaf_row;
 use super::evidence::{EvidenceFiles, frame_at};
-use super::keys::{Area, LeafRow, Location, Totals};
+use super::keys::{Area, LeafRow, Location, Position, Totals};
 use super::reads::Reads;
 use super::segments::Segments;
 use super::view::View;
 use super::walk::{Found, read_record};
 use crate::blobs::BlobStore;
-use crate::store::{Counts, StoreError};
+use crate::store::{Counts, JournalPlace, StoreError};
 
 /// A record may move to evidence between the look at its row and the read: so often is a read tried again.
 pub const MAX_MOVES: usize = 4;
@@ -92,6 +92,11 @@ impl Shared {
         Counts { leaves, dispatches, waiting }
     }
 
+    pub fn journal(&self) -> JournalPlace {
+        let Position { segment, sequence, .. } = self.totals().applied;
+        JournalPlace { settled: self.evidence.settled(), segment, sequence: sequence.saturating_sub(1) }
+    }
+
     pub fn size(&self) -> watch::Receiver<u64> {
         self.size.subscribe()
     }
@@ -103,7 +108,7 @@ impl Shared {
             Area::Evidence => self.evidence.open_file(at.segment),
         };
         let gone = |what: &str| {
-            StoreError::Damaged(format!("{:?} segment {:x}, offset {}: {what}", at.area, at.segment, at.offset))
+            StoreError::Damaged(format!("{:?} segment {:016x}, offset {}: {what}", at.area, at.segment, at.offset))
         };
         let file = file.ok_or_else(|| gone("there is no such file"))?;
         let (frame, bytes) = frame_at(file.as_ref(), at.offset)?.ok_or_else(|| gone("the record does not read"))?;

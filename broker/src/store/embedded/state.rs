@@ -1,10 +1,13 @@
 //! Whether the index on disk may be believed: a small file beside it says in which boot it was opened, or that it was
-//! closed. After a loss of power neither holds, and the index is built anew.
+//! closed and what its files were then. After a loss of power neither holds, and the index is built anew; so it is when
+//! the files are others than those that were closed, as its engine does not notice every damage.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
+
+use docaxis_protocol::Digest;
 
 use super::config::{EmbeddedConfig, IndexKind};
 use super::index::{FileIndex, Index};
@@ -29,14 +32,55 @@ fn write(disk: &dyn Disk, dir: &Path, text: &str) -> io::Result<()> {
     disk.sync_dir(dir)
 }
 
-fn believed(disk: &dyn Disk, dir: &Path) -> bool {
+pub fn believed(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> bool {
     let text = disk.open(&dir.join(FILE)).and_then(|file| read_all(file.as_ref(), MAX_BYTES));
-    text.is_ok_and(|text| text == CLOSED.as_bytes() || text == disk.boot_id().as_bytes())
+    text.is_ok_and(|text| {
+        let as_closed = || closed_text(dir, config).is_ok_and(|closed| text == closed.as_bytes());
+        text == disk.boot_id().as_bytes() || as_closed()
+    })
+}
+
+/// What the file says after the index was closed as it is now.
+fn closed_text(dir: &Path, config: &EmbeddedConfig) -> io::Result<String> {
+    match &config.index {
+        IndexKind::Memory(_) => Ok(CLOSED.to_owned()),
+        IndexKind::Sled => {
+            let mut lines = Vec::new();
+            list_files(&dir.join("index"), "", &mut lines)?;
+            Ok(format!("{CLOSED} {}", Digest::of(lines.concat().as_bytes())))
+        }
+    }
+}
+
+/// A line for each file: name, length, CRC-32C.
+fn list_files(folder: &Path, above: &str, lines: &mut Vec<String>) -> io::Result<()> {
+    let mut entries = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    let mut buffer = vec![0; 1 << 20];
+    for entry in entries {
+        let name = format!("{above}/{}", entry.file_name().to_string_lossy());
+        if entry.file_type()?.is_dir() {
+            list_files(&entry.path(), &name, lines)?;
+            continue;
+        }
+        let mut file = File::open(entry.path())?;
+        let (mut length, mut crc) = (0u64, 0);
+        loop {
+            let read = file.read(&mut buffer)?;
+            if read == 0 {
+                break;
+            }
+            length += read as u64;
+            crc = crc32c::crc32c_append(crc, &buffer[..read]);
+        }
+        lines.push(format!("{name} {length} {crc:08x}\n"));
+    }
+    Ok(())
 }
 
 /// Opens the index, emptied if it is not to be believed or does not open. From now on it counts as open.
 pub fn open(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
-    let believed = believed(disk, dir);
+    let believed = believed(disk, dir, config);
     write(disk, dir, &disk.boot_id()).map_err(io_error("noting that the index is open"))?;
     if !believed {
         return empty(dir, config);
@@ -53,6 +97,11 @@ pub fn open(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<Arc<
     }
 }
 
+/// Sees to it that the next start builds the index anew.
+pub fn distrust(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    write(disk, dir, "unreadable")
+}
+
 /// An empty index.
 pub fn empty(dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
     match &config.index {
@@ -62,10 +111,13 @@ pub fn empty(dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, Stor
         }
         IndexKind::Sled => {
             let folder = dir.join("index");
-            match fs::remove_dir_all(&folder) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error("removing the old index")(e)),
-                _ => {}
-            }
+            let removed = match fs::symlink_metadata(&folder) {
+                Ok(found) if found.is_dir() => fs::remove_dir_all(&folder),
+                Ok(_) => fs::remove_file(&folder),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(e) => Err(e),
+            };
+            removed.map_err(io_error("removing the old index"))?;
             Ok(Arc::new(FileIndex::open(&folder, config.index_cache_bytes)?))
         }
     }
@@ -77,7 +129,8 @@ pub fn closed(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<()
     if matches!(config.index, IndexKind::Sled) {
         sync_all(&dir.join("index")).map_err(&failed)?;
     }
-    write(disk, dir, CLOSED).map_err(&failed)
+    let text = closed_text(dir, config).map_err(&failed)?;
+    write(disk, dir, &text).map_err(&failed)
 }
 
 fn sync_all(folder: &Path) -> io::Result<()> {

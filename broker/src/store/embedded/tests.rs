@@ -1,8 +1,11 @@
 //! The engine against the claims, and against crashes.
 
+mod blobs;
 mod claims;
 mod crash;
 mod damage;
+mod index;
 mod kill;
 mod life;
+mod states;
 mod support;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -48,7 +48,11 @@ pub struct View {
     progress: Mutex<Progress>,
     changed: Condvar,
     max_keys: usize,
+    /// Told when the index does not give back what it was given.
+    unreadable: OnceLock<Unreadable>,
 }
+
+type Unreadable = Box<dyn Fn(&StoreError) + Send + Sync>;
 
 impl View {
     pub fn new(base: Arc<dyn Index>, max_keys: usize) -> Arc<Self> {
@@ -58,13 +62,35 @@ impl View {
             progress: Mutex::default(),
             changed: Condvar::new(),
             max_keys: max_keys.max(1),
+            unreadable: OnceLock::new(),
         })
+    }
+
+    /// Calls this with the error when a read of the index fails from now on.
+    pub fn when_unreadable(&self, tell: impl Fn(&StoreError) + Send + Sync + 'static) {
+        // Set once, by whoever opened the store.
+        let _set_before = self.unreadable.set(Box::new(tell));
+    }
+
+    pub fn tell(&self, error: &StoreError) {
+        if let Some(tell) = self.unreadable.get() {
+            tell(error);
+        }
     }
 
     /// Starts the thread that writes merges into the index, at the latest `every` after they were made.
     pub fn start_writer(self: &Arc<Self>, every: Duration) -> std::io::Result<JoinHandle<()>> {
         let view = self.clone();
-        std::thread::Builder::new().name("index".into()).spawn(move || view.write_all(every))
+        std::thread::Builder::new().name("index".into()).spawn(move || {
+            let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| view.write_all(every)));
+            if let Err(panic) = written {
+                // Whoever waits for the writer, or merges next, must not wait for ever.
+                let found = "its thread panicked; it is rebuilt at the next start".to_owned();
+                view.progress().failed = Some(StoreError::Io { operation: "the index", found });
+                view.changed.notify_all();
+                std::panic::resume_unwind(panic);
+            }
+        })
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -169,7 +195,7 @@ impl Lookup for View {
                 return Ok(value.clone());
             }
         }
-        self.base.get(key)
+        self.base.get(key).inspect_err(|error| self.tell(error))
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Row>, StoreError> {
@@ -242,7 +268,7 @@ fn scan_over(top: Option<&Changes>, view: &View, from: &[u8], to: &[u8], limit: 
             steps.push(step_of(&layers.active, &at, to, step));
         }
         steps.extend(top.map(|changes| step_of(changes, &at, to, step)));
-        let base = view.base.scan(&at, to, step)?;
+        let base = view.base.scan(&at, to, step).inspect_err(|error| view.tell(error))?;
         let base_more = base.len() == step;
         let base: Vec<_> = base.into_iter().map(|(key, value)| (key, Some(value))).collect();
         steps.insert(0, (base, base_more));
@@ -262,4 +288,53 @@ fn scan_over(top: Option<&Changes>, view: &View, from: &[u8], to: &[u8], limit: 
     }
     found.truncate(limit);
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An index whose writer fails in the worst way.
+    struct Panics;
+
+    impl Index for Panics {
+        fn apply(&self, _: &Changes) -> Result<(), StoreError> {
+            panic!("on purpose")
+        }
+        fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            Err(StoreError::Closed)
+        }
+        fn scan(&self, _: &[u8], _: &[u8], _: usize) -> Result<Vec<Row>, StoreError> {
+            Err(StoreError::Closed)
+        }
+        fn flush(&self) -> Result<(), StoreError> {
+            Ok(())
+        }
+        fn clear(&self) -> Result<(), StoreError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_writer_that_panics_fails_whoever_waits_for_it_and_whatever_comes_after() {
+        let view = View::new(Arc::new(Panics), 10);
+        let writer = view.start_writer(Duration::from_secs(3600)).unwrap();
+        let change = || Changes::from([(vec![1], Some(vec![2]))]);
+        view.merge(change()).unwrap();
+        assert!(view.flush().is_err());
+        assert!(view.merge(change()).is_err());
+        assert!(writer.join().is_err());
+    }
+
+    #[test]
+    fn whoever_opened_the_store_hears_of_every_read_that_fails() {
+        let view = View::new(Arc::new(Panics), 10);
+        let told = Arc::new(Mutex::new(0));
+        let count = told.clone();
+        view.when_unreadable(move |_| *count.lock().unwrap() += 1);
+        view.merge(Changes::from([(vec![1], Some(vec![2]))])).unwrap();
+        assert_eq!(view.get(&[1]).unwrap(), Some(vec![2]), "what is in memory needs no index");
+        assert!(view.get(&[3]).is_err() && view.scan(&[0], &[9], 4).is_err());
+        assert_eq!(*told.lock().unwrap(), 2);
+    }
 }

@@ -40,7 +40,7 @@ impl Group {
         while at < self.bytes.len() {
             let offset = self.at.offset + at as u64;
             let damaged = |what: &str| {
-                StoreError::Damaged(format!("journal segment {:x}, offset {offset}: {what}", self.at.segment))
+                StoreError::Damaged(format!("journal segment {:016x}, offset {offset}: {what}", self.at.segment))
             };
             let rest = &self.bytes[at..];
             let frame = FrameHeader::decode(rest).ok_or_else(|| damaged("no record begins here"))?;
@@ -61,7 +61,7 @@ impl Group {
 /// The encoded record in a frame's bytes, checked; the tail need not be there.
 pub fn meta_of<'a>(frame: &FrameHeader, bytes: &'a [u8], at: Location) -> Result<&'a [u8], StoreError> {
     let damaged = |what: &str| {
-        StoreError::Damaged(format!("{:?} segment {:x}, offset {}: {what}", at.area, at.segment, at.offset))
+        StoreError::Damaged(format!("{:?} segment {:016x}, offset {}: {what}", at.area, at.segment, at.offset))
     };
     let meta = bytes
         .get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + frame.meta as usize)
@@ -72,7 +72,7 @@ pub fn meta_of<'a>(frame: &FrameHeader, bytes: &'a [u8], at: Location) -> Result
 /// Reads the record in a frame's bytes; the tail need not be there.
 pub fn read_record(frame: &FrameHeader, bytes: &[u8], at: Location) -> Result<Found, StoreError> {
     let prepared = Prepared::read(frame, meta_of(frame, bytes, at)?).map_err(|what| {
-        StoreError::Damaged(format!("{:?} segment {:x}, offset {}: {what}", at.area, at.segment, at.offset))
+        StoreError::Damaged(format!("{:?} segment {:016x}, offset {}: {what}", at.area, at.segment, at.offset))
     })?;
     Ok(Found { prepared, leaf: frame.leaf, at })
 }
@@ -88,19 +88,36 @@ pub enum Next {
     },
 }
 
-/// The group at `at`.
-pub fn next(segment: &Segment, at: Position) -> Result<Next, StoreError> {
+/// The group at `at`. `end` is the sequence with which the next segment begins, where that is known: every group before
+/// it was durable once.
+pub fn next(segment: &Segment, at: Position, end: Option<u64>) -> Result<Next, StoreError> {
     if let Some(group) = group_at(segment, at.offset, |header| header.sequence == at.sequence)? {
         return Ok(Next::Group(group));
     }
+    let mut later = None;
     let mut offset = at.offset;
-    while offset < segment.bytes {
-        if let Some(later) = group_at(segment, offset, |header| header.sequence >= at.sequence)? {
-            return Ok(Next::Damage { found: later.at.offset });
-        }
+    while offset < segment.bytes && later.is_none() {
+        later = group_at(segment, offset, |header| header.sequence >= at.sequence)?;
         offset += PAGE as u64;
     }
-    Ok(Next::End)
+    if (later.is_some() || end.is_some_and(|end| end > at.sequence))
+        && let Some(group) = records_at(segment, at)?
+    {
+        let (number, offset) = (segment.header.number, at.offset);
+        tracing::error!("journal segment {number:016x}, offset {offset}: a group is damaged; all of its records read");
+        return Ok(Next::Group(group));
+    }
+    Ok(later.map_or(Next::End, |later| Next::Damage { found: later.at.offset }))
+}
+
+/// A group that was durable once and does not have its CRC-32C, though each of its records does: what is damaged is a
+/// body, which is checked by its own digest before it is given out.
+fn records_at(segment: &Segment, at: Position) -> Result<Option<Group>, StoreError> {
+    let Some((header, bytes)) = bytes_at(segment, at.offset, |header| header.sequence == at.sequence)? else {
+        return Ok(None);
+    };
+    let group = Group { at, header, bytes };
+    Ok(group.records().is_ok_and(|records| records.len() == header.records as usize).then_some(group))
 }
 
 fn group_at(
@@ -108,6 +125,19 @@ fn group_at(
     offset: u64,
     wanted: impl Fn(&GroupHeader) -> bool,
 ) -> Result<Option<Group>, StoreError> {
+    let found = bytes_at(segment, offset, wanted)?.filter(|(_, bytes)| GroupHeader::holds(bytes));
+    Ok(found.map(|(header, bytes)| {
+        let at = Position { segment: segment.header.number, offset, sequence: header.sequence };
+        Group { at, header, bytes }
+    }))
+}
+
+/// A header of this segment's own at `offset`, and as many bytes as it announces; whether they hold is not checked.
+fn bytes_at(
+    segment: &Segment,
+    offset: u64,
+    wanted: impl Fn(&GroupHeader) -> bool,
+) -> Result<Option<(GroupHeader, Vec<u8>)>, StoreError> {
     let failed = io_error("reading the journal");
     let mut head = [0; GROUP_HEADER_BYTES];
     let read = segment.file.read_at(offset, &mut head).map_err(&failed)?;
@@ -120,9 +150,5 @@ fn group_at(
     }
     let mut bytes = vec![0; header.length as usize];
     let read = segment.file.read_at(offset, &mut bytes).map_err(&failed)?;
-    if read < bytes.len() || !GroupHeader::holds(&bytes) {
-        return Ok(None);
-    }
-    let at = Position { segment: segment.header.number, offset, sequence: header.sequence };
-    Ok(Some(Group { at, header, bytes }))
+    Ok((read == bytes.len()).then_some((header, bytes)))
 }

@@ -56,17 +56,42 @@ fn a_last_group_torn_at_any_byte_is_cut_whole() {
     }
 }
 
+/// Bytes of a letter's group without which all of it still reads: the group's own CRC and what it says of the group
+/// before, and the body, which is checked by its digest.
+fn spare(byte: usize, length: usize) -> bool {
+    (32..40).contains(&byte) || (44..48).contains(&byte) || byte >= length - BODY
+}
+
+/// The body of `claims::letter`.
+const BODY: usize = 700;
+
 #[test]
-fn a_flipped_bit_before_the_last_group_is_damage_and_set_aside() {
+fn a_flipped_bit_in_a_record_before_the_last_group_is_damage_and_set_aside() {
     let (disk, groups) = three_letters();
     for (at, length, _) in &groups[..2] {
-        for byte in (0..*length).step_by(13).chain([length - 1]) {
+        for byte in (0..*length - BODY).step_by(13).filter(|byte| !spare(*byte, *length)) {
             let after = disk.after(Cut::Drop);
             after.tamper(&journal_file(1), |bytes| bytes[at + byte] ^= 1 << (byte % 8)).unwrap();
             let Err(StoreError::Damaged(what)) = leaves(&after) else { panic!("byte {} was not noticed", at + byte) };
             assert!(what.contains(&format!("offset {at}")), "{what}");
             let aside = Path::new(DATA).join("damaged").join(segments::file_name(1, "segment"));
             assert_eq!(after.read(&aside).unwrap(), after.read(&journal_file(1)).unwrap(), "set aside");
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_body_costs_that_body_alone() {
+    let (disk, groups) = three_letters();
+    for (n, (at, length, _)) in (0..2u64).zip(groups) {
+        for byte in [length - BODY, length - 333, length - 1] {
+            let after = disk.after(Cut::Drop);
+            after.tamper(&journal_file(1), |bytes| bytes[at + byte] ^= 1).unwrap();
+            let store = open(&after, &Arc::default()).unwrap();
+            assert_eq!(store.counts().leaves, 3);
+            let bodies: Vec<bool> = (0..3).map(|n| store.body(&letter(n, &[]).parts[0]).unwrap().is_some()).collect();
+            let expected: Vec<bool> = (0..3u64).map(|other| other != n).collect();
+            assert_eq!(bodies, expected, "byte {byte} of letter {n}");
         }
     }
 }
@@ -84,7 +109,10 @@ fn a_flipped_bit_in_the_last_group_is_damage_once_the_store_was_idle_or_closed()
     for byte in (0..length).step_by(7) {
         let after = disk.after(Cut::Drop);
         after.tamper(&journal_file(1), |bytes| bytes[at + byte] ^= 0x10).unwrap();
-        assert!(matches!(leaves(&after), Err(StoreError::Damaged(_))), "byte {byte} was not noticed");
+        match leaves(&after) {
+            Err(StoreError::Damaged(_)) => assert!(!spare(byte, length), "byte {byte}"),
+            found => assert!(spare(byte, length) && found.unwrap() == 1, "byte {byte} was not noticed"),
+        }
     }
 }
 
@@ -138,5 +166,37 @@ fn a_journal_without_its_segments_is_damage() {
     for name in disk.list(&journal).unwrap().into_iter().filter(|name| name.ends_with("segment")) {
         disk.remove(&journal.join(name)).unwrap();
     }
+    let Err(StoreError::Damaged(what)) = leaves(&disk) else { panic!("nothing was missed") };
+    let missing = u64::from_str_radix(&what[what.find("000").unwrap()..][..16], 16).unwrap();
+    // A spare of that number is no trace of the segment.
+    let spare = disk.create(&journal.join(segments::file_name(missing, "spare"))).unwrap();
+    spare.write_at(0, &[0; 64 << 10]).unwrap();
     assert!(matches!(leaves(&disk), Err(StoreError::Damaged(_))));
+    assert_eq!(disk.list(&Path::new(DATA).join("damaged")).unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_full_segment_that_ends_too_early_is_damage_and_not_its_end() {
+    let (disk, index) = (SimDisk::new(), Arc::default());
+    let store = open(&disk, &index).unwrap();
+    // All of them wait, so that their segment is settled and stays.
+    while store.shared.segments.get(2).is_none() {
+        let n = store.counts().dispatches;
+        wait(store.accept(big_letter(n))).unwrap();
+    }
+    let segment = store.shared.segments.get(1).unwrap();
+    let count = || -> Result<u32, StoreError> {
+        let mut groups = settle::Groups::of(&store.shared, &segment);
+        let mut records = 0;
+        while let Some(group) = groups.next()? {
+            records += group.header.records;
+        }
+        Ok(records)
+    };
+    let whole = count().unwrap();
+    assert!(whole > 3);
+    let (at, ..) = *groups(&disk.read(&journal_file(1)).unwrap()).last().unwrap();
+    disk.tamper(&journal_file(1), |bytes| bytes[at + 60] ^= 1).unwrap();
+    let Err(StoreError::Damaged(what)) = count() else { panic!("{whole} records, and nothing was missed") };
+    assert!(what.contains(&format!("offset {at}")), "{what}");
 }

@@ -136,3 +136,29 @@ fn whole(store: &EmbeddedStore, log: &[Digest], context: &str) {
     assert_eq!(leaves, (0..log.len() as u64).collect::<Vec<_>>(), "{context}: each leaf belongs to one dispatch");
     assert_eq!(store.counts().waiting, waiting, "{context}: deliveries that wait");
 }
+
+/// Everything that a user can see.
+pub fn visible(store: &EmbeddedStore, letters: u64) -> Vec<String> {
+    let mut seen = vec![format!("{:?}", store.counts()), format!("{:?}", store.notices().unwrap())];
+    let leaves = store.counts().leaves;
+    seen.push(format!("{:?}", store.log_entries(0, usize::MAX).unwrap()));
+    for leaf in 0..leaves {
+        seen.push(format!("{:?}", store.dispatch(Seq(leaf)).unwrap()));
+        seen.push(format!("{:?}", store.deliveries(Seq(leaf)).unwrap()));
+        seen.push(format!("{:?}", store.evidence(Seq(leaf)).unwrap()));
+    }
+    let sender = agency("000.00.00.G22");
+    seen.push(format!("{:?}", store.evidence_for_sender(&sender, 0, usize::MAX).unwrap()));
+    for code in ["H37.DN.001", "A53.01"] {
+        seen.push(format!("{:?}", store.waiting(&agency(code), None, usize::MAX).unwrap()));
+    }
+    let late = letter(1_000_000, &[]).expires;
+    seen.push(format!("{:?}", store.expired(late, usize::MAX).unwrap()));
+    for n in 0..letters {
+        let sent = big_letter(n);
+        seen.push(format!("{:?} {:?}", store.lookup(&sent.sender, sent.id), store.find(sent.id)));
+        seen.push(format!("{:?}", store.holds(&sent.sender, &sent.parts[0])));
+        seen.push(format!("{:?}", store.body(&sent.parts[0]).unwrap()));
+    }
+    seen
+}
