@@ -104,10 +104,16 @@ impl Exchange {
         {
             return Ok(if known.envelope_sha256 == digest {
                 Look::Known(Done { intake: frame::Intake::Already, leaf: seq.0, evidence: known.evidence })
+            } else if let Err(reason) = self.space.may_begin() {
+                Look::Refused(reason)
             } else {
                 let reason = conflict(&envelope, known.envelope_sha256, digest);
                 Look::Rejected(Box::new(envelope), digest, sealed, reason)
             });
+        }
+        // Before anything costs work or leaves evidence. Retries were answered above: they need no room.
+        if let Err(reason) = self.space.may_begin() {
+            return Ok(Look::Refused(reason));
         }
         if let Err(error) = self.seals.check_envelope(&envelope, &sealed, now) {
             let reason = ReasonCode::BadSeal.because(error.to_string());

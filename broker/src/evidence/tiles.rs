@@ -19,14 +19,22 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = folder.join(name);
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    if let Err(error) = write() {
+        // Half a file is of no use, and on a full disk it is in the way; if it stays, the next one takes its name.
+        let _stays = fs::remove_file(&temporary);
+        return Err(error);
+    }
     File::open(folder)?.sync_all()
 }
 
 /// The files below the log's folder, and the right edge of the tree that they hold.
+#[derive(Clone)]
 pub struct Tiles {
     folder: PathBuf,
     size: u64,

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::io::{IoError, in_time, write_all};
 use crate::blobs::{BlobError, BlobStore};
+use crate::space::Space;
 use crate::store::BodySource;
 
 /// Bytes read or written at once.
@@ -27,6 +28,12 @@ pub enum Received {
     Refused(Reason),
 }
 
+/// Takes bodies in: where they go, and whether there is room.
+pub struct Intake<'a> {
+    pub blobs: &'a Arc<BlobStore>,
+    pub space: &'a Arc<Space>,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     #[error(transparent)]
@@ -37,15 +44,19 @@ pub enum BodyError {
     File(#[from] std::io::Error),
     #[error("the disk thread failed")]
     Thread,
+    /// Nothing of it is kept; the peer tries again.
+    #[error("no room: {0}")]
+    NoRoom(Reason),
 }
 
 /// Receives exactly `part.size` bytes into the blob store; durable when this returns.
 pub async fn receive(
     stream: &mut RecvStream,
-    blobs: &Arc<BlobStore>,
+    Intake { blobs, space }: Intake<'_>,
     agency: AgencyCode,
     part: PartDigest,
 ) -> Result<Received, BodyError> {
+    let _room = space.expect(part.size).map_err(BodyError::NoRoom)?;
     let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
     let (blobs, expected) = (blobs.clone(), part.clone());
     let writer = tokio::task::spawn_blocking(move || -> Result<(), BlobError> {
@@ -64,6 +75,7 @@ pub async fn receive(
             return Err(IoError::Ended { expected: "the rest of a body" }.into());
         };
         left -= chunk.bytes.len() as u64;
+        space.may_finish().map_err(BodyError::NoRoom)?;
         if sender.send(chunk.bytes).await.is_err() {
             break; // The writer gave up; its error says why.
         }
@@ -74,7 +86,12 @@ pub async fn receive(
         Err(error @ (BlobError::DigestMismatch { .. } | BlobError::TooLarge { .. } | BlobError::TooShort { .. })) => {
             Ok(Received::Refused(ReasonCode::DigestMismatch.because(error.to_string())))
         }
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            if error.is_disk_full() {
+                space.ran_out();
+            }
+            Err(error.into())
+        }
     }
 }
 

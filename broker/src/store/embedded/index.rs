@@ -3,10 +3,15 @@
 //! when the process dies.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::segments::io_error;
 use crate::store::StoreError;
 
 /// New values by key; `None` removes.
@@ -15,6 +20,8 @@ pub type Row = (Vec<u8>, Vec<u8>);
 
 pub trait Index: Send + Sync {
     fn apply(&self, changes: &Changes) -> Result<(), StoreError>;
+    /// Takes room for a batch of so many rows before it is applied: one that runs out of it in the middle cannot go on.
+    fn reserve(&self, rows: usize) -> Result<(), StoreError>;
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
     /// Up to `limit` rows with `from <= key < to`, in order.
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Row>, StoreError>;
@@ -35,6 +42,10 @@ impl MemoryIndex {
 }
 
 impl Index for MemoryIndex {
+    fn reserve(&self, _rows: usize) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
         let mut rows = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (key, value) in changes {
@@ -71,7 +82,16 @@ impl Index for MemoryIndex {
 
 /// sled, kept to what it is good at: small rows, one writer, no promise. It may panic on damaged files, so every call
 /// is caught.
-pub struct SledIndex(sled::Db);
+pub struct SledIndex {
+    db: sled::Db,
+    /// sled's own file, for taking room behind its end.
+    file: File,
+}
+
+/// What sled may write for one row: the row, and its share of the pages that are written anew.
+const ROW_BYTES: u64 = 2 << 10;
+/// What sled may write beside the rows: its buffers, which are flushed whole.
+const BATCH_BYTES: u64 = 1 << 20;
 
 fn failed(found: impl std::fmt::Display) -> StoreError {
     StoreError::Io { operation: "the index", found: format!("{found}; it is rebuilt at the next start") }
@@ -92,11 +112,26 @@ impl SledIndex {
             .cache_capacity(cache_bytes)
             .flush_every_ms(None)
             .mode(sled::Mode::HighThroughput);
-        caught(|| config.open()).map(Self)
+        let db = caught(|| config.open())?;
+        let file = File::options().write(true).open(dir.join("db")).map_err(failed)?;
+        Ok(Self { db, file })
     }
 }
 
 impl Index for SledIndex {
+    /// sled stops for good when a write of its own finds no room, so the room is taken behind the file's end first. Where
+    /// the file system cannot do that, nothing is taken, and such a stop leads to a rebuild at the next start.
+    fn reserve(&self, rows: usize) -> Result<(), StoreError> {
+        let taken = self.file.metadata().and_then(|metadata| {
+            let more = BATCH_BYTES + ROW_BYTES * rows as u64;
+            match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, metadata.len(), more) {
+                Err(Errno::OPNOTSUPP) => Ok(()),
+                other => Ok(other?),
+            }
+        });
+        taken.map_err(io_error("taking room for the index"))
+    }
+
     fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
         for (key, value) in changes {
@@ -105,11 +140,11 @@ impl Index for SledIndex {
                 None => batch.remove(key.as_slice()),
             }
         }
-        caught(|| self.0.apply_batch(batch))
+        caught(|| self.db.apply_batch(batch))
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(caught(|| self.0.get(key))?.map(|value| value.to_vec()))
+        Ok(caught(|| self.db.get(key))?.map(|value| value.to_vec()))
     }
 
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Row>, StoreError> {
@@ -117,16 +152,16 @@ impl Index for SledIndex {
             return Ok(vec![]);
         }
         caught(|| {
-            let rows = self.0.range(from..to).take(limit);
+            let rows = self.db.range(from..to).take(limit);
             rows.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec()))).collect()
         })
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        caught(|| self.0.flush()).map(drop)
+        caught(|| self.db.flush()).map(drop)
     }
 
     fn clear(&self) -> Result<(), StoreError> {
-        caught(|| self.0.clear())
+        caught(|| self.db.clear())
     }
 }

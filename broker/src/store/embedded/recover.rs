@@ -15,7 +15,7 @@ use super::apply::{Placed, apply, keep_bodies};
 use super::evidence::EvidenceFiles;
 use super::keys::{self, Area, Position, Totals, read_row, row};
 use super::record::RecordV1;
-use super::segments::{Segment, Segments, io_error};
+use super::segments::{Segment, Segments, Work, io_error};
 use super::view::{Lookup, Staged, View};
 use super::walk::{self, Found, Next};
 use crate::blobs::BlobStore;
@@ -57,7 +57,7 @@ pub fn check_order(segments: &Segments, evidence: &EvidenceFiles) -> Result<(), 
         if settled > 0 || !all.is_empty() {
             return Err(StoreError::Damaged(format!("journal segment {expected:016x}, the newest, is missing")));
         }
-        segments.begin(1, 1)?;
+        segments.begin(1, 1, Work::Draining)?;
     }
     Ok(())
 }
@@ -123,6 +123,7 @@ pub struct Recovery<'a> {
 /// Rows on their way into the index.
 struct Applier<'a> {
     recovery: &'a Recovery<'a>,
+    view: &'a View,
     staged: Staged<'a>,
     totals: Totals,
     records: u32,
@@ -132,7 +133,7 @@ struct Applier<'a> {
 
 impl<'a> Applier<'a> {
     fn new(recovery: &'a Recovery<'a>, view: &'a View, totals: Totals) -> Self {
-        Self { recovery, staged: Staged::new(view), totals, records: 0, applied: 0, began: Instant::now() }
+        Self { recovery, view, staged: Staged::new(view), totals, records: 0, applied: 0, began: Instant::now() }
     }
 
     fn apply(&mut self, found: &Found) -> Result<(), StoreError> {
@@ -169,6 +170,8 @@ impl<'a> Applier<'a> {
     }
 
     fn merge(&mut self) -> Result<(), StoreError> {
+        // Nobody would make room while a start waits for it: then the start fails and says so.
+        self.view.has_room()?;
         self.records = 0;
         self.staged.put(keys::totals(), row(&self.totals)?);
         self.staged.merge()

@@ -3,6 +3,7 @@
 mod claims;
 mod crash;
 mod damage;
+mod full;
 mod kill;
 mod life;
 mod support;
