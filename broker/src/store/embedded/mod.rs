@@ -230,7 +230,8 @@ impl EmbeddedStore {
         }
         let mut threads = self.threads();
         if threads.lock.is_some() {
-            match written.then(|| state::closed(self.disk.as_ref(), &self.dir, &self.config)).unwrap_or(Ok(())) {
+            let noted = if written { state::closed(self.disk.as_ref(), &self.dir, &self.config) } else { Ok(()) };
+            match noted {
                 Err(StoreError::DiskFull(what)) => {
                     tracing::warn!(%what, "no room to note that the index is closed; the next start checks it");
                 }
