@@ -211,13 +211,39 @@ def unknown_recipient(run):
         raise Broken(f"an unknown recipient was taken, and its refusal does not say unknown-recipient:\n{shown}")
 
 
-def main_job(run):
-    port = free_udp_port()
-    step("the authority, its broker's files, three agencies")
+def establish(run):
+    """An authority, its broker's files, and three agencies."""
     run.command("ca", "init", "--dir", "auth", "--origin", "docaxis.example/vn", "--broker-address",
-                f"127.0.0.1:{port}", "--broker-dir", "broker")
+                f"127.0.0.1:{free_udp_port()}", "--broker-dir", "broker")
     for code, name in ((GOVERNMENT, "Văn phòng Chính phủ"), (PROVINCE, "Sở Nội vụ"), (MINISTRY, "Một bộ")):
         run.command("agency", "add", code, "--name", name, "--authority", "auth")
+
+
+def join_nodes(run):
+    """Two nodes join the running exchange; returns their tokens, which are used now."""
+    tokens = {}
+    for node, agency in (("g22", GOVERNMENT), ("h37", PROVINCE)):
+        tokens[node] = run.command("ca", "invite", node, "--agency", agency, "--dir", "auth")
+        join(run, node, tokens[node])
+    return tokens
+
+
+def join(run, node, token):
+    """Joins a node. Exit code 4 says "try again later": the authority may still be linking."""
+    until = time.monotonic() + 10
+    while True:
+        done = subprocess.run([run.binary, "agent", "join", "-", "--dir", node], cwd=run.folder, env=run.env,
+                              input=token + "\n", capture_output=True, text=True, timeout=60)
+        if done.returncode == 0:
+            return
+        if done.returncode != 4 or time.monotonic() > until:
+            raise Broken(f"docaxis agent join --dir {node}: exit code {done.returncode}: {done.stderr.strip()}")
+        time.sleep(0.1)
+
+
+def main_job(run):
+    step("the authority, its broker's files, three agencies")
+    establish(run)
     codes = {agency["agency"] for agency in run.json("agency", "list", "--authority", "auth")["agencies"]}
     same("the agencies in the directory", codes, {GOVERNMENT, PROVINCE, MINISTRY})
     run.command("broker", "check", "--config", "broker/broker.toml")
@@ -225,10 +251,7 @@ def main_job(run):
 
     step("the broker and the authority run; two nodes join")
     run.start_exchange()
-    tokens = {}
-    for node, agency in (("g22", GOVERNMENT), ("h37", PROVINCE)):
-        tokens[node] = run.command("ca", "invite", node, "--agency", agency, "--dir", "auth")
-        run.command("agent", "join", "-", "--dir", node, stdin=tokens[node] + "\n")
+    tokens = join_nodes(run)
     run.refused("agent", "join", tokens["g22"], "--dir", "second", expect=7, codes={"token-used"})
     for secret in [*run.folder.rglob("*.key"), *run.folder.rglob("*key*.pem")]:
         same(f"the mode of {secret.name}", oct(secret.stat().st_mode & 0o777), "0o600")

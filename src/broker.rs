@@ -69,6 +69,7 @@ fn start_failure(error: &docaxis_broker::StartError) -> Failure {
             failure.hint("`docaxis ca init` writes the broker's certificates; see broker.identity in broker.toml.")
         }
         E::Store(docaxis_broker::store::StoreError::DiskFull(_)) => Failure::new(ReasonCode::DiskFull, message),
+        E::Log(log) if log.is_disk_full() => Failure::new(ReasonCode::DiskFull, message),
         _ => Failure::other(message),
     }
 }
@@ -94,6 +95,8 @@ fn plain(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join(", "),
+        // What says itself in words needs no numbers beside them.
+        Value::Object(fields) if fields.contains_key("words") => plain(&fields["words"]),
         other => other.to_string(),
     }
 }

@@ -5,7 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use docaxis_protocol::limits::MAX_PART_BYTES;
+use docaxis_protocol::space::{SpaceConfig, SpaceConfigError};
 use serde::{Deserialize, Serialize};
+
+use crate::store::embedded::MIN_SEGMENT_BYTES;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -15,6 +18,8 @@ pub enum ConfigError {
     Parse { path: PathBuf, source: toml::de::Error },
     #[error("{key} is {found}; expected {expected}")]
     Value { key: &'static str, found: String, expected: &'static str },
+    #[error(transparent)]
+    Space(#[from] SpaceConfigError),
 }
 
 /// `broker.toml`.
@@ -24,6 +29,8 @@ pub struct BrokerConfig {
     pub broker: BrokerSection,
     #[serde(default)]
     pub store: StoreSection,
+    #[serde(default)]
+    pub space: SpaceConfig,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +60,8 @@ pub struct BrokerSection {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreSection {
-    /// Size of one journal segment, in MiB. Segments are written once in full and recycled.
+    /// Size of one journal segment, in MiB: 8 at least, which the largest submission takes. Segments are written once in
+    /// full and recycled; one in use and three spare ones are there from the start.
     pub segment_mib: u64,
     /// Memory for the index's cache, in MiB.
     pub index_cache_mib: u64,
@@ -100,7 +108,7 @@ impl BrokerConfig {
             max_connections: default_connections(),
             workers: default_workers(),
         };
-        Self { broker, store: StoreSection::default() }
+        Self { broker, store: StoreSection::default(), space: SpaceConfig::default() }
     }
 
     /// Reads and checks a file. Relative folders in it are taken from the folder that it lies in.
@@ -128,8 +136,15 @@ impl BrokerConfig {
         within("broker.streams_per_node", self.broker.streams_per_node.into(), 4, 4096, "4 to 4096")?;
         within("broker.max_connections", self.broker.max_connections as u64, 1, 1_000_000, "1 to 1000000")?;
         within("broker.workers", self.broker.workers as u64, 1, 256, "1 to 256")?;
-        within("store.segment_mib", self.store.segment_mib, 4, 4096, "4 to 4096")?;
-        within("store.index_cache_mib", self.store.index_cache_mib, 8, 65_536, "8 to 65536")
+        within(
+            "store.segment_mib",
+            self.store.segment_mib,
+            MIN_SEGMENT_BYTES >> 20,
+            4096,
+            "8 to 4096: the largest submission must fit into one segment",
+        )?;
+        within("store.index_cache_mib", self.store.index_cache_mib, 8, 65_536, "8 to 65536")?;
+        Ok(self.space.check()?)
     }
 }
 

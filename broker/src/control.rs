@@ -188,6 +188,7 @@ async fn status(State(shared): Shares) -> Json<Value> {
         "time": exchange.now(), "listening": shared.address.to_string(), "dispatches": counts.dispatches,
         "waiting": counts.waiting, "evidence": counts.leaves, "checkpoint": checkpoint,
         "journal": exchange.store.journal(), "directory_version": version, "agencies": agencies, "linked": exchange.links.nodes(),
+        "space": exchange.space.report(),
     }))
 }
 

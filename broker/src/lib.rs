@@ -19,6 +19,7 @@ pub mod evidence;
 pub mod link;
 pub mod schedule;
 pub mod seals;
+pub mod space;
 mod start;
 pub mod store;
 pub mod work;

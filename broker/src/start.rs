@@ -27,6 +27,7 @@ use crate::evidence::log::LogError;
 use crate::evidence::{Issuer, LogKeeper};
 use crate::link::{Link, LinkConfig, LinkError, Links};
 use crate::seals::Seals;
+use crate::space::Space;
 use crate::store::embedded::{EmbeddedConfig, EmbeddedStore};
 use crate::store::{Store, StoreError};
 use crate::work::Workers;
@@ -82,7 +83,8 @@ impl Broker {
         let blobs = embedded.blobs();
         let store: Arc<dyn Store> = embedded.clone();
         let keeper = LogKeeper::open(&section.data.join("log"), &identity.origin, identity.log_key.clone(), &*store)?;
-        let exchange = Arc::new(exchange(config, &identity, store, blobs, &keeper, trust.clone(), links.clone())?);
+        let (space, parts) = (embedded.space(), (blobs, &keeper));
+        let exchange = Arc::new(exchange(config, &identity, store, space, parts, trust.clone(), links.clone())?);
         exchange.restore_notices()?;
         let (stop, stopped) = watch::channel(false);
         let threads = vec![
@@ -141,6 +143,7 @@ fn open_store(config: &BrokerConfig) -> Result<Arc<EmbeddedStore>, StoreError> {
         segment_bytes: config.store.segment_mib << 20,
         index_cache_bytes: config.store.index_cache_mib << 20,
         keep_bodies: config.store.keep_bodies,
+        space: config.space,
         ..EmbeddedConfig::default()
     };
     EmbeddedStore::open(&config.broker.data, embedded, Arc::new(RealDisk))
@@ -150,8 +153,8 @@ fn exchange(
     config: &BrokerConfig,
     identity: &BrokerIdentity,
     store: Arc<dyn Store>,
-    blobs: Arc<BlobStore>,
-    keeper: &LogKeeper,
+    space: Arc<Space>,
+    (blobs, keeper): (Arc<BlobStore>, &LogKeeper),
     trust: Arc<Trust>,
     links: Arc<Links>,
 ) -> Result<Exchange, StartError> {
@@ -197,6 +200,7 @@ fn exchange(
         origin,
         store,
         blobs,
+        space,
     })
 }
 
@@ -214,17 +218,27 @@ async fn keep_log(mut keeper: LogKeeper, exchange: Arc<Exchange>, mut stopped: w
     let mut committed = exchange.store.committed();
     loop {
         committed.mark_unchanged();
-        if let Err(error) = keeper.publish(&*exchange.store) {
-            // After a failed write the tiles on disk and in memory may differ: a restart makes them agree again.
-            tracing::error!(%error, "the evidence log stands still: no checkpoint and no proof until a restart");
-            return;
-        }
+        let full = match keeper.publish(&*exchange.store) {
+            Ok(_) => false,
+            // Nothing was promised: the checkpoint comes when there is room.
+            Err(error) if error.is_disk_full() => {
+                exchange.space.ran_out();
+                tracing::debug!(%error, "no room for the next checkpoint; it is tried again");
+                true
+            }
+            Err(error) => {
+                // After a failed write the tiles on disk and in memory may differ: a restart makes them agree again.
+                tracing::error!(%error, "the evidence log stands still: no checkpoint and no proof until a restart");
+                return;
+            }
+        };
         // A broker that is dropped instead of stopped takes the sender with it.
         if *stopped.borrow() || stopped.has_changed().is_err() {
             return;
         }
         tokio::select! {
             changed = committed.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(SWEEP), if full => {}
             _ = stopped.wait_for(|stop| *stop) => continue,
         }
         tokio::select! {
@@ -242,6 +256,10 @@ async fn sweep(exchange: Arc<Exchange>, mut stopped: watch::Receiver<bool>) {
             // There may be more that are due: look again at once.
             Ok(_) if !*stopped.borrow() => continue,
             Ok(_) => return,
+            // Said once, when the disk was found full.
+            Err(ExchangeError::Store(StoreError::DiskFull(what))) => {
+                tracing::debug!(%what, "no room to record expiries; it is tried again");
+            }
             Err(error) => tracing::error!(%error, "expiries cannot be recorded"),
         }
         tokio::select! {

@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use docaxis_protocol::space::Usage;
 use docaxis_protocol::{Digest, Timestamp};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
@@ -17,6 +18,7 @@ use crate::env::Env;
 use crate::identity::{EvidenceKeys, Identity};
 use crate::mailbox::{Mailbox, MailboxError};
 use crate::parts::{Parts, PartsError};
+use crate::space::{self, Space};
 use crate::uplink::LinkState;
 use crate::{desk, link};
 
@@ -64,6 +66,8 @@ pub(crate) struct Shared {
     pub identity: ArcSwap<Identity>,
     pub mailbox: Mailbox,
     pub parts: Arc<Parts>,
+    /// Whether there is room for new work.
+    pub space: Arc<Space>,
     pub keys: EvidenceKeys,
     pub link: watch::Sender<LinkState>,
     /// Counts changes that someone may wait for.
@@ -123,12 +127,25 @@ impl Agent {
     /// Opens the data folder and starts the link and the control socket. Returns at once; the link connects and
     /// reconnects by itself.
     pub fn start(config: AgentConfig, identity: Identity, env: Env) -> Result<AgentHandle, AgentError> {
+        Self::start_on(config, identity, env, space::usage)
+    }
+
+    /// The same on a disk that is as full as `sample` says.
+    pub(crate) fn start_on(
+        config: AgentConfig,
+        identity: Identity,
+        env: Env,
+        sample: impl Fn(&std::path::Path) -> std::io::Result<Usage> + Send + Sync + 'static,
+    ) -> Result<AgentHandle, AgentError> {
         config.check()?;
         let data = config.agent.data.clone();
         let io = |operation, path: PathBuf| move |source| AgentError::Io { operation, path, source };
         make_private_folder(&data).map_err(io("create folder", data.clone()))?;
         let lock = lock(&data)?;
-        let mailbox = Mailbox::open(&data.join("mailbox.db"))?;
+        // Before mailbox and parts: on a full disk they open only with the ballast's room.
+        let space = Space::open(&data, config.space, sample).map_err(io("look at the disk of", data.clone()))?;
+        let full = space.clone();
+        let mailbox = Mailbox::open_with(&data.join("mailbox.db"), move || full.ran_out())?;
         let parts = Arc::new(Parts::open(data.join("parts"))?);
         clear_orphans(&mailbox, &parts)?;
         let now = env.now();
@@ -138,6 +155,7 @@ impl Agent {
             identity: ArcSwap::from_pointee(identity),
             mailbox,
             parts,
+            space,
             keys: EvidenceKeys::default(),
             link: watch::Sender::new(LinkState::Connecting { since: now }),
             changes: watch::Sender::new(0),
@@ -153,6 +171,13 @@ impl Agent {
             .and_then(|()| {
                 let thread = desk::start(shared.clone(), data.join("control.sock"), stopping)?;
                 threads.push(thread);
+                let watching = shared.clone();
+                let thread = std::thread::Builder::new().name("space".into());
+                threads.push(
+                    thread
+                        .spawn(move || watching.space.run(space::LOOK_EVERY))
+                        .map_err(io("start the thread that looks at", data.clone()))?,
+                );
                 Ok(())
             });
         let mut handle = AgentHandle { shared, stop, threads, lock: Some(lock) };
@@ -190,6 +215,7 @@ impl AgentHandle {
 
     fn stop_and_join(&mut self) -> Result<(), AgentError> {
         self.stop.send_replace(true);
+        self.shared.space.stop();
         let mut panicked = false;
         for thread in self.threads.drain(..) {
             panicked |= thread.join().is_err();
@@ -204,6 +230,7 @@ impl Drop for AgentHandle {
     fn drop(&mut self) {
         // Whoever drops the handle without `shutdown` still gets the threads to end, but does not wait for them.
         self.stop.send_replace(true);
+        self.shared.space.stop();
     }
 }
 

@@ -102,6 +102,7 @@ impl Refused {
             Self::Rule(reason) => reason.known(),
             Self::Read { .. } => ReasonCode::NotFound,
             Self::Parts(error) if error.is_disk_full() => ReasonCode::DiskFull,
+            Self::Mailbox(MailboxError::Full) => ReasonCode::DiskFull,
             Self::Parts(PartsError::Missing(_)) => ReasonCode::NotFound,
             Self::Mailbox(_) | Self::Parts(_) | Self::Entropy(_) => ReasonCode::Other,
         }
@@ -127,6 +128,8 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId,
     if draft.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > MAX_IDEMPOTENCY_KEY_BYTES) {
         return rule(ReasonCode::Malformed, "an idempotency key has 1 to 255 bytes");
     }
+    // What is refused here is still with its sender, who can send it again; what is queued must be able to go out.
+    shared.space.may_begin(size_of(&draft.parts)).map_err(Refused::Rule)?;
     let recipients = resolve(shared, &draft.to).await?;
     let now = shared.env.now();
     let max_part_bytes = shared.config.inbox.max_part_bytes;
@@ -251,6 +254,15 @@ async fn resolve(shared: &Shared, to: &[AgencyCode]) -> Result<Vec<AgencyCode>, 
         canonical.push(found);
     }
     Ok(canonical)
+}
+
+/// Bytes that the parts will take. A file that cannot be looked at now is reported when it is read.
+fn size_of(parts: &[DraftPart]) -> u64 {
+    let size = |part: &DraftPart| match &part.source {
+        Source::Bytes(bytes) => bytes.len() as u64,
+        Source::File(path) => std::fs::metadata(path).map_or(0, |metadata| metadata.len()),
+    };
+    parts.iter().map(size).fold(0, u64::saturating_add)
 }
 
 fn store_all(

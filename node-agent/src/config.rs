@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use docaxis_protocol::limits;
+use docaxis_protocol::space::{SpaceConfig, SpaceConfigError};
 use serde::Deserialize;
 
 /// The largest part that may be configured, in bytes.
@@ -22,6 +23,8 @@ pub enum ConfigError {
     Syntax(#[source] Box<toml::de::Error>),
     #[error("{key} is {found}; expected {expected}")]
     Value { key: &'static str, found: String, expected: &'static str },
+    #[error(transparent)]
+    Space(#[from] SpaceConfigError),
 }
 
 /// The file `agent.toml`.
@@ -36,6 +39,9 @@ pub struct AgentConfig {
     pub outbox: OutboxConfig,
     #[serde(default)]
     pub inbox: InboxConfig,
+    /// `[space]`: how much of the disk under the data folder is kept back.
+    #[serde(default)]
+    pub space: SpaceConfig,
 }
 
 /// `[agent]`: where things lie.
@@ -157,6 +163,7 @@ impl AgentConfig {
             link: LinkConfig::default(),
             outbox: OutboxConfig::default(),
             inbox: InboxConfig::default(),
+            space: SpaceConfig::default(),
         }
     }
 
@@ -199,7 +206,7 @@ impl AgentConfig {
         if self.inbox.max_part_bytes > MAX_CONFIGURABLE_PART_BYTES {
             return wrong("inbox.max_part_bytes", self.inbox.max_part_bytes.to_string(), "at most 16 GiB");
         }
-        Ok(())
+        Ok(self.space.check()?)
     }
 }
 

@@ -18,6 +18,7 @@ pub mod officer;
 pub mod outbox;
 pub mod parts;
 pub mod query;
+mod space;
 pub mod uplink;
 
 pub use agent::{Agent, AgentError, AgentHandle, Alarm};

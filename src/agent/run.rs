@@ -1,7 +1,9 @@
 //! `docaxis agent run|check|status`.
 
 use docaxis_node_agent::identity::Identity;
+use docaxis_node_agent::mailbox::MailboxError;
 use docaxis_node_agent::{Agent, AgentConfig, AgentError, Env};
+use docaxis_protocol::ReasonCode;
 use serde_json::{Value, json};
 
 use crate::doc::AgentArg;
@@ -31,6 +33,8 @@ fn start_failure(error: &AgentError) -> Failure {
     let failure = Failure::other(chain(error));
     match error {
         AgentError::Config(_) => Failure { exit: 2, ..failure },
+        AgentError::Mailbox(MailboxError::Full) => Failure::new(ReasonCode::DiskFull, chain(error)),
+        AgentError::Parts(parts) if parts.is_disk_full() => Failure::new(ReasonCode::DiskFull, chain(error)),
         AgentError::Identity { .. } => Failure { exit: 7, code: "identity".into(), ..failure },
         AgentError::Locked(_) => {
             Failure { exit: 4, ..failure }.hint("Stop the other agent, or give this one its own data.")
@@ -78,6 +82,7 @@ fn words(status: &Value) -> String {
             .collect();
         words += &format!("{which}: {}\n", if counts.is_empty() { "empty".into() } else { counts.join(", ") });
     }
+    words += &format!("space: {}\n", status["space"]["words"].as_str().unwrap_or_default());
     for alarm in status["alarms"].as_array().into_iter().flatten() {
         words += &format!(
             "ALARM {} {}\n",

@@ -125,6 +125,7 @@ impl Story {
         let mut config = BrokerConfig::new(".".into(), "identity".into());
         config.broker.listen = address.parse().map_err(|e| failed(&e))?;
         config.store.segment_mib = 8;
+        config.space.ballast_mib = 8;
         let written = toml::to_string(&config).map_err(|e| failed(&e))?;
         std::fs::write(broker.join("broker.toml"), written)?;
         for (code, (name, _)) in &self.cast.agencies {

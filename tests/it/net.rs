@@ -84,8 +84,11 @@ impl TestNet {
         }
         let mut config = BrokerConfig::new(folder.path().join("broker"), folder.path().join("broker-identity"));
         config.broker.listen = (Ipv4Addr::LOCALHOST, 0).into();
-        config.store.segment_mib = 4;
+        config.store.segment_mib = 8;
         config.store.index_cache_mib = 8;
+        // Tests go on where the machine's own disk is well filled, and leave it alone.
+        config.space.enough_free_gib = 1;
+        config.space.ballast_mib = 1;
         self.edits.into_iter().for_each(|edit| edit(&mut config));
         let mut exchange = Exchange { folder, authority, config, broker: None, nodes: BTreeMap::new() };
         exchange.start_broker();

@@ -13,7 +13,7 @@ use docaxis_protocol::digest::Hasher;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest};
 
-use crate::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile, is_full};
 
 /// Syncing this often keeps the disk busy while a large body arrives, instead of stalling at its end.
 pub const SYNC_EVERY_BYTES: u64 = 16 << 20;
@@ -38,7 +38,7 @@ pub enum BlobError {
 impl BlobError {
     /// Whether room on the disk is what is missing.
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull)
+        matches!(self, Self::Io { source, .. } if is_full(source))
     }
 }
 

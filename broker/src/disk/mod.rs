@@ -11,6 +11,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use docaxis_protocol::space::Usage;
 pub use real::RealDisk;
 
 /// An open file. Offsets and lengths are in bytes.
@@ -26,6 +27,11 @@ pub trait DiskFile: Send + Sync {
         Ok(self.len()? == 0)
     }
     fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Takes room for `len` bytes, so that writing them later cannot fail for want of it. What is in them is not said.
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        self.write_zeros(len)
+    }
 
     /// Writes real zeros up to `len`: later overwrites then change no metadata and sync faster.
     fn write_zeros(&self, len: u64) -> io::Result<()> {
@@ -59,9 +65,16 @@ pub trait Disk: Send + Sync {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Holds `path` as a lock for as long as the value lives; `WouldBlock` if another holds it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Any + Send + Sync>>;
+    /// How full the file system is that `dir` lies on.
+    fn usage(&self, dir: &Path) -> io::Result<Usage>;
     /// Names this run of the operating system: what was written without a sync survives a crash of the process within
     /// one boot, but not beyond.
     fn boot_id(&self) -> String;
+}
+
+/// Whether an error says that there is no room, and nothing worse.
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Reads a whole file of at most `max` bytes.

@@ -7,6 +7,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use docaxis_protocol::space::{Amount, Usage};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
 use super::{Disk, DiskFile};
 
 /// Files of the operating system. New files are readable by their owner only: they hold official correspondence.
@@ -41,6 +45,13 @@ impl DiskFile for File {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         Self::set_len(self, len)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(self, FallocateFlags::empty(), 0, len) {
+            Err(Errno::OPNOTSUPP) => self.write_zeros(len),
+            other => Ok(other?),
+        }
     }
 }
 
@@ -109,6 +120,19 @@ impl Disk for RealDisk {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
         Ok(Box::new(file))
+    }
+
+    fn usage(&self, dir: &Path) -> io::Result<Usage> {
+        let found = rustix::fs::statvfs(dir)?;
+        // As `df` counts: what only root may use is neither used nor free.
+        let amount = |total: u64, unused: u64, free: u64, unit: u64| Amount {
+            used: total.saturating_sub(unused).saturating_mul(unit),
+            free: free.saturating_mul(unit),
+        };
+        Ok(Usage {
+            bytes: amount(found.f_blocks, found.f_bfree, found.f_bavail, found.f_frsize),
+            inodes: amount(found.f_files, found.f_ffree, found.f_favail, 1),
+        })
     }
 
     fn boot_id(&self) -> String {

@@ -10,6 +10,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use docaxis_protocol::space::{Amount, Usage};
+
 use super::{Disk, DiskFile};
 
 const SECTOR: usize = 512;
@@ -36,6 +38,8 @@ pub enum Failure {
     Full,
     /// This operation panics, as a defect in whoever asked for it would.
     Panic,
+    /// This operation fails with "no space", though it may need none: as where overwriting takes new room.
+    FullOnce,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -56,6 +60,18 @@ struct State {
     operations: u64,
     fail_at: Option<(u64, Failure)>,
     boot: u64,
+    bounds: Bounds,
+}
+
+/// How much fits; 0 where there is no bound. What others have written is not ours to remove.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bounds {
+    bytes: u64,
+    inodes: u64,
+    others_bytes: u64,
+    others_inodes: u64,
+    /// The disk does not say how full it is.
+    hidden: bool,
 }
 
 /// The disk; clones share it.
@@ -99,8 +115,32 @@ impl State {
                 Err(io::Error::from(io::ErrorKind::StorageFull))
             }
             Some((at, Failure::Panic)) if self.operations == at => panic!("on purpose"),
+            Some((at, Failure::FullOnce)) if self.operations == at => Err(io::Error::from(io::ErrorKind::StorageFull)),
             _ => Ok(()),
         }
+    }
+
+    fn usage(&self) -> Usage {
+        let ours: usize = self.names.values().map(|file| self.files[*file].live.len()).sum();
+        let amount = |ours: usize, others: u64, bound: u64| {
+            let used = (ours as u64).saturating_add(others);
+            if bound == 0 { Amount::default() } else { Amount { used, free: bound.saturating_sub(used) } }
+        };
+        let Bounds { bytes, inodes, others_bytes, others_inodes, .. } = self.bounds;
+        Usage { bytes: amount(ours, others_bytes, bytes), inodes: amount(self.names.len(), others_inodes, inodes) }
+    }
+
+    /// Whether so many bytes and names more still fit.
+    fn fits(&self, bytes: usize, names: u64) -> io::Result<()> {
+        if self.bounds.bytes == 0 && self.bounds.inodes == 0 {
+            return Ok(());
+        }
+        let usage = self.usage();
+        let beyond = |bound: u64, of: Amount, more: u64| bound > 0 && more > of.free;
+        if beyond(self.bounds.bytes, usage.bytes, bytes as u64) || beyond(self.bounds.inodes, usage.inodes, names) {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        Ok(())
     }
 
     fn index_of(&self, path: &Path) -> io::Result<usize> {
@@ -132,6 +172,26 @@ impl SimDisk {
         lock(&self.state).fail_at = None;
     }
 
+    /// Gives the disk an end: so many bytes, and so many names of files. 0 is no bound.
+    pub fn bound(&self, bytes: u64, inodes: u64) {
+        let mut state = lock(&self.state);
+        (state.bounds.bytes, state.bounds.inodes) = (bytes, inodes);
+    }
+
+    /// The disk says from now on that it has no end, and still has it.
+    pub fn hide_bound(&self) {
+        lock(&self.state).bounds.hidden = true;
+    }
+
+    /// Another program leaves only so much free, or gives back what it took.
+    pub fn leave_free(&self, bytes: Option<u64>, inodes: Option<u64>) {
+        let mut state = lock(&self.state);
+        (state.bounds.others_bytes, state.bounds.others_inodes) = (0, 0);
+        let Usage { bytes: of_bytes, inodes: of_inodes } = state.usage();
+        state.bounds.others_bytes = bytes.map_or(0, |free| of_bytes.free.saturating_sub(free));
+        state.bounds.others_inodes = inodes.map_or(0, |free| of_inodes.free.saturating_sub(free));
+    }
+
     /// The disk as the next boot finds it after a cut now. `self` stays as it is.
     pub fn after(&self, cut: Cut) -> Self {
         let state = lock(&self.state);
@@ -143,6 +203,7 @@ impl SimDisk {
                 durable_names: state.durable_names.clone(),
                 dirs: state.dirs.clone(),
                 boot: state.boot,
+                bounds: state.bounds,
                 ..State::default()
             };
             return Self { state: Arc::new(Mutex::new(kept)) };
@@ -165,6 +226,7 @@ impl SimDisk {
             durable_names: state.durable_names.clone(),
             dirs: state.dirs.clone(),
             boot: state.boot + 1,
+            bounds: state.bounds,
             ..State::default()
         };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -214,8 +276,10 @@ impl DiskFile for SimFile {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut state = lock(&self.state);
         let start = to_index(offset)?;
-        let grows = start + bytes.len() > state.files[self.file].live.len();
+        let growth = (start + bytes.len()).saturating_sub(state.files[self.file].live.len());
+        let grows = growth > 0;
         state.operate(grows)?;
+        state.fits(growth, 0)?;
         let file = &mut state.files[self.file];
         if grows {
             file.live.resize(start + bytes.len(), 0);
@@ -267,6 +331,8 @@ impl DiskFile for SimFile {
         let len = to_index(len)?;
         let grows = len > state.files[self.file].live.len();
         state.operate(grows)?;
+        let growth = len.saturating_sub(state.files[self.file].live.len());
+        state.fits(growth, 0)?;
         let file = &mut state.files[self.file];
         let old = file.live.len();
         file.live.resize(len, 0);
@@ -290,6 +356,7 @@ impl Disk for SimDisk {
         if state.names.contains_key(path) {
             return Err(io::Error::from(io::ErrorKind::AlreadyExists));
         }
+        state.fits(0, 1)?;
         let file = state.files.len();
         state.files.push(Contents::default());
         state.names.insert(path.to_owned(), file);
@@ -350,6 +417,11 @@ impl Disk for SimDisk {
         } else {
             Err(io::Error::from(io::ErrorKind::WouldBlock))
         }
+    }
+
+    fn usage(&self, _dir: &Path) -> io::Result<Usage> {
+        let state = lock(&self.state);
+        Ok(if state.bounds.hidden { Usage::default() } else { state.usage() })
     }
 
     fn boot_id(&self) -> String {

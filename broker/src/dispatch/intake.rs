@@ -159,8 +159,15 @@ impl Exchange {
             if known.envelope_sha256 == digest {
                 return self.known(now, &known, envelope, sealed, inline);
             }
+            if let Err(reason) = self.space.may_begin() {
+                return Ok(Look::Refused(reason));
+            }
             let reason = conflict(&envelope, known.envelope_sha256, digest);
             return Ok(Look::Rejected(Box::new(envelope), digest, sealed, reason));
+        }
+        // Before anything costs work or leaves evidence. Retries were answered above: they need no room.
+        if let Err(reason) = self.space.may_begin() {
+            return Ok(Look::Refused(reason));
         }
         if let Err(error) = self.seals.check_envelope(&envelope, &sealed, now) {
             let reason = ReasonCode::BadSeal.because(error.to_string());

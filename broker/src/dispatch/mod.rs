@@ -23,6 +23,7 @@ use crate::env::Env;
 use crate::evidence::{Issuer, LogReader};
 use crate::link::Links;
 use crate::seals::Seals;
+use crate::space::Space;
 use crate::store::{Store, StoreError};
 use crate::work::{GivenUp, Workers};
 
@@ -51,12 +52,18 @@ pub enum ExchangeError {
 }
 
 impl ExchangeError {
+    /// Whether this is one of many while the store takes nothing new: the log says that once, elsewhere.
+    pub const fn is_expected(&self) -> bool {
+        matches!(self, Self::Store(StoreError::DiskFull(_) | StoreError::Behind(_)))
+    }
+
     /// What the peer is told. The cause itself goes to the log.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Store(source) => source.reason().because(match source {
-                StoreError::DiskFull(_) => "the exchange's disk is full",
-                _ => "the exchange cannot store anything at the moment",
+                StoreError::DiskFull(why) => format!("the exchange's disk is full: {why}"),
+                StoreError::Behind(_) => format!("the exchange takes nothing new at the moment: {source}"),
+                _ => "the exchange cannot store anything at the moment".into(),
             }),
             Self::Directory(_) | Self::Crl(_) => ReasonCode::Malformed.because(self.to_string()),
             Self::GivenUp(_) | Self::Evidence(_) => {
@@ -75,6 +82,8 @@ pub struct Exchange {
     pub origin: Origin,
     pub store: Arc<dyn Store>,
     pub blobs: Arc<BlobStore>,
+    /// Whether there is room for new work.
+    pub space: Arc<Space>,
     pub issuer: Issuer,
     pub seals: Seals,
     pub directory: RwLock<Directory>,

@@ -16,6 +16,7 @@ use docaxis_protocol::tlog::tile::TileReader;
 use docaxis_protocol::{Digest, Origin};
 
 use super::tiles::{Tiles, read_tile, write_durably};
+use crate::disk::is_full;
 use crate::store::{Store, StoreError};
 
 /// Leaves taken from the store at once.
@@ -48,6 +49,17 @@ pub enum LogError {
     NoCheckpoint { stored: u64 },
     #[error("no proof for leaf {leaf}: {why}")]
     Proof { leaf: u64, why: String },
+}
+
+impl LogError {
+    /// Whether room on the disk is all that is missing.
+    pub fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Io(source) => is_full(source),
+            Self::Store(source) => matches!(source, StoreError::DiskFull(_)),
+            _ => false,
+        }
+    }
 }
 
 /// What readers see: the newest checkpoint that is on disk.
@@ -113,7 +125,13 @@ impl LogKeeper {
         let published = Arc::new(RwLock::new(Published { size: tiles.size(), note }));
         let reader = LogReader { folder: folder.to_owned(), published };
         let mut keeper = Self { folder: folder.to_owned(), key, secret, tiles, reader };
-        keeper.publish(store)?;
+        match keeper.publish(store) {
+            // The last one stands, and the next follows when there is room.
+            Err(error) if error.is_disk_full() && !keeper.reader.checkpoint().1.is_empty() => {
+                tracing::warn!(%error, "no room for a checkpoint over what was committed last; it is tried again");
+            }
+            published => drop(published?),
+        }
         Ok(keeper)
     }
 
@@ -152,8 +170,24 @@ impl LogKeeper {
 
     /// Takes up all committed leaves and publishes a checkpoint over them. Returns its size.
     ///
-    /// Order: tiles durable, then the checkpoint durable, then readers see it, then outgrown tiles go.
+    /// Order: tiles durable, then the checkpoint durable, then readers see it, then outgrown tiles go. If the disk is full,
+    /// everything stays as it was before, and the call may be repeated.
     pub fn publish(&mut self, store: &dyn Store) -> Result<u64, LogError> {
+        let before = self.tiles.clone();
+        let published = self.try_publish(store);
+        if let Err(error) = &published
+            && error.is_disk_full()
+        {
+            // What was written of a size that nobody has seen would be left for good; a full tile comes again as it is.
+            let begun = std::mem::replace(&mut self.tiles, before).partials();
+            if let Err(error) = self.tiles.remove_outgrown(&begun) {
+                tracing::warn!(%error, "tiles of a checkpoint that was not made stay");
+            }
+        }
+        published
+    }
+
+    fn try_publish(&mut self, store: &dyn Store) -> Result<u64, LogError> {
         let earlier = self.tiles.partials();
         let before = self.tiles.size();
         loop {
@@ -191,4 +225,62 @@ fn entries(store: &dyn Store, from: u64, to: u64) -> Result<Vec<Digest>, LogErro
         all.extend(batch);
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use docaxis_protocol::tlog::merkle::{leaf_hash, root};
+
+    use super::*;
+    use crate::disk::sim::SimDisk;
+    use crate::store::claims::{letter, wait};
+    use crate::store::embedded::{EmbeddedConfig, EmbeddedStore, IndexKind};
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_checkpoint_that_finds_no_room_leaves_the_log_as_it_was_and_comes_when_there_is_some() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = EmbeddedConfig {
+            segment_bytes: 1 << 20,
+            index: IndexKind::Memory(Arc::default()),
+            ..EmbeddedConfig::default()
+        };
+        let store = EmbeddedStore::open(Path::new("/data"), config, Arc::new(SimDisk::new())).unwrap();
+        let origin = "docaxis.example/vn".parse().unwrap();
+        let open = || LogKeeper::open(folder.path(), &origin, SecretKey::from_seed(&[7; 32]), &*store);
+        let mut keeper = open().unwrap();
+        let accept = |from: u64, to: u64| {
+            (from..to).for_each(|n| drop(wait(store.accept(letter(n, &["H37.DN.001"]))).unwrap()));
+        };
+        accept(0, 3);
+        assert_eq!(keeper.publish(&*store).unwrap(), 3);
+        let (partials, bundles) = (folder.path().join("tile/0/000.p"), folder.path().join("tile/entries/000.p"));
+        let before = keeper.reader().checkpoint();
+        // Writes to it fail as on a full disk: once for the tile, once for its bundle of entries, once for the checkpoint.
+        for (n, full) in
+            (3..).zip([partials.join("4.tmp"), bundles.join("5.tmp"), folder.path().join("checkpoint.tmp")])
+        {
+            accept(n, n + 1);
+            symlink("/dev/full", &full).unwrap();
+            let error = keeper.publish(&*store).unwrap_err();
+            assert!(error.is_disk_full(), "{}: {error:?}", full.display());
+            assert_eq!(keeper.reader().checkpoint(), before);
+            assert!(keeper.reader().proof(2).unwrap().is_some());
+            assert_eq!((names(&partials), names(&bundles)), (vec!["3".into()], vec!["3".into()]), "{}", full.display());
+        }
+        assert_eq!(keeper.publish(&*store).unwrap(), 6);
+        let entries = store.log_entries(0, 6).unwrap();
+        let expected = root(&entries.iter().map(|entry| leaf_hash(&entry.0)).collect::<Vec<_>>());
+        assert_eq!((keeper.tiles.root(), names(&partials)), (expected, vec!["6".to_owned()]));
+        let published = keeper.reader().checkpoint();
+        assert_eq!(open().unwrap().reader().checkpoint(), published);
+    }
 }

@@ -25,10 +25,18 @@ fn write_and_rename(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = folder.join(name);
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    if let Err(error) = write() {
+        // Half a file is of no use, and on a full disk it is in the way; if it stays, the next one takes its name.
+        let _stays = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    Ok(())
 }
 
 /// Writes files that belong together: each whole or not at all, and all of them durable at the end, with one sync for
@@ -43,6 +51,7 @@ fn write_all_durably(files: &[(PathBuf, Vec<u8>)]) -> io::Result<()> {
 }
 
 /// The files below the log's folder, and the right edge of the tree that they hold.
+#[derive(Clone)]
 pub struct Tiles {
     folder: PathBuf,
     size: u64,

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::io::{IoError, in_time, write_all};
 use crate::blobs::{BlobError, BlobStore};
+use crate::space::Space;
 use crate::store::BodySource;
 
 /// Bytes read or written at once.
@@ -28,6 +29,12 @@ pub enum Received {
     Refused(Reason),
 }
 
+/// Takes bodies in: where they go, and whether there is room.
+pub struct Intake<'a> {
+    pub blobs: &'a Arc<BlobStore>,
+    pub space: &'a Arc<Space>,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     #[error(transparent)]
@@ -40,15 +47,19 @@ pub enum BodyError {
     Damaged { expected: Digest, found: String },
     #[error("the disk thread failed")]
     Thread,
+    /// Nothing of it is kept; the peer tries again.
+    #[error("no room: {0}")]
+    NoRoom(Reason),
 }
 
 /// Receives exactly `part.size` bytes into the blob store; durable when this returns.
 pub async fn receive(
     stream: &mut RecvStream,
-    blobs: &Arc<BlobStore>,
+    Intake { blobs, space }: Intake<'_>,
     agency: AgencyCode,
     part: PartDigest,
 ) -> Result<Received, BodyError> {
+    let _room = space.expect(part.size).map_err(BodyError::NoRoom)?;
     let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
     let (blobs, expected) = (blobs.clone(), part.clone());
     let writer = tokio::task::spawn_blocking(move || -> Result<(), BlobError> {
@@ -67,6 +78,7 @@ pub async fn receive(
             return Err(IoError::Ended { expected: "the rest of a body" }.into());
         };
         left -= chunk.bytes.len() as u64;
+        space.may_finish().map_err(BodyError::NoRoom)?;
         if sender.send(chunk.bytes).await.is_err() {
             break; // The writer gave up; its error says why.
         }
@@ -77,7 +89,12 @@ pub async fn receive(
         Err(error @ (BlobError::DigestMismatch { .. } | BlobError::TooLarge { .. } | BlobError::TooShort { .. })) => {
             Ok(Received::Refused(ReasonCode::DigestMismatch.because(error.to_string())))
         }
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            if error.is_disk_full() {
+                space.ran_out();
+            }
+            Err(error.into())
+        }
     }
 }
 

@@ -162,14 +162,20 @@ async fn serve_stream(
         }
         StreamError::Io(_) => tracing::debug!(%node, %error, "a stream ended early"),
         StreamError::Body(_) | StreamError::Exchange(_) => {
-            tracing::error!(%node, %error, "a request could not be done");
             let reason = match &error {
                 StreamError::Exchange(own) => own.reason(),
+                StreamError::Body(BodyError::NoRoom(reason)) => reason.clone(),
                 StreamError::Body(BodyError::Blob(own)) if own.is_disk_full() => {
                     ReasonCode::DiskFull.because("the exchange's disk is full")
                 }
                 _ => ReasonCode::Busy.because("the exchange cannot take this at the moment"),
             };
+            // Of a full disk the log speaks once, and not with every request.
+            match &error {
+                StreamError::Exchange(own) if own.is_expected() => tracing::debug!(%node, %error, "refused"),
+                _ if reason.known() == ReasonCode::DiskFull => tracing::debug!(%node, %error, "refused"),
+                _ => tracing::error!(%node, %error, "a request could not be done"),
+            }
             let _unheard = io::refuse(&mut send, reason, exchange.now()).await;
         }
     }

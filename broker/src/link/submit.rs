@@ -91,7 +91,8 @@ async fn collect(
             _ => {
                 let sha256 = part.sha256;
                 let agency = admitted.envelope.sender.agency.clone();
-                match bodies::receive(recv, &exchange.blobs, agency, part).await? {
+                let to = bodies::Intake { blobs: &exchange.blobs, space: &exchange.space };
+                match bodies::receive(recv, to, agency, part).await? {
                     Received::Durable => Exchange::took_blob(&mut admitted, sha256),
                     Received::Refused(reason) => return Ok(Err((admitted, reason))),
                 }

@@ -39,6 +39,8 @@ pub enum StoreError {
     Closed,
     #[error("the disk is full: {0}")]
     DiskFull(String),
+    #[error("the store is behind: {0}")]
+    Behind(String),
     #[error("stored data is damaged: {0}")]
     Damaged(String),
     #[error("{operation} failed: {found}")]

@@ -82,13 +82,26 @@ impl LinkError {
 
     /// Whether nothing else over this connection can go on either. Anything less ends one exchange, and is tried again.
     const fn ends_session(&self) -> bool {
-        matches!(self, Self::Connection(_) | Self::Mailbox(_) | Self::Panicked)
+        match self {
+            Self::Mailbox(error) => !matches!(error, MailboxError::Full),
+            Self::Connection(_) | Self::Panicked => true,
+            _ => false,
+        }
+    }
+
+    /// Whether room on our own disk is all that is missing. Nothing was half done, and it may be tried again.
+    fn is_disk_full(&self) -> bool {
+        match self {
+            Self::Parts(error) => error.is_disk_full(),
+            Self::Mailbox(error) => matches!(error, MailboxError::Full),
+            _ => false,
+        }
     }
 
     /// The reason that the broker is given when we cannot go on.
     fn code(&self) -> ReasonCode {
         match self {
-            Self::Parts(error) if error.is_disk_full() => ReasonCode::DiskFull,
+            _ if self.is_disk_full() => ReasonCode::DiskFull,
             Self::Frame(_) | Self::Unexpected { .. } | Self::Protocol(_) => ReasonCode::Malformed,
             _ => ReasonCode::Busy,
         }

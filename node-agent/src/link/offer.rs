@@ -22,6 +22,16 @@ pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<
             shared.alarm(format!("an offer of the broker was not taken: {reason}"));
             stream.refuse(shared, reason).await
         }
+        Err(Problem::NoRoom(reason)) => {
+            // The dispatch waits on at the broker, which offers it again.
+            let _unheard = stream.refuse(shared, reason).await;
+            Ok(())
+        }
+        Err(Problem::Link(error)) if error.is_disk_full() => {
+            shared.space.ran_out();
+            let _unheard = stream.refuse(shared, error.code().because(error.to_string())).await;
+            Ok(())
+        }
         Err(Problem::Link(error)) => {
             // The broker may be gone; it offers again either way.
             let _unheard = stream.refuse(shared, error.code().because(error.to_string())).await;
@@ -32,6 +42,8 @@ pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<
 
 enum Problem {
     Unsigned(Reason),
+    /// Our own disk is nearly full: no fault of anybody, and no failure of the dispatch.
+    NoRoom(Reason),
     Link(LinkError),
 }
 
@@ -93,6 +105,8 @@ async fn take(
     inline: Vec<(u16, Vec<u8>)>,
 ) -> Result<SealedStatement, Problem> {
     let shared = &session.shared;
+    let bytes = envelope.parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
+    shared.space.may_begin(bytes).map_err(Problem::NoRoom)?;
     let identity = shared.identity.load_full();
     let acceptance = shared.keys.verify(&identity, &offer.acceptance).map_err(|error| {
         Problem::Unsigned(ReasonCode::Malformed.because(format!("the acceptance does not verify: {error}")))

@@ -102,7 +102,8 @@ async fn report(session: &Session, connected: Timestamp, after: &mut Option<Stat
             // One answer that cannot be taken in must not hold up the others.
             Ok(outcome) => match offer::record(session, row.sealed, outcome).await {
                 Ok(()) => {}
-                Err(error) if error.ends_session() => return Err(error),
+                // The answer is asked for again when there is room: nothing is wrong with it.
+                Err(error) if error.ends_session() || error.is_disk_full() => return Err(error),
                 Err(error) => {
                     shared.alarm(format!(
                         "the answer to the statement {} about {} was not taken: {error}",

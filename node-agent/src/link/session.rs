@@ -14,6 +14,7 @@ use super::io::Stream;
 use super::{LinkError, directory, evidence, offer, report, submit};
 use crate::agent::{DRAIN_WITHIN, Shared, told_to_stop};
 use crate::identity::Identity;
+use crate::mailbox::MailboxError;
 
 /// A connection on which the broker has answered `Welcome`.
 pub struct Session {
@@ -48,10 +49,11 @@ pub async fn run(
         return Err(LinkError::Protocol(format!("it is {}; expected {}", welcome.origin, identity.origin)));
     }
     let evidence_key = identity.evidence_key(&welcome.evidence_chain, now)?;
-    shared.mailbox.keep_certificates(evidence_key.key().id(), welcome.evidence_chain.clone()).await?;
+    let kept = shared.mailbox.keep_certificates(evidence_key.key().id(), welcome.evidence_chain.clone()).await;
+    unless_full(shared, kept)?;
     shared.keys.add(evidence_key);
     let log_key = identity.log_key(&welcome.log_chain, now)?;
-    shared.mailbox.keep_log_certificates(welcome.log_chain.clone()).await?;
+    unless_full(shared, shared.mailbox.keep_log_certificates(welcome.log_chain.clone()).await)?;
     let log = VerifierKey::new(identity.origin.as_str(), KeyKind::Ed25519, log_key.key().clone())
         .map_err(|e| LinkError::Protocol(e.to_string()))?;
     // A longer list is cut short: then only the directory tells.
@@ -60,7 +62,7 @@ pub async fn run(
             tracing::warn!(%agency, "the exchange's directory does not let this node act for an agency yet");
         }
     }
-    shared.mailbox.all_due_now(now).await?;
+    unless_full(shared, shared.mailbox.all_due_now(now).await)?;
     up(&welcome.software, welcome.time);
     let session = Arc::new(Session {
         shared: shared.clone(),
@@ -71,6 +73,17 @@ pub async fn run(
         hosting: Notify::new(),
     });
     work(session, &mut stop).await
+}
+
+/// What the next connection stores as well must not cost a node its link while its disk is full.
+fn unless_full(shared: &Shared, stored: Result<(), MailboxError>) -> Result<(), MailboxError> {
+    match stored {
+        Err(MailboxError::Full) => {
+            shared.space.ran_out();
+            Ok(())
+        }
+        stored => stored,
+    }
 }
 
 async fn hello(shared: &Arc<Shared>, connection: &Connection) -> Result<Welcome, LinkError> {

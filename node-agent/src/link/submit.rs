@@ -20,6 +20,8 @@ use crate::outbox::{self, Answer, Verdict};
 
 /// Exchanges of `Need` and bodies in one submission: one is usual, a second follows if a body was destroyed meanwhile.
 const MAX_ROUNDS: usize = 4;
+/// How long a dispatch rests whose answer found no room on our disk.
+const AFTER_FULL: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long to wait for something due when nothing says when.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
 
@@ -40,7 +42,11 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
             for row in new {
                 under_way.insert(row.id);
                 let session = session.clone();
-                tasks.spawn(async move { (row.id, send_one(&session, row).await) });
+                tasks.spawn(async move {
+                    let id = row.id;
+                    let sent = send_one(&session, row).await;
+                    (id, unless_full(&session, sent).await)
+                });
             }
         }
         let pause = match shared.mailbox.next_due().await {
@@ -65,6 +71,18 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     };
     while tasks.join_next().await.is_some() {}
     ended
+}
+
+/// What could not be written down for want of room is as if it had not been tried: it is tried again, with the same bytes.
+async fn unless_full(session: &Session, sent: Result<(), LinkError>) -> Result<(), LinkError> {
+    match sent {
+        Err(error) if error.is_disk_full() => {
+            session.shared.space.ran_out();
+            tokio::time::sleep(AFTER_FULL).await;
+            Ok(())
+        }
+        sent => sent,
+    }
 }
 
 /// One try. An error here is one of the mailbox: the try's own end is written there.

@@ -39,6 +39,9 @@ pub enum MailboxError {
     Closed,
     #[error("the mailbox takes nothing more after a failed commit: {0}")]
     Poisoned(String),
+    /// Nothing of it was stored, and it may be tried again.
+    #[error("the disk under the mailbox is full")]
+    Full,
     #[error("the mailbox's database refused an operation")]
     Sql(#[source] Arc<rusqlite::Error>),
     #[error("the mailbox's schema has version {found}; this program knows up to {known}")]
@@ -51,13 +54,17 @@ pub enum MailboxError {
 
 impl From<rusqlite::Error> for MailboxError {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Sql(Arc::new(error))
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Sql(Arc::new(error)),
+        }
     }
 }
 
 type Tell = Box<dyn FnOnce(Result<(), MailboxError>) + Send>;
-/// Runs inside the transaction; says whether its own changes are kept, and whom to tell once they are durable.
-type Write = Box<dyn FnOnce(&Connection) -> (bool, Tell) + Send>;
+/// Runs inside the transaction, or is told why there is none; says whether its own changes are kept, and whom to tell once
+/// they are durable.
+type Write = Box<dyn FnOnce(Result<&Connection, MailboxError>) -> (Result<(), MailboxError>, Tell) + Send>;
 type Read = Box<dyn FnOnce(&Connection) + Send>;
 
 enum Job<T> {
@@ -74,6 +81,11 @@ pub struct Mailbox {
 impl Mailbox {
     /// Opens or makes the database in this file.
     pub fn open(path: &Path) -> Result<Self, MailboxError> {
+        Self::open_with(path, || ())
+    }
+
+    /// The same; `full` is called when a write has found no room on the disk.
+    pub fn open_with(path: &Path, full: impl Fn() + Send + 'static) -> Result<Self, MailboxError> {
         let mut connection = Connection::open(path)?;
         schema::prepare(&mut connection)?;
         let reading = Connection::open(path)?;
@@ -84,7 +96,7 @@ impl Mailbox {
             std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| MailboxError::Thread(Arc::new(e)))
         };
         let threads = vec![
-            spawn("mailbox-write", Box::new(move || write_loop(connection, writes)))?,
+            spawn("mailbox-write", Box::new(move || write_loop(connection, writes, full)))?,
             spawn("mailbox-read", Box::new(move || read_loop(&reading, reads)))?,
         ];
         Ok(Self { writer, reader, threads: Mutex::new(threads) })
@@ -97,8 +109,8 @@ impl Mailbox {
     ) -> Result<T, MailboxError> {
         let (tell, told) = oneshot::channel();
         let job: Write = Box::new(move |connection| {
-            let result = work(connection);
-            let keep = result.is_ok();
+            let result = connection.and_then(work);
+            let keep = result.as_ref().map(drop).map_err(Clone::clone);
             let answer = move |committed: Result<(), MailboxError>| {
                 // Nobody may be waiting any more; the change stays either way.
                 let _gone = tell.send(committed.and(result));
@@ -135,7 +147,7 @@ impl Mailbox {
     }
 }
 
-fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>) {
+fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>, full: impl Fn()) {
     let mut poisoned: Option<String> = None;
     let mut closing = false;
     while !closing {
@@ -154,9 +166,15 @@ fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>) {
                 Err(_) => break,
             }
         }
-        if let Err(error) = commit(&connection, batch, poisoned.as_deref()) {
-            tracing::error!(%error, "the mailbox could not commit; it takes nothing more until a restart");
-            poisoned = Some(error);
+        match commit(&connection, batch, poisoned.as_deref()) {
+            Ok(()) => {}
+            // Undone as a whole: the next one may find room.
+            Err(MailboxError::Full) => full(),
+            Err(error) if poisoned.is_none() => {
+                tracing::error!(%error, "the mailbox could not commit; it takes nothing more until a restart");
+                poisoned = Some(error.to_string());
+            }
+            Err(error) => tracing::warn!(%error, "writes are refused"),
         }
     }
     if let Err((_, error)) = connection.close() {
@@ -164,38 +182,58 @@ fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>) {
     }
 }
 
-/// Answers come after the COMMIT, never before: whoever is told "done" may rely on it after a power cut.
-fn commit(connection: &Connection, batch: Vec<Write>, poisoned: Option<&str>) -> Result<(), String> {
+/// Answers come after the COMMIT, never before: whoever is told "done" may rely on it after a power cut. On an error
+/// nothing of the batch is kept.
+fn commit(connection: &Connection, batch: Vec<Write>, poisoned: Option<&str>) -> Result<(), MailboxError> {
     let mut tells = Vec::with_capacity(batch.len());
-    let result = match poisoned {
-        Some(why) => {
-            // The jobs are dropped unrun: their callers see a closed mailbox.
-            tracing::warn!(why, waiting = batch.len(), "writes are refused");
-            return Ok(());
-        }
-        None => run_all(connection, batch, &mut tells),
+    let mut jobs = batch.into_iter();
+    let mut result = match poisoned {
+        Some(why) => Err(MailboxError::Poisoned(why.to_owned())),
+        None => run_all(connection, &mut jobs, &mut tells),
     };
-    let told = result.clone().map_err(MailboxError::Poisoned);
-    for tell in tells {
-        tell(told.clone());
-    }
-    if result.is_err() && !connection.is_autocommit() {
+    if result.is_err()
+        && !connection.is_autocommit()
+        && let Err(error) = connection.execute_batch("ROLLBACK")
+    {
         // What was not committed is undone by closing, at the latest.
-        let _undone = connection.execute_batch("ROLLBACK");
+        result = Err(MailboxError::Poisoned(error.to_string()));
+    }
+    if let Err(error) = &result {
+        tells.extend(jobs.map(|job| job(Err(error.clone())).1));
+    }
+    for tell in tells {
+        tell(result.clone());
     }
     result
 }
 
-fn run_all(connection: &Connection, batch: Vec<Write>, tells: &mut Vec<Tell>) -> Result<(), String> {
-    let run = |sql: &str| connection.execute_batch(sql).map_err(|e| e.to_string());
+fn run_all(
+    connection: &Connection,
+    jobs: &mut impl Iterator<Item = Write>,
+    tells: &mut Vec<Tell>,
+) -> Result<(), MailboxError> {
+    let run = |sql: &str| connection.execute_batch(sql).map_err(failed_commit);
     run("BEGIN IMMEDIATE")?;
-    for job in batch {
+    for job in jobs {
         run("SAVEPOINT one")?;
-        let (keep, tell) = job(connection);
+        let (kept, tell) = job(Ok(connection));
         tells.push(tell);
-        run(if keep { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" })?;
+        // On a full disk and the like, SQLite undoes the whole transaction by itself.
+        if connection.is_autocommit() {
+            return kept.and(Err(MailboxError::Poisoned("the transaction ended by itself".into())));
+        }
+        run(if kept.is_ok() { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" })?;
     }
     run("COMMIT")
+}
+
+/// A full disk is found before anything is written to it that counts; after any other failure it is not known what the
+/// disk holds.
+fn failed_commit(error: rusqlite::Error) -> MailboxError {
+    match MailboxError::from(error) {
+        MailboxError::Full => MailboxError::Full,
+        other => MailboxError::Poisoned(other.to_string()),
+    }
 }
 
 fn read_loop(connection: &Connection, mut jobs: mpsc::Receiver<Job<Read>>) {

@@ -118,6 +118,49 @@ fn many_waiting_writes_share_transactions_and_a_failed_one_undoes_only_itself() 
 }
 
 #[test]
+fn a_full_disk_refuses_writes_whole_keeps_what_was_answered_and_takes_more_when_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mailbox.db");
+    let mailbox = std::sync::Arc::new(Mailbox::open(&path).unwrap());
+    let pages = async |more: i64| {
+        let bound = move |connection: &Connection| {
+            let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+            let sql = format!("PRAGMA max_page_count = {}", pages + more);
+            Ok(connection.query_row(&sql, [], |row| row.get::<_, i64>(0))?)
+        };
+        mailbox.write(bound).await.unwrap()
+    };
+    let queue_all = async |from: u32| {
+        let mut tasks = tokio::task::JoinSet::new();
+        for n in from..from + 300 {
+            let mailbox = mailbox.clone();
+            tasks.spawn(async move { (n, mailbox.queue(queued(n)).await) });
+        }
+        tasks.join_all().await
+    };
+    runtime().block_on(async {
+        // Room for some, as SQLite itself counts it: the same answer as from a disk without room.
+        pages(40).await;
+        let mut answers = vec![];
+        for round in 0..3 {
+            answers.extend(queue_all(round * 300).await);
+        }
+        let refused = answers.iter().filter(|(_, answer)| answer.is_err()).count();
+        assert!(refused > 0 && refused < answers.len(), "{refused} of {} were refused", answers.len());
+        pages(1 << 20).await;
+        answers.extend(queue_all(900).await);
+        for (n, answer) in answers {
+            let there = mailbox.outgoing(queued(n).id).await.unwrap().is_some();
+            match answer {
+                Ok(id) => assert_eq!((id.unwrap(), there), (queued(n).id, true)),
+                Err(error) => assert!(matches!(error, MailboxError::Full) && !there && n < 900, "{n}: {error}"),
+            }
+        }
+    });
+    mailbox.close();
+}
+
+#[test]
 fn a_second_piece_of_evidence_for_one_leaf_is_kept_apart_and_moves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();

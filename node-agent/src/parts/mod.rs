@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use docaxis_protocol::Digest;
 use docaxis_protocol::digest::Hasher;
 
+use crate::space::is_full;
+
 /// Bytes read or written at once.
 pub const CHUNK_BYTES: usize = 256 << 10;
 /// How much may be unsynced: syncing as it comes is faster than one sync at the end.
@@ -38,8 +40,7 @@ pub enum PartsError {
 
 impl PartsError {
     pub fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Io { source, .. }
-            if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded))
+        matches!(self, Self::Io { source, .. } if is_full(source))
     }
 }
 

@@ -150,6 +150,7 @@ pub(crate) async fn status(shared: &Shared) -> Result<StatusView, Refused> {
         outbox: outbox.into_iter().map(|(state, n)| count((state.as_str(), n))).collect(),
         inbox: inbox.into_iter().map(|(state, n)| count((state.as_str(), n))).collect(),
         directory_version: shared.mailbox.directory_version().await?,
+        space: shared.space.report(),
         alarms: shared.alarms(),
     })
 }

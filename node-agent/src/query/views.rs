@@ -1,6 +1,7 @@
 //! What is shown of dispatches and of the agent itself, as callers in the process and readers of the JSON see it.
 
 use docaxis_protocol::envelope::Part;
+use docaxis_protocol::space::Report;
 use docaxis_protocol::{AgencyCode, DispatchId, Kind, NodeId, Origin, Reason, Timestamp};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -129,6 +130,7 @@ pub struct StatusView {
     pub outbox: Vec<Count>,
     pub inbox: Vec<Count>,
     pub directory_version: u64,
+    pub space: Report,
     pub alarms: Vec<Alarm>,
 }
 

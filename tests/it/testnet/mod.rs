@@ -20,6 +20,7 @@ use docaxis_certs::authority::{Agency, JoinReply};
 use docaxis_certs::{Authority, AuthorityConfig, PendingJoin};
 use docaxis_node_agent::query::Box as Which;
 use docaxis_node_agent::{Agent, AgentConfig, AgentHandle, Draft, Env, Identity};
+use docaxis_protocol::space::SpaceConfig;
 use docaxis_protocol::{AgencyCode, DispatchId, Event, NodeId, Timestamp};
 
 pub use letter::{Letter, Received, Sent, letter};
@@ -56,6 +57,11 @@ pub fn codes(texts: &[&str]) -> Vec<AgencyCode> {
     texts.iter().map(|text| code(text)).collect()
 }
 
+/// Tests go on where the machine's own disk is well filled, and leave it alone.
+pub fn space() -> SpaceConfig {
+    SpaceConfig { enough_free_gib: 1, ballast_mib: 1, ..SpaceConfig::default() }
+}
+
 fn now() -> Timestamp {
     Env::real().now()
 }
@@ -81,7 +87,8 @@ impl TestNet {
             BrokerConfig::new(folder.path().join("broker/data"), folder.path().join("broker/identity"));
         authority.issue_broker(&broker_config.broker.identity, now()).unwrap();
         broker_config.broker.listen = "127.0.0.1:0".parse().unwrap();
-        broker_config.store.segment_mib = 4;
+        broker_config.store.segment_mib = 8;
+        broker_config.space = space();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let broker = Broker::start(&broker_config).unwrap();
         // The port that this start got is the broker's from now on.
@@ -113,6 +120,7 @@ impl TestNet {
         config.link.proofs_every = Duration::from_millis(200);
         config.outbox.retry_min = Duration::from_millis(50);
         config.outbox.retry_max = Duration::from_millis(500);
+        config.space = space();
         pending.accept(&answer, now()).unwrap().save(&config.agent.identity).unwrap();
         let node = Node { agencies: agencies.to_vec(), config, ahead_ms: Arc::default(), running: None };
         self.nodes.insert(name.into(), node);

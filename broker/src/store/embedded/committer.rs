@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use docaxis_protocol::Digest;
 use docaxis_protocol::evidence::PartDigest;
+use docaxis_protocol::space::Level;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
@@ -17,6 +18,7 @@ use super::config::EmbeddedConfig;
 use super::journal::Journal;
 use super::keys::{self, Area, BodyPlace, BodyRow, LeafRow, Location, NoticeRow, Totals, read_row, row};
 use super::record::{AcceptedV1, EventV1, Prepared, RecordV1};
+use super::segments::Work;
 use super::shared::Shared;
 use super::view::{Lookup, Staged};
 use crate::store::{Accepted, Recorded, Seq, StoreError};
@@ -81,6 +83,13 @@ impl Request {
         }
     }
 
+    const fn work(&self) -> Work {
+        match self {
+            Self::Accept(..) | Self::Reject(..) => Work::New,
+            _ => Work::Draining,
+        }
+    }
+
     fn frame_bytes(&self) -> usize {
         match self {
             Self::Accept(prepared, _)
@@ -127,6 +136,11 @@ impl Committer {
 
     /// Commits `first` and what waits behind it. Returns a request that did not fit. An error is final.
     fn group(&mut self, first: Request, shared: &Shared) -> Result<Option<Request>, StoreError> {
+        // Refused before anything is written: once it is in the journal, it must become visible.
+        if let Err(error) = shared.view.has_room() {
+            first.refuse(error);
+            return Ok(None);
+        }
         let Some(first) = self.make_room(first)? else { return Ok(None) };
         let began = Instant::now();
         let mut staged = Staged::new(&shared.view);
@@ -174,10 +188,16 @@ impl Committer {
             return Ok(None);
         }
         if bytes > 0 && !self.journal.fits(bytes) {
-            match self.journal.roll() {
+            let may_roll = if first.work() == Work::New { self.may_take_new() } else { self.may_drain() };
+            if let Err(error) = may_roll {
+                first.refuse(error);
+                return Ok(None);
+            }
+            match self.journal.roll(first.work()) {
                 Ok(full) => drop(self.full.send(full)),
                 // Nothing has been written to the journal itself: there may be room again.
                 Err(error @ StoreError::DiskFull(_)) => {
+                    self.shared.space.ran_out();
                     first.refuse(error);
                     return Ok(None);
                 }
@@ -210,6 +230,9 @@ impl Committer {
                 Err(error) => return refused(error, to),
             },
             Request::Reject(prepared, to) => {
+                if let Err(error) = self.may_take_new() {
+                    return refused(error, to);
+                }
                 let leaf = self.add(&prepared, staged, totals)?;
                 replies.push(Reply::Leaf(to, leaf));
             }
@@ -265,8 +288,36 @@ impl Committer {
             let conflict = Accepted::Conflict { envelope_sha256: Digest(known.envelope_sha256) };
             return Ok(Some(if same { Accepted::New(Seq(known.seq)) } else { conflict }));
         }
+        self.may_take_new()?;
         self.check_bodies(accepted, staged)?;
         Ok(None)
+    }
+
+    /// Whether there is room for what was not promised yet. What was begun may end until only draining is left.
+    fn may_take_new(&self) -> Result<(), StoreError> {
+        self.shared.space.may_finish().map_err(|reason| StoreError::DiskFull(reason.text))?;
+        let (waiting, max) = (self.unsettled(), self.config.max_unsettled_segments);
+        if waiting > max {
+            return Err(StoreError::Behind(format!(
+                "{waiting} full journal segments wait to be settled; new submissions are taken with at most {max}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// On a nearly full disk, the room that is left is evidence's: while the settler still has segments to empty, the next one
+    /// comes from there and not from the ballast.
+    fn may_drain(&self) -> Result<(), StoreError> {
+        let scarce = self.shared.space.level() >= Level::DrainOnly;
+        if scarce && self.unsettled() > 0 && !self.shared.segments.has_spare() {
+            return Err(StoreError::DiskFull("the journal's next segment is being emptied".into()));
+        }
+        Ok(())
+    }
+
+    /// Full segments that are not in evidence yet.
+    fn unsettled(&self) -> u64 {
+        self.journal.position().segment.saturating_sub(self.shared.evidence.settled() + 1)
     }
 
     /// A promise to deliver bodies that are not there would be no promise.

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use docaxis_protocol::space::SpaceConfig;
+
 use super::index::MemoryIndex;
+use crate::space::LOOK_EVERY;
 
 /// Which index lies beside the journal.
 #[derive(Clone)]
@@ -14,13 +17,23 @@ pub enum IndexKind {
     Memory(Arc<MemoryIndex>),
 }
 
+/// The smallest segment that holds any submission: 100 bodies of 64 KiB, an envelope with its receipt as large as an offer
+/// may be, 4,096 recipients, certificates, and the segment's own framing.
+pub const MIN_SEGMENT_BYTES: u64 = 8 << 20;
+
 #[derive(Clone)]
 pub struct EmbeddedConfig {
     /// Size of a journal segment, in bytes. Larger ones are changed less often; smaller ones are freed sooner. At
-    /// least 1 MiB more than the largest submission, or such a one is refused.
+    /// least [`MIN_SEGMENT_BYTES`], or the largest submission fits into none and is refused for ever.
     pub segment_bytes: u64,
     /// Pre-written segments kept ready, so that changing to the next one costs three syncs and not its whole length.
     pub spare_segments: usize,
+    /// How many of them new submissions may not take: overwriting one needs no room, so that handovers and expiries are
+    /// recorded on a full disk as well.
+    pub reserved_segments: usize,
+    /// Full segments that may wait to be settled; over it, new submissions are refused as `busy` until the settler has
+    /// caught up. Bounds the journal, and what a start reads.
+    pub max_unsettled_segments: u64,
     /// An evidence file is closed after the first journal segment that takes it over this many bytes.
     pub evidence_file_bytes: u64,
     /// The most records in one group: bounds the wait of the first of them.
@@ -36,6 +49,10 @@ pub struct EmbeddedConfig {
     pub idle: Duration,
     /// How long bodies are kept after their dispatch's last delivery ended. Envelopes and evidence stay for good.
     pub keep_bodies: Duration,
+    /// How much of the disk is kept back.
+    pub space: SpaceConfig,
+    /// How often the disk is looked at.
+    pub look_every: Duration,
     pub index: IndexKind,
     /// sled's cache, in bytes.
     pub index_cache_bytes: u64,
@@ -50,7 +67,9 @@ impl Default for EmbeddedConfig {
     fn default() -> Self {
         Self {
             segment_bytes: 64 << 20,
-            spare_segments: 2,
+            spare_segments: 3,
+            reserved_segments: 1,
+            max_unsettled_segments: 16,
             evidence_file_bytes: 256 << 20,
             group_records: 1024,
             group_bytes: 8 << 20,
@@ -58,6 +77,8 @@ impl Default for EmbeddedConfig {
             queue_records: 4096,
             idle: Duration::from_secs(1),
             keep_bodies: Duration::from_secs(30 * 24 * 3600),
+            space: SpaceConfig::default(),
+            look_every: LOOK_EVERY,
             index: IndexKind::Sled,
             index_cache_bytes: 64 << 20,
             index_batch_rows: 4 << 10,

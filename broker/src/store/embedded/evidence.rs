@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use super::keys::{Area, Location};
@@ -40,6 +41,8 @@ pub struct EvidenceFiles {
     files: RwLock<BTreeMap<u64, File>>,
     /// Where the next copy goes; held by whoever copies.
     end: Mutex<End>,
+    /// The same as in `end`, for those who must not wait for a copy.
+    settled: AtomicU64,
     /// Where the newest copy since the start begins.
     last_copy: Mutex<Option<Begun>>,
 }
@@ -69,7 +72,8 @@ impl EvidenceFiles {
         let settled = files.last_key_value().map_or(0, |(_, file)| file.header.first);
         let end = End { file: last, offset: FILE_HEADER_BYTES as u64, settled };
         let (files, end) = (RwLock::new(files), Mutex::new(end));
-        let evidence = Self { disk, dir: dir.to_owned(), max_bytes, files, end, last_copy: Mutex::default() };
+        let (last_copy, settled_now) = (Mutex::default(), AtomicU64::new(settled));
+        let evidence = Self { disk, dir: dir.to_owned(), max_bytes, files, end, settled: settled_now, last_copy };
         if last > 0 {
             evidence.cut_tail(last)?;
         }
@@ -112,6 +116,7 @@ impl EvidenceFiles {
         file.file.sync_data().map_err(&failed)?;
         self.disk.sync_dir(&self.dir).map_err(&failed)?;
         *self.end() = end;
+        self.settled.store(end.settled, Ordering::Release);
         Ok(())
     }
 
@@ -133,7 +138,7 @@ impl EvidenceFiles {
 
     /// The last journal segment that stands here wholly; 0 if none does.
     pub fn settled(&self) -> u64 {
-        self.end().settled
+        self.settled.load(Ordering::Acquire)
     }
 
     /// Copies one journal segment's records (frames with their bodies cut off), and makes them durable.
@@ -170,6 +175,7 @@ impl EvidenceFiles {
         *self.last_copy.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Begun { segment, file: end.file, offset: end.offset });
         *end = End { file: end.file, offset: at + buffer.len() as u64, settled: segment };
+        self.settled.store(segment, Ordering::Release);
         Ok(())
     }
 

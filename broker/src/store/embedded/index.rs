@@ -3,11 +3,17 @@
 //! when the process dies.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
-use super::leaves::LeafFile;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::leaves::{LeafFile, SLOT_BYTES};
+use super::segments::io_error;
 use crate::store::StoreError;
 
 /// The table of leaves, by its keys' first byte.
@@ -19,6 +25,8 @@ pub type Row = (Vec<u8>, Vec<u8>);
 
 pub trait Index: Send + Sync {
     fn apply(&self, changes: &Changes) -> Result<(), StoreError>;
+    /// Takes room for a batch of so many rows before it is applied: one that runs out of it in the middle cannot go on.
+    fn reserve(&self, rows: usize) -> Result<(), StoreError>;
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
     /// Up to `limit` rows with `from <= key < to`, in order.
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Row>, StoreError>;
@@ -39,6 +47,10 @@ impl MemoryIndex {
 }
 
 impl Index for MemoryIndex {
+    fn reserve(&self, _rows: usize) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
         let mut rows = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for (key, value) in changes {
@@ -77,7 +89,23 @@ impl Index for MemoryIndex {
 /// panic on damaged files, so every call is caught.
 pub struct FileIndex {
     rows: sled::Db,
+    /// sled's own file, for taking room behind its end.
+    file: File,
     leaves: LeafFile,
+}
+
+/// What sled may write for one row: the row, and its share of the pages that are written anew.
+const ROW_BYTES: u64 = 2 << 10;
+/// What sled may write beside the rows: its buffers, which are flushed whole.
+const BATCH_BYTES: u64 = 1 << 20;
+
+/// Takes room behind a file's end, without making it longer. Where the file system cannot, nothing is taken.
+fn take_room(file: &File, bytes: u64) -> io::Result<()> {
+    let end = file.metadata()?.len();
+    match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, end, bytes) {
+        Err(Errno::OPNOTSUPP) => Ok(()),
+        other => Ok(other?),
+    }
 }
 
 fn failed(found: impl std::fmt::Display) -> StoreError {
@@ -112,11 +140,20 @@ impl FileIndex {
             .mode(sled::Mode::HighThroughput);
         let rows = caught(|| config.open())?;
         let leaves = LeafFile::open(&dir.join("leaves")).map_err(failed)?;
-        Ok(Self { rows, leaves })
+        let file = File::options().write(true).open(dir.join("rows").join("db")).map_err(failed)?;
+        Ok(Self { rows, file, leaves })
     }
 }
 
 impl Index for FileIndex {
+    /// sled stops for good when a write of its own finds no room, so the room is taken first. Where the file
+    /// system cannot do that, such a stop leads to a rebuild at the next start.
+    fn reserve(&self, rows: usize) -> Result<(), StoreError> {
+        let taken = take_room(&self.file, BATCH_BYTES + ROW_BYTES * rows as u64)
+            .and_then(|()| take_room(self.leaves.file(), (SLOT_BYTES * rows) as u64));
+        taken.map_err(io_error("taking room for the index"))
+    }
+
     /// The leaves first: their rows may be newer than the others, never older.
     fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
         let leaves = changes.range(vec![LEAVES]..vec![LEAVES + 1]);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::keys::{Area, Location, Position};
 use super::layout::{GROUP_HEADER_BYTES, GroupHeader, PAGE, padded};
 use super::record::Prepared;
-use super::segments::{Segment, Segments, io_error};
+use super::segments::{Segment, Segments, Work, io_error};
 use crate::store::StoreError;
 
 pub struct Journal {
@@ -61,9 +61,9 @@ impl Journal {
     }
 
     /// Goes on in a new segment. Only between groups. Returns the number of the segment that is full now.
-    pub fn roll(&mut self) -> Result<u64, StoreError> {
+    pub fn roll(&mut self, work: Work) -> Result<u64, StoreError> {
         let full = self.current.header.number;
-        self.current = self.segments.begin(full + 1, self.next.sequence)?;
+        self.current = self.segments.begin(full + 1, self.next.sequence, work)?;
         self.next = self.current.start();
         Ok(full)
     }

@@ -71,6 +71,11 @@ impl LeafFile {
         Ok(Self { file, slots })
     }
 
+    /// For taking room behind its end.
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
     pub fn get(&self, leaf: u64) -> io::Result<Option<Vec<u8>>> {
         let mut slot = [0; SLOT_BYTES];
         if leaf >= self.slots.load(Ordering::Acquire) {

@@ -38,7 +38,7 @@ use docaxis_protocol::{AgencyCode, Digest, DispatchId, Timestamp};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use config::{EmbeddedConfig, IndexKind};
+pub use config::{EmbeddedConfig, IndexKind, MIN_SEGMENT_BYTES};
 pub use index::{Index, MemoryIndex};
 
 use self::committer::{Committer, Request};
@@ -57,6 +57,7 @@ use super::{
 };
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
+use crate::space::Space;
 
 #[derive(Default)]
 struct Threads {
@@ -64,6 +65,7 @@ struct Threads {
     committer: Option<JoinHandle<()>>,
     settler: Option<JoinHandle<()>>,
     index: Option<JoinHandle<()>>,
+    space: Option<JoinHandle<()>>,
     lock: Option<Box<dyn Any + Send + Sync>>,
 }
 
@@ -83,9 +85,12 @@ impl EmbeddedStore {
             operation: "locking the data folder",
             found: format!("{}: {e}; another process may have it open", dir.display()),
         })?;
-        let opened = Self::open_locked(dir, &config, &disk).map_err(|e| recover::set_aside(&disk, dir, e))?;
-        let (shared, end, totals, index) = opened;
-        let threads = Threads { index: Some(index), lock: Some(lock), ..Threads::default() };
+        // Before everything else: on a full disk the rest opens only with the ballast's room.
+        let space = Space::open(disk.clone(), dir, config.space).map_err(io_error("looking at the disk"))?;
+        let watching = space.start(config.look_every).map_err(io_error("starting a thread of the store"))?;
+        let opened = Self::open_locked(dir, &config, &disk, &space).map_err(|e| recover::set_aside(&disk, dir, e));
+        let (shared, end, totals, index) = opened.inspect_err(|_| space.stop())?;
+        let threads = Threads { index: Some(index), space: Some(watching), lock: Some(lock), ..Threads::default() };
         let (noted, folder, held) = (disk.clone(), dir.to_owned(), Arc::downgrade(&shared));
         shared.view.when_unreadable(move |error| {
             // A process that dies now leaves an index of this boot: it must not be believed again.
@@ -106,14 +111,15 @@ impl EmbeddedStore {
         dir: &Path,
         config: &EmbeddedConfig,
         disk: &Arc<dyn Disk>,
+        space: &Arc<Space>,
     ) -> Result<(Arc<Shared>, End, Totals, JoinHandle<()>), StoreError> {
         let blobs = BlobStore::open(disk.clone(), &dir.join("blobs")).map_err(io_error("opening the bodies"))?;
         let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
-        let segments = Segments::open(disk.clone(), &dir.join("journal"), config.segment_bytes, config.spare_segments)?;
+        let segments = Segments::open(disk.clone(), &dir.join("journal"), config)?;
         recover::check_order(&segments, &evidence)?;
         let recovery = Recovery { segments: &segments, evidence: &evidence };
         let index = state::open(disk.as_ref(), dir, config)?;
-        let (view, writer) = start_view(index, config)?;
+        let (view, writer) = start_view(index, config, space)?;
         let caught_up = match recovery.catch_up(&view) {
             // What is wrong with the index is no reason to refuse: it is only a view.
             Err(error @ (StoreError::Damaged(_) | StoreError::Io { operation: "the index", .. })) => {
@@ -128,13 +134,13 @@ impl EmbeddedStore {
                 view.stop();
                 drop(writer.join());
                 drop(view);
-                let (view, writer) = start_view(state::empty(dir, config)?, config)?;
+                let (view, writer) = start_view(state::empty(dir, config)?, config, space)?;
                 let (end, totals) = recovery.rebuild(&view).inspect_err(|_| view.stop())?;
                 (view, writer, end, totals)
             }
         };
         recover::collect_blobs(&blobs, &view).inspect_err(|_| view.stop())?;
-        let shared = Shared::new(view, Arc::new(segments), evidence, Arc::new(blobs), totals);
+        let shared = Shared::new(view, Arc::new(segments), evidence, Arc::new(blobs), space.clone(), totals);
         Ok((Arc::new(shared), end, totals, writer))
     }
 
@@ -173,6 +179,11 @@ impl EmbeddedStore {
     /// Where bodies that are too large for the journal arrive.
     pub fn blobs(&self) -> Arc<BlobStore> {
         self.shared.blobs.clone()
+    }
+
+    /// Whether there is room for new work.
+    pub fn space(&self) -> Arc<Space> {
+        self.shared.space.clone()
     }
 
     /// Bytes of the journal's files, spares included.
@@ -225,10 +236,10 @@ impl EmbeddedStore {
 
     /// Ends the threads, in the order in which they feed one another.
     fn end_threads(&self) -> Result<(), StoreError> {
-        let (committer, settler, index) = {
+        let (committer, settler, index, space) = {
             let mut threads = self.threads();
             threads.requests = None;
-            (threads.committer.take(), threads.settler.take(), threads.index.take())
+            (threads.committer.take(), threads.settler.take(), threads.index.take(), threads.space.take())
         };
         let joined = |thread: Option<JoinHandle<()>>| thread.is_none_or(|thread| thread.join().is_ok());
         let mut ended = joined(committer);
@@ -236,6 +247,8 @@ impl EmbeddedStore {
         let flushed = if index.is_some() && self.shared.poison().is_none() { self.shared.view.flush() } else { Ok(()) };
         self.shared.view.stop();
         ended &= joined(index);
+        self.shared.space.stop();
+        ended &= joined(space);
         if !ended {
             return Err(StoreError::Io { operation: "ending a thread of the store", found: "it panicked".to_owned() });
         }
@@ -243,13 +256,26 @@ impl EmbeddedStore {
     }
 
     fn close_now(&self) -> Result<(), StoreError> {
-        self.end_threads()?;
+        let written = match self.end_threads() {
+            // What the index lacks stands in the journal: the next start applies it, as after a crash.
+            Err(StoreError::DiskFull(what)) => {
+                tracing::warn!(%what, "no room to bring the index up to date; the next start does so");
+                false
+            }
+            other => other.map(|()| true)?,
+        };
         if let Some(error) = self.shared.poison() {
             return Err(error);
         }
         let mut threads = self.threads();
         if threads.lock.is_some() {
-            state::closed(self.disk.as_ref(), &self.dir, &self.config)?;
+            let noted = if written { state::closed(self.disk.as_ref(), &self.dir, &self.config) } else { Ok(()) };
+            match noted {
+                Err(StoreError::DiskFull(what)) => {
+                    tracing::warn!(%what, "no room to note that the index is closed; the next start checks it");
+                }
+                other => other?,
+            }
             threads.lock = None;
         }
         Ok(())
@@ -271,9 +297,14 @@ fn spawn(
     })
 }
 
-fn start_view(index: Arc<dyn Index>, config: &EmbeddedConfig) -> Result<(Arc<View>, JoinHandle<()>), StoreError> {
+fn start_view(
+    index: Arc<dyn Index>,
+    config: &EmbeddedConfig,
+    space: &Arc<Space>,
+) -> Result<(Arc<View>, JoinHandle<()>), StoreError> {
     let view = View::new(index, config.index_batch_rows);
-    let writer = view.start_writer(config.index_every).map_err(io_error("starting the index's thread"))?;
+    let writer =
+        view.start_writer(config.index_every, space.clone()).map_err(io_error("starting the index's thread"))?;
     Ok((view, writer))
 }
 

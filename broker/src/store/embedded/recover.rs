@@ -12,7 +12,7 @@ use super::apply::{Placed, apply, keep_bodies};
 use super::evidence::EvidenceFiles;
 use super::keys::{self, Position, Totals, read_row, row};
 use super::record::RecordV1;
-use super::segments::{Segment, Segments, io_error};
+use super::segments::{Segment, Segments, Work, io_error};
 use super::view::{Lookup, Staged, View};
 use super::walk::{self, Found, Next};
 use crate::blobs::BlobStore;
@@ -54,7 +54,7 @@ pub fn check_order(segments: &Segments, evidence: &EvidenceFiles) -> Result<(), 
         if settled > 0 || !all.is_empty() {
             return Err(StoreError::Damaged(format!("journal segment {expected:016x}, the newest, is missing")));
         }
-        segments.begin(1, 1)?;
+        segments.begin(1, 1, Work::Draining)?;
     }
     Ok(())
 }
@@ -119,6 +119,7 @@ pub struct Recovery<'a> {
 
 /// Rows on their way into the index.
 struct Applier<'a> {
+    view: &'a View,
     staged: Staged<'a>,
     totals: Totals,
     records: u32,
@@ -128,7 +129,7 @@ struct Applier<'a> {
 
 impl<'a> Applier<'a> {
     fn new(view: &'a View, totals: Totals) -> Self {
-        Self { staged: Staged::new(view), totals, records: 0, applied: 0, began: Instant::now() }
+        Self { view, staged: Staged::new(view), totals, records: 0, applied: 0, began: Instant::now() }
     }
 
     fn apply(&mut self, found: &Found) -> Result<(), StoreError> {
@@ -163,6 +164,8 @@ impl<'a> Applier<'a> {
     }
 
     fn merge(&mut self) -> Result<(), StoreError> {
+        // Nobody would make room while a start waits for it: then the start fails and says so.
+        self.view.has_room()?;
         self.records = 0;
         self.staged.put(keys::totals(), row(&self.totals)?);
         self.staged.merge()

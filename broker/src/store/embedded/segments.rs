@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::config::EmbeddedConfig;
 use super::keys::Position;
 use super::layout::{FILE_HEADER_BYTES, FileHeader, FileKind, PAGE};
 use crate::disk::{Disk, DiskFile};
@@ -47,6 +48,7 @@ pub struct Segments {
     max_spares: usize,
     in_use: RwLock<BTreeMap<u64, Segment>>,
     spares: Mutex<Spares>,
+    reserved: usize,
     groups: AtomicU64,
     group_bytes: AtomicU64,
 }
@@ -70,6 +72,15 @@ pub fn io_error(operation: &'static str) -> impl Fn(io::Error) -> StoreError {
     }
 }
 
+/// What a segment is begun for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// Carries out what was promised, or controls the exchange: may take the last spare.
+    Draining,
+    /// Leaves the reserved spares alone.
+    New,
+}
+
 /// A number that nobody can guess: it decides nothing, so no simulation needs to control it.
 pub fn salt() -> Result<u64, StoreError> {
     getrandom::u64().map_err(|e| StoreError::Io { operation: "drawing a segment's salt", found: e.to_string() })
@@ -77,7 +88,8 @@ pub fn salt() -> Result<u64, StoreError> {
 
 impl Segments {
     /// Opens what is there. Segments are not read beyond their headers.
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, bytes: u64, max_spares: usize) -> Result<Self, StoreError> {
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, config: &EmbeddedConfig) -> Result<Self, StoreError> {
+        let (bytes, max_spares, reserved) = (config.segment_bytes, config.spare_segments, config.reserved_segments);
         let failed = io_error("opening the journal");
         disk.create_dir_all(dir).map_err(&failed)?;
         let mut in_use = BTreeMap::new();
@@ -99,7 +111,7 @@ impl Segments {
         }
         let (in_use, spares) = (RwLock::new(in_use), Mutex::new(spares));
         let (groups, group_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { disk, dir: dir.to_owned(), bytes, max_spares, in_use, spares, groups, group_bytes })
+        Ok(Self { disk, dir: dir.to_owned(), bytes, max_spares, reserved, in_use, spares, groups, group_bytes })
     }
 
     pub fn get(&self, number: u64) -> Option<Segment> {
@@ -149,9 +161,13 @@ impl Segments {
     }
 
     /// Takes a spare into use as segment `number`, whose first group will be `first`.
-    pub fn begin(&self, number: u64, first: u64) -> Result<Segment, StoreError> {
+    pub fn begin(&self, number: u64, first: u64, work: Work) -> Result<Segment, StoreError> {
         let failed = io_error("beginning a journal segment");
-        let ready = self.spares().ready.pop();
+        let kept = if work == Work::New { self.reserved } else { 0 };
+        let ready = {
+            let mut spares = self.spares();
+            if spares.ready.len() > kept { spares.ready.pop() } else { None }
+        };
         let (path, file) = match ready {
             Some(spare) => spare,
             None => self.write_spare()?,
@@ -159,7 +175,11 @@ impl Segments {
         let header = FileHeader { number, salt: salt()?, first };
         let mut page = vec![0; PAGE];
         page[..FILE_HEADER_BYTES].copy_from_slice(&header.encode(FileKind::Journal));
-        file.write_at(0, &page).map_err(&failed)?;
+        if let Err(e) = file.write_at(0, &page) {
+            // Still a spare, whatever its first page holds.
+            self.spares().ready.push((path, file));
+            return Err(failed(e));
+        }
         file.sync_data().map_err(&failed)?;
         self.disk.rename(&path, &self.path(number)).map_err(&failed)?;
         self.disk.sync_dir(&self.dir).map_err(&failed)?;
@@ -170,22 +190,34 @@ impl Segments {
 
     /// Gives a segment's file back. The caller has made durable elsewhere whatever must last.
     pub fn free(&self, number: u64) -> Result<(), StoreError> {
-        let failed = io_error("freeing a journal segment");
         let Some(segment) = self.in_use.write().unwrap_or_else(PoisonError::into_inner).remove(&number) else {
             return Ok(());
         };
+        self.give_back(number, &segment).map_err(|e| {
+            // It is in use as long as its name says so, and is freed another time.
+            self.in_use.write().unwrap_or_else(PoisonError::into_inner).insert(number, segment.clone());
+            io_error("freeing a journal segment")(e)
+        })
+    }
+
+    fn give_back(&self, number: u64, segment: &Segment) -> io::Result<()> {
         let mut spares = self.spares();
         if segment.bytes != self.bytes || spares.ready.len() >= self.max_spares {
             drop(spares);
-            return self.disk.remove(&self.path(number)).map_err(&failed);
+            return self.disk.remove(&self.path(number));
         }
         let path = self.dir.join(file_name(spares.next, SPARE));
         spares.next += 1;
-        self.disk.rename(&self.path(number), &path).map_err(&failed)?;
+        self.disk.rename(&self.path(number), &path)?;
         // Before the file gets a new header, its old name must be gone for good.
-        self.disk.sync_dir(&self.dir).map_err(&failed)?;
-        spares.ready.push((path, segment.file));
+        self.disk.sync_dir(&self.dir)?;
+        spares.ready.push((path, segment.file.clone()));
         Ok(())
+    }
+
+    /// Whether a segment can be begun without writing a new file.
+    pub fn has_spare(&self) -> bool {
+        !self.spares().ready.is_empty()
     }
 
     pub fn sync_dir(&self) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use docaxis_protocol::Digest;
+use docaxis_protocol::space::Level;
 
 use super::apply::live_bytes;
 use super::committer::{Answer, Moved, Request, lies_at};
@@ -58,7 +59,8 @@ impl Settler {
             match self.round(&mut seen) {
                 Ok(()) | Err(StoreError::Closed) => {}
                 Err(StoreError::DiskFull(what)) => {
-                    tracing::warn!(%what, "no room to settle full journal segments; it is tried again");
+                    self.shared.space.ran_out();
+                    tracing::debug!(%what, "no room to settle full journal segments; it is tried again");
                 }
                 Err(error) => self.shared.poison_with(&error),
             }
@@ -66,10 +68,16 @@ impl Settler {
     }
 
     fn round(&mut self, seen: &mut (u64, Instant)) -> Result<(), StoreError> {
-        self.settle_full()?;
-        self.prune()?;
-        self.free()?;
-        self.shared.segments.prepare()?;
+        // Where one finds no room, another may make some: pruning and freeing are not held up by a copy.
+        let mut full = None;
+        let steps: [fn(&mut Self) -> Result<(), StoreError>; 4] =
+            [|it| it.settle_full(), |it| it.prune(), |it| it.free(), |it| it.prepare()];
+        for step in steps {
+            match step(self) {
+                Err(error @ StoreError::DiskFull(_)) => full = full.or(Some(error)),
+                done => done?,
+            }
+        }
         if let Err(e) = self.shared.blobs.remove_retired() {
             tracing::warn!(error = %e, "bodies that nothing names stay until the next start");
         }
@@ -82,7 +90,12 @@ impl Settler {
             // If the queue is full, nobody is idle.
             drop(requests.try_send(Request::Idle));
         }
-        Ok(())
+        full.map_or(Ok(()), Err)
+    }
+
+    /// Spares are for what comes: on a disk where nothing new is finished, their room is better used by evidence.
+    fn prepare(&self) -> Result<(), StoreError> {
+        if self.shared.space.level() < Level::DrainOnly { self.shared.segments.prepare() } else { Ok(()) }
     }
 
     fn ask(&self, request: impl FnOnce(Answer<()>) -> Request) -> Result<(), StoreError> {

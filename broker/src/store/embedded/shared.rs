@@ -13,6 +13,7 @@ use super::segments::Segments;
 use super::view::View;
 use super::walk::{Found, read_record};
 use crate::blobs::BlobStore;
+use crate::space::Space;
 use crate::store::{Counts, JournalPlace, StoreError};
 
 /// A record may move to evidence between the look at its row and the read: so often is a read tried again.
@@ -23,6 +24,7 @@ pub struct Shared {
     pub segments: Arc<Segments>,
     pub evidence: EvidenceFiles,
     pub blobs: Arc<BlobStore>,
+    pub space: Arc<Space>,
     poison: Mutex<Option<StoreError>>,
     totals: Mutex<Totals>,
     size: watch::Sender<u64>,
@@ -36,11 +38,12 @@ impl Shared {
         segments: Arc<Segments>,
         evidence: EvidenceFiles,
         blobs: Arc<BlobStore>,
+        space: Arc<Space>,
         totals: Totals,
     ) -> Self {
         let (poison, size) = (Mutex::new(None), watch::Sender::new(totals.leaves));
         let totals = Mutex::new(totals);
-        Self { view, segments, evidence, blobs, poison, totals, size, groups: AtomicU64::new(0) }
+        Self { view, segments, evidence, blobs, space, poison, totals, size, groups: AtomicU64::new(0) }
     }
 
     fn poison_cell(&self) -> MutexGuard<'_, Option<StoreError>> {

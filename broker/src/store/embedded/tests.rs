@@ -4,6 +4,7 @@ mod blobs;
 mod claims;
 mod crash;
 mod damage;
+mod full;
 mod index;
 mod kill;
 mod life;

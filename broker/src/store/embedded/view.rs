@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::index::{Changes, Index, Row};
+use crate::space::Space;
 use crate::store::StoreError;
 
 /// Reading rows, wherever they are.
@@ -19,6 +20,8 @@ pub trait Lookup {
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Row>, StoreError>;
 }
 
+/// How long to wait before the index looks for room again.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// Rows that one scan step takes from each layer.
 const MAX_STEP: usize = 1024;
 
@@ -38,6 +41,8 @@ struct Progress {
     wanted: u64,
     keys: usize,
     stop: bool,
+    /// The index has found no room for what waits; it is tried again.
+    full: Option<StoreError>,
     failed: Option<StoreError>,
 }
 
@@ -79,10 +84,10 @@ impl View {
     }
 
     /// Starts the thread that writes merges into the index, at the latest `every` after they were made.
-    pub fn start_writer(self: &Arc<Self>, every: Duration) -> std::io::Result<JoinHandle<()>> {
+    pub fn start_writer(self: &Arc<Self>, every: Duration, space: Arc<Space>) -> std::io::Result<JoinHandle<()>> {
         let view = self.clone();
         std::thread::Builder::new().name("index".into()).spawn(move || {
-            let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| view.write_all(every)));
+            let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| view.write_all(every, &space)));
             if let Err(panic) = written {
                 // Whoever waits for the writer, or merges next, must not wait for ever.
                 let found = "its thread panicked; it is rebuilt at the next start".to_owned();
@@ -131,6 +136,9 @@ impl View {
             if progress.stop {
                 return Err(StoreError::Closed);
             }
+            if let Some(full) = &progress.full {
+                return Err(full.clone());
+            }
             progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
         drop(progress);
@@ -143,7 +151,39 @@ impl View {
         self.changed.notify_all();
     }
 
-    fn write_all(&self, every: Duration) {
+    /// Whether a group's rows may be merged without waiting for room on the disk.
+    pub fn has_room(&self) -> Result<(), StoreError> {
+        let progress = self.progress();
+        match &progress.full {
+            Some(full) if progress.keys >= self.max_keys => Err(full.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the index has room for a batch; false if it is told to stop meanwhile.
+    fn reserve(&self, rows: usize, space: &Space) -> Result<bool, StoreError> {
+        loop {
+            match self.base.reserve(rows) {
+                Ok(()) => {
+                    self.progress().full = None;
+                    return Ok(true);
+                }
+                Err(full @ StoreError::DiskFull(_)) => {
+                    space.ran_out();
+                    let mut progress = self.progress();
+                    progress.full = Some(full);
+                    self.changed.notify_all();
+                    let waited = self.changed.wait_timeout_while(progress, TRY_AGAIN, |progress| !progress.stop);
+                    if waited.unwrap_or_else(PoisonError::into_inner).0.stop {
+                        return Ok(false);
+                    }
+                }
+                Err(other) => return Err(other),
+            }
+        }
+    }
+
+    fn write_all(&self, every: Duration, space: &Space) {
         loop {
             let mut progress = self.progress();
             while !progress.stop && progress.wanted <= progress.written && progress.keys < self.max_keys {
@@ -166,7 +206,11 @@ impl View {
             };
             progress.keys = 0;
             drop(progress);
-            let done = self.base.apply(&batch);
+            let done = match self.reserve(batch.len(), space) {
+                Ok(true) => self.base.apply(&batch),
+                Ok(false) => return,
+                Err(error) => Err(error),
+            };
             let mut progress = self.progress();
             match done {
                 Ok(()) => {
@@ -292,12 +336,20 @@ fn scan_over(top: Option<&Changes>, view: &View, from: &[u8], to: &[u8], limit: 
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use docaxis_protocol::space::SpaceConfig;
+
     use super::*;
+    use crate::disk::sim::SimDisk;
 
     /// An index whose writer fails in the worst way.
     struct Panics;
 
     impl Index for Panics {
+        fn reserve(&self, _: usize) -> Result<(), StoreError> {
+            Ok(())
+        }
         fn apply(&self, _: &Changes) -> Result<(), StoreError> {
             panic!("on purpose")
         }
@@ -318,7 +370,9 @@ mod tests {
     #[test]
     fn a_writer_that_panics_fails_whoever_waits_for_it_and_whatever_comes_after() {
         let view = View::new(Arc::new(Panics), 10);
-        let writer = view.start_writer(Duration::from_secs(3600)).unwrap();
+        let disk = Arc::new(SimDisk::new());
+        let space = Space::open(disk, Path::new("data"), SpaceConfig::default()).unwrap();
+        let writer = view.start_writer(Duration::from_secs(3600), space).unwrap();
         let change = || Changes::from([(vec![1], Some(vec![2]))]);
         view.merge(change()).unwrap();
         assert!(view.flush().is_err());

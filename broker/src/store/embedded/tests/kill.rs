@@ -21,6 +21,8 @@ fn open(dir: &Path) -> Arc<EmbeddedStore> {
     let config = EmbeddedConfig {
         segment_bytes: 1 << 20,
         spare_segments: 1,
+        reserved_segments: 0,
+        max_unsettled_segments: 10_000,
         idle: Duration::from_millis(20),
         index_every: Duration::from_millis(30),
         ..EmbeddedConfig::default()

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use docaxis_protocol::space::SpaceConfig;
+
 use super::super::*;
 use crate::disk::sim::SimDisk;
 use crate::store::claims::*;
@@ -16,6 +18,10 @@ pub fn tiny(index: &Arc<MemoryIndex>) -> EmbeddedConfig {
     EmbeddedConfig {
         segment_bytes: 64 << 10,
         spare_segments: 1,
+        reserved_segments: 0,
+        max_unsettled_segments: 10_000,
+        // Its files and its thread would make the operations on the disk other ones in each run.
+        space: SpaceConfig { ballast_mib: 0, ..SpaceConfig::default() },
         evidence_file_bytes: 8 << 10,
         idle: Duration::from_millis(2),
         keep_bodies: Duration::ZERO,
