@@ -1,5 +1,6 @@
 //! What a crash can leave on the disk, state by state as `docs/format.md` lists them, each made by hand.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,8 @@ use super::super::layout::{FILE_HEADER_BYTES, FileHeader, FileKind, FrameHeader,
 use super::super::*;
 use super::support::*;
 use crate::disk::sim::{Cut, Failure, SimDisk};
-use crate::store::claims::{letter, wait};
+use crate::store::Waiting;
+use crate::store::claims::{agency, handover, letter, wait};
 
 /// A store that settled and freed segments, closed.
 fn closed() -> (SimDisk, Acknowledged) {
@@ -178,4 +180,46 @@ fn files_on_their_way_are_removed() {
     let store = open(&disk, &Arc::default()).unwrap();
     acknowledged.check(&store, "after files on their way");
     assert_eq!(left.map(|path| disk.exists(&path).unwrap()), [false; 4]);
+}
+
+/// The table of leaves is written before the other tables, and a process may die in between.
+#[test]
+fn leaves_that_are_newer_than_the_rest_of_the_index_are_applied_again() {
+    let (disk, index) = (SimDisk::new(), Arc::default());
+    let config = |index| {
+        let keep_bodies = Duration::from_secs(7200);
+        EmbeddedConfig { segment_bytes: 4 << 20, keep_bodies, ..tiny(index) }
+    };
+    let open = |index| EmbeddedStore::open(Path::new(DATA), config(index), Arc::new(disk.clone())).unwrap();
+    let store = open(&index);
+    let mut acknowledged = Acknowledged::default();
+    acknowledged.work(&store, 0, 20).unwrap();
+    let waiting = store.waiting(&agency("A53.01"), None, usize::MAX).unwrap();
+    wait(store.close()).unwrap();
+    drop(store);
+    let earlier = index.rows();
+
+    let store = open(&index);
+    for Waiting { recipient, seq, .. } in waiting {
+        let sent = store.dispatch(seq).unwrap().unwrap();
+        let record = handover(seq.0, recipient.as_str(), &sent.evidence);
+        assert!(matches!(wait(store.record(record)).unwrap(), Recorded::New(_)));
+    }
+    acknowledged.work(&store, 20, 40).unwrap();
+    wait(store.close()).unwrap();
+    drop(store);
+    let later = index.rows();
+
+    let is_leaf = |key: &[u8]| key[0] == b'l';
+    let mixed = Arc::new(MemoryIndex::default());
+    let rows = earlier.into_iter().filter(|(key, _)| !is_leaf(key));
+    let leaves = later.clone().into_iter().filter(|(key, _)| is_leaf(key));
+    mixed.apply(&rows.chain(leaves).map(|(key, value)| (key, Some(value))).collect()).unwrap();
+    let store = open(&mixed);
+    acknowledged.check(&store, "leaves from later");
+    wait(store.close()).unwrap();
+    // All but the position, which moves with every mark.
+    let rows =
+        |rows: BTreeMap<Vec<u8>, Vec<u8>>| -> Vec<_> { rows.into_iter().filter(|(key, _)| key[0] != b'm').collect() };
+    assert_eq!(rows(mixed.rows()), rows(later));
 }
