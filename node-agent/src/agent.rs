@@ -233,7 +233,7 @@ fn make_private_folder(path: &std::path::Path) -> std::io::Result<()> {
 }
 
 /// One process at a time: two writers of one mailbox would each believe that they alone state things.
-fn lock(data: &std::path::Path) -> Result<File, AgentError> {
+pub(crate) fn lock(data: &std::path::Path) -> Result<File, AgentError> {
     let path = data.join("lock");
     let file = File::options()
         .create(true)

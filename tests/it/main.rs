@@ -13,4 +13,5 @@ mod net;
 mod proof;
 mod raw;
 mod refusals;
+mod restore;
 mod testnet;

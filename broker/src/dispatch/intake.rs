@@ -11,7 +11,7 @@ use docaxis_protocol::{Digest, Envelope, NodeId, Reason, ReasonCode, SealedEnvel
 use super::{Exchange, ExchangeError};
 use crate::admission::{self, Refused, Situation, Standing};
 use crate::evidence::issuer::parts_of;
-use crate::store::{Acceptance, Accepted, Body, Rejection};
+use crate::store::{Acceptance, Accepted, Body, Rejection, Seq};
 
 /// A dispatch that may be submitted: its seal and every rule have been checked, its bodies not yet.
 pub struct Admitted {
@@ -27,6 +27,8 @@ pub struct Admitted {
 /// What the first look at a submission gives.
 pub enum Intake {
     Admitted(Box<Admitted>),
+    /// It was accepted before, and its bodies were lost with older data: they are to be supplied, and this is the answer.
+    Lacking(Box<Admitted>, Done),
     /// It was accepted or rejected before or just now: this is the answer.
     Answered(Done),
     /// A link error.
@@ -41,6 +43,7 @@ const OFFER_OVERHEAD_BYTES: usize = 40 << 10;
 
 enum Look {
     Admitted(Box<Admitted>),
+    Lacking(Box<Admitted>, Done),
     Known(Done),
     Rejected(Box<Envelope>, Digest, SealedEnvelope, Reason),
     Refused(Reason),
@@ -54,10 +57,14 @@ impl Exchange {
         submit: Submit,
         inline: Vec<(u16, Vec<u8>)>,
     ) -> Result<Intake, ExchangeError> {
+        if let Some(closed) = self.continuity.refusal() {
+            return Ok(Intake::Refused(closed));
+        }
         let (exchange, node) = (self.clone(), node.clone());
         let look = self.workers.run(move || exchange.examine(&node, submit.envelope, inline)).await??;
         Ok(match look {
             Look::Admitted(admitted) => Intake::Admitted(admitted),
+            Look::Lacking(admitted, done) => Intake::Lacking(admitted, done),
             Look::Known(done) => Intake::Answered(done),
             Look::Refused(reason) => Intake::Refused(reason),
             Look::Rejected(envelope, digest, sealed, reason) => {
@@ -102,12 +109,12 @@ impl Exchange {
         if let Some(seq) = self.store.lookup(&envelope.sender.agency, envelope.id)?
             && let Some(known) = self.store.dispatch(seq)?
         {
-            return Ok(if known.envelope_sha256 == digest {
-                Look::Known(Done { intake: frame::Intake::Already, leaf: seq.0, evidence: known.evidence })
-            } else {
+            if known.envelope_sha256 != digest {
                 let reason = conflict(&envelope, known.envelope_sha256, digest);
-                Look::Rejected(Box::new(envelope), digest, sealed, reason)
-            });
+                return Ok(Look::Rejected(Box::new(envelope), digest, sealed, reason));
+            }
+            let done = Done { intake: frame::Intake::Already, leaf: seq.0, evidence: known.evidence };
+            return self.lacking(seq, envelope, digest, sealed, inline, done);
         }
         if let Err(error) = self.seals.check_envelope(&envelope, &sealed, now) {
             let reason = ReasonCode::BadSeal.because(error.to_string());
@@ -125,6 +132,43 @@ impl Exchange {
         }
         let missing = self.missing(&envelope, &bodies)?;
         Ok(Look::Admitted(Box::new(Admitted { envelope, digest, sealed, bodies, missing })))
+    }
+
+    /// A retry of what was accepted. Where a delivery still waits and bodies are gone, because the data was put back from
+    /// an older copy, the sender brings them again; the receipt is that of then.
+    fn lacking(
+        &self,
+        seq: Seq,
+        envelope: Envelope,
+        digest: Digest,
+        sealed: SealedEnvelope,
+        inline: Vec<(u16, Vec<u8>)>,
+        done: Done,
+    ) -> Result<Look, ExchangeError> {
+        let mut lacking = self.missing(&envelope, &BTreeMap::new())?;
+        if lacking.is_empty() || !self.store.deliveries(seq)?.iter().any(|delivery| delivery.state.is_waiting()) {
+            return Ok(Look::Known(done));
+        }
+        let mut bodies = BTreeMap::new();
+        for (index, bytes) in inline {
+            if let Ok(sha256) = check_body(&envelope, index, &bytes)
+                && lacking.iter().any(|(_, part)| part.sha256 == sha256)
+            {
+                bodies.insert(sha256, bytes);
+            }
+        }
+        lacking.retain(|(_, part)| !bodies.contains_key(&part.sha256));
+        Ok(Look::Lacking(Box::new(Admitted { envelope, digest, sealed, bodies, missing: lacking }), done))
+    }
+
+    /// Stores the bodies of a dispatch that was accepted before.
+    pub async fn supply(&self, admitted: Box<Admitted>) -> Result<(), ExchangeError> {
+        let Admitted { envelope, bodies, .. } = *admitted;
+        let blobs = parts_of(&envelope).into_iter().filter(|part| self.blobs.exists(part)).collect();
+        let bodies = bodies.into_iter().map(|(sha256, bytes)| Body { sha256, bytes }).collect();
+        self.store.supply(bodies, blobs).await?;
+        self.ring_recipients(envelope.recipients.iter());
+        Ok(())
     }
 
     /// Parts whose bodies are neither here inline nor were uploaded by this same agency before. A digest alone never

@@ -17,6 +17,7 @@ use docaxis_protocol::{AgencyCode, NodeId, Origin, Reason, ReasonCode, Timestamp
 
 use crate::bells::Bells;
 use crate::blobs::BlobStore;
+use crate::continuity;
 use crate::directory::Directory;
 use crate::env::Env;
 use crate::evidence::{Issuer, LogReader};
@@ -26,7 +27,7 @@ use crate::store::{Store, StoreError};
 use crate::work::{GivenUp, Workers};
 
 pub use intake::{Admitted, Intake, inline_sizes};
-pub use outcome::Offering;
+pub use outcome::{Again, Offering};
 
 /// Evidence sent in one frame of a `Follow`: bounded so that the frame stays small.
 const FOLLOW_BATCH: usize = 32;
@@ -52,6 +53,7 @@ impl ExchangeError {
     /// What the peer is told. The cause itself goes to the log.
     pub fn reason(&self) -> Reason {
         match self {
+            Self::Store(StoreError::Frozen(why)) => ReasonCode::Busy.because(why.clone()),
             Self::Store(source) => source.reason().because(match source {
                 StoreError::DiskFull(_) => "the exchange's disk is full",
                 _ => "the exchange cannot store anything at the moment",
@@ -80,6 +82,8 @@ pub struct Exchange {
     pub bells: Bells,
     pub workers: Workers,
     pub links: Arc<Links>,
+    /// Whether the log goes on where it was.
+    pub continuity: continuity::Keeper,
     pub max_part_bytes: u64,
     /// Certificates that a node needs to check evidence and the log.
     pub evidence_chain: Chain,
@@ -157,6 +161,7 @@ impl Exchange {
             directory.version()
         };
         self.bells.directory();
+        self.continuity.heard_authority();
         Ok(version)
     }
 
@@ -198,6 +203,16 @@ impl Exchange {
                 if let Some(node) = directory.node_of(recipient) {
                     self.bells.offer(node, recipient);
                 }
+            }
+        });
+    }
+
+    /// Everybody looks: for what waits, for evidence, for the directory.
+    pub fn ring_all(&self) {
+        self.with_directory(|directory| {
+            for node in directory.nodes() {
+                directory.hosted_by(&node).iter().for_each(|agency| self.bells.offer(&node, agency));
+                self.bells.evidence(&node);
             }
         });
     }

@@ -49,6 +49,13 @@ pub async fn serve(
     let done = match exchange.look(node, submit, inline).await? {
         Intake::Answered(done) => done,
         Intake::Refused(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
+        Intake::Lacking(admitted, done) => match collect(exchange, admitted, send, recv).await? {
+            Ok(admitted) => {
+                exchange.supply(admitted).await?;
+                done
+            }
+            Err((_, reason)) => return Ok(io::refuse(send, reason, exchange.now()).await?),
+        },
         Intake::Admitted(admitted) => match collect(exchange, admitted, send, recv).await? {
             Ok(admitted) => exchange.accept(admitted).await?,
             Err((admitted, reason)) => exchange.reject_admitted(admitted, reason).await?,

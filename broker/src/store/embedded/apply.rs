@@ -51,6 +51,17 @@ pub fn apply(placed: &Placed<'_>, rows: &mut Staged<'_>, totals: &mut Totals) ->
             }
         }
         RecordV1::Settled(_) => {}
+        RecordV1::Supplied(parts) => {
+            for part in parts {
+                keep_blob(placed, &part.sha256, part.size, rows)?;
+            }
+        }
+        RecordV1::Lost(entries) => {
+            for item in 0..entries.len() as u64 {
+                // The row is there for its entry alone: no dispatch, sender or recipient leads to it.
+                put_leaf(rows, placed, item, placed.leaf + item, Event::SubmissionRejection, None)?;
+            }
+        }
     }
     totals.leaves = totals.leaves.max(placed.leaf.saturating_add(prepared.entries.len() as u64));
     Ok(())
@@ -142,6 +153,14 @@ pub fn keep_bodies(bodies: &[BodyV1], meta_len: usize, at: Location, rows: &mut 
             rows.put(keys::body(&body.sha256), row(&BodyRow { size: u64::from(body.size), place })?);
         }
         offset += u64::from(body.size);
+    }
+    Ok(())
+}
+
+/// Points a body's row to the blob store, if a dispatch names the body and the blob is there.
+fn keep_blob(placed: &Placed<'_>, sha256: &[u8; 32], size: u64, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+    if rows.get(&keys::body(sha256))?.is_none() && is_named(sha256, rows)? && (placed.has_blob)(sha256, size) {
+        rows.put(keys::body(sha256), row(&BodyRow { size, place: BodyPlace::Blob })?);
     }
     Ok(())
 }

@@ -8,12 +8,14 @@
 mod apply;
 mod committer;
 mod config;
+mod cut;
 mod evidence;
 mod index;
 mod journal;
 mod keys;
 mod layout;
 mod reads;
+mod rebuild;
 mod record;
 mod recover;
 mod segments;
@@ -27,6 +29,7 @@ mod walk;
 
 use std::any::Any;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -35,21 +38,23 @@ use docaxis_protocol::{AgencyCode, Digest, DispatchId, Timestamp};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use config::{EmbeddedConfig, IndexKind};
+pub use cut::Cut;
 pub use index::{Index, MemoryIndex};
+pub use rebuild::{Rebuilt, rebuild};
 
 use self::committer::{Committer, Request};
 use self::evidence::EvidenceFiles;
 use self::journal::Journal;
 use self::keys::Totals;
-use self::record::{NoticeV1, Prepared, RecordV1};
+use self::record::{NoticeV1, PartV1, Prepared, RecordV1};
 use self::recover::{End, Recovery};
 use self::segments::{Segments, io_error};
 use self::settle::Settler;
 use self::shared::Shared;
 use self::view::View;
 use super::{
-    Acceptance, Accepted, Answer, BodySource, Counts, Delivery, Dispatch, Record, Recorded, Rejection, Seq, Store,
-    StoreError, StoredEvidence, Waiting,
+    Acceptance, Accepted, Answer, Body, BodySource, Counts, Delivery, Dispatch, Earlier, Record, Recorded, Rejection,
+    Seq, Store, StoreError, StoredEvidence, Waiting,
 };
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
@@ -74,11 +79,7 @@ pub struct EmbeddedStore {
 impl EmbeddedStore {
     /// Opens `dir`, recovering what a crash left. Blocks until the store may answer: seconds if the index is built anew.
     pub fn open(dir: &Path, config: EmbeddedConfig, disk: Arc<dyn Disk>) -> Result<Arc<Self>, StoreError> {
-        disk.create_dir_all(dir).map_err(io_error("creating the data folder"))?;
-        let lock = disk.lock(&dir.join("lock")).map_err(|e| StoreError::Io {
-            operation: "locking the data folder",
-            found: format!("{}: {e}; another process may have it open", dir.display()),
-        })?;
+        let lock = lock(disk.as_ref(), dir)?;
         let opened = Self::open_locked(dir, &config, &disk).map_err(|e| recover::set_aside(&disk, dir, e))?;
         let (shared, end, totals, index) = opened;
         let threads = Threads { index: Some(index), lock: Some(lock), ..Threads::default() };
@@ -97,7 +98,8 @@ impl EmbeddedStore {
         let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
         let segments = Segments::open(disk.clone(), &dir.join("journal"), config.segment_bytes, config.spare_segments)?;
         recover::check_order(&segments, &evidence)?;
-        let recovery = Recovery { segments: &segments, evidence: &evidence, blobs: &blobs };
+        let built = AtomicU64::new(0);
+        let recovery = Recovery { segments: &segments, evidence: &evidence, blobs: &blobs, built: &built };
         let index = state::open(disk.as_ref(), dir, config)?;
         let (view, writer) = start_view(index, config)?;
         let caught_up = match recovery.catch_up(&view) {
@@ -217,6 +219,15 @@ impl EmbeddedStore {
     }
 }
 
+/// Only one process at a time has the folder.
+pub(crate) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Any + Send + Sync>, StoreError> {
+    disk.create_dir_all(dir).map_err(io_error("creating the data folder"))?;
+    disk.lock(&dir.join("lock")).map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => StoreError::Locked(dir.to_owned()),
+        _ => io_error("locking the data folder")(e),
+    })
+}
+
 fn start_view(index: Arc<dyn Index>, config: &EmbeddedConfig) -> Result<(Arc<View>, JoinHandle<()>), StoreError> {
     let view = View::new(index, config.index_batch_rows);
     let writer = view.start_writer(config.index_every).map_err(io_error("starting the index's thread"))?;
@@ -260,6 +271,32 @@ impl Store for EmbeddedStore {
             let prepared = Box::new(Prepared::new(RecordV1::Notices(notices), vec![])?);
             self.ask(|to| Request::Plain(prepared, to)).await
         })
+    }
+
+    fn import(&self, leaf: u64, earlier: Vec<Earlier>) -> Answer<'_, u64> {
+        Box::pin(async move {
+            let prepared = earlier.into_iter().map(Prepared::earlier).collect::<Result<_, _>>()?;
+            self.ask(|to| Request::Import(prepared, leaf, to)).await
+        })
+    }
+
+    fn supply(&self, bodies: Vec<Body>, blobs: Vec<PartDigest>) -> Answer<'_, ()> {
+        Box::pin(async move {
+            if !bodies.is_empty() {
+                let prepared = Box::new(Prepared::bodies(bodies)?);
+                self.ask(|to| Request::Plain(prepared, to)).await?;
+            }
+            if !blobs.is_empty() {
+                let parts = blobs.iter().map(|part| PartV1 { sha256: part.sha256.0, size: part.size }).collect();
+                let prepared = Box::new(Prepared::new(RecordV1::Supplied(parts), vec![])?);
+                self.ask(|to| Request::Plain(prepared, to)).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn freeze(&self, why: Option<String>) {
+        *self.shared.frozen.write().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
@@ -310,6 +347,10 @@ impl Store for EmbeddedStore {
         limit: usize,
     ) -> Result<Vec<StoredEvidence>, StoreError> {
         self.shared.reads().evidence_for_sender(sender, from, limit)
+    }
+
+    fn handovers(&self, from: u64, limit: usize) -> Result<(u64, Vec<StoredEvidence>), StoreError> {
+        self.shared.reads().handovers(from, limit)
     }
 
     fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError> {

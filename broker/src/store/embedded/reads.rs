@@ -5,7 +5,7 @@ use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEvidence, Timestamp};
 
 use super::apply::{delivery, head_row, leaf_row, log_entry, remembered};
-use super::keys::{self, BodyPlace, BodyRow, NoticeRow, end_of, last_number, read_row, time_at};
+use super::keys::{self, BodyPlace, BodyRow, LeafRow, NoticeRow, end_of, last_number, read_row, time_at};
 use super::record::{RecordV1, id_of};
 use super::shared::{MAX_MOVES, Shared};
 use super::view::Lookup;
@@ -267,6 +267,18 @@ impl Reads<'_> {
             last = Some(found);
         }
         Ok(stored)
+    }
+
+    pub fn handovers(&self, from: u64, limit: usize) -> Result<(u64, Vec<StoredEvidence>), StoreError> {
+        let rows = self.rows().scan(&keys::leaf(from), &end_of(b"l"), limit)?;
+        let next = rows.last().and_then(|(key, _)| last_number(key)).map_or(from, |last| last + 1);
+        let mut leaves = Vec::new();
+        for (key, row) in &rows {
+            if read_row::<LeafRow>(row)?.event == Event::ContentHandover {
+                leaves.extend(last_number(key));
+            }
+        }
+        Ok((next, self.stored(leaves)?))
     }
 
     pub fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError> {

@@ -12,7 +12,7 @@ use docaxis_protocol::{
 use serde::{Deserialize, Serialize};
 
 use super::layout::{FRAME_HEADER_BYTES, FrameHeader, NO_LEAF};
-use crate::store::{Acceptance, Body, DeliveryState, Record, Rejection, StoreError};
+use crate::store::{Acceptance, Body, DeliveryState, Earlier, Record, Rejection, StoreError};
 
 /// The largest encoded record: 4,096 refusals at once, an envelope and its certificates stay below.
 pub const MAX_META_BYTES: usize = 12 << 20;
@@ -29,6 +29,10 @@ pub enum RecordV1 {
     Pruned(Vec<PrunedV1>),
     /// In evidence only: everything of this journal segment stands before.
     Settled(u64),
+    /// Large bodies that came after the record that names them; they are in the blob store.
+    Supplied(Vec<PartV1>),
+    /// Entries of leaves that nobody held when the log was made whole after a restore.
+    Lost(Vec<[u8; 32]>),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,6 +185,25 @@ impl Prepared {
         Self::new(RecordV1::Event(Box::new(record)), vec![])
     }
 
+    /// A leaf that was signed before.
+    pub fn earlier(earlier: Earlier) -> Result<Self, StoreError> {
+        match earlier {
+            Earlier::Accepted(acceptance) => Self::accepted(*acceptance),
+            Earlier::Rejected(rejection) => Self::rejected(*rejection),
+            Earlier::Event(record) => Self::event(*record),
+            Earlier::Lost(entry) => Self::new(RecordV1::Lost(vec![entry.0]), vec![]),
+        }
+    }
+
+    /// Bodies in the record's tail.
+    pub fn bodies(bodies: Vec<Body>) -> Result<Self, StoreError> {
+        let list = bodies.iter().map(|body| {
+            let size = u32::try_from(body.bytes.len()).unwrap_or(u32::MAX);
+            BodyV1 { sha256: body.sha256.0, size }
+        });
+        Self::new(RecordV1::Bodies(list.collect()), bodies)
+    }
+
     /// Reads a frame's meta back.
     pub fn read(frame: &FrameHeader, meta: &[u8]) -> Result<Self, String> {
         let record: RecordV1 = codec::decode(meta, MAX_META_BYTES).map_err(|e| e.to_string())?;
@@ -215,7 +238,12 @@ fn entries_of(record: &RecordV1) -> Vec<Entry> {
             .collect(),
         RecordV1::Rejected(rejected) => vec![Entry::of(&rejected.evidence)],
         RecordV1::Event(event) => vec![Entry::of(&event.evidence)],
-        RecordV1::Notices(_) | RecordV1::Bodies(_) | RecordV1::Pruned(_) | RecordV1::Settled(_) => vec![],
+        RecordV1::Lost(entries) => entries.iter().map(|entry| Entry { log: *entry, evidence: *entry }).collect(),
+        RecordV1::Notices(_)
+        | RecordV1::Bodies(_)
+        | RecordV1::Pruned(_)
+        | RecordV1::Settled(_)
+        | RecordV1::Supplied(_) => vec![],
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use docaxis_protocol::Digest;
@@ -118,6 +119,8 @@ pub struct Recovery<'a> {
     pub segments: &'a Segments,
     pub evidence: &'a EvidenceFiles,
     pub blobs: &'a BlobStore,
+    /// Records applied while the index was built anew: for whoever asked for it.
+    pub built: &'a AtomicU64,
 }
 
 /// Rows on their way into the index.
@@ -236,6 +239,7 @@ impl Recovery<'_> {
         applier.totals.applied = end.next;
         applier.merge()?;
         let (records, totals) = (applier.applied, applier.totals);
+        self.built.store(records, Ordering::Relaxed);
         let ms = u64::try_from(applier.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(records, leaves = totals.leaves, ms, "the index is built");
         Ok((end, totals))

@@ -5,8 +5,8 @@
 //! written; the file freed. It changes nothing itself but evidence and spares: all else goes through the committer.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -18,7 +18,7 @@ use super::committer::{Answer, Moved, Request, lies_at};
 use super::config::EmbeddedConfig;
 use super::keys::{self, last_number, time_at};
 use super::layout::{FRAME_HEADER_BYTES, NO_LEAF};
-use super::record::{BodyV1, Prepared, PrunedV1, RecordV1};
+use super::record::{Prepared, PrunedV1, RecordV1};
 use super::segments::Segment;
 use super::shared::Shared;
 use super::view::Lookup;
@@ -65,8 +65,7 @@ impl Settler {
 
     fn round(&self, seen: &mut (u64, Instant)) -> Result<(), StoreError> {
         self.settle_full()?;
-        self.prune()?;
-        self.free()?;
+        self.release()?;
         self.shared.segments.prepare()?;
         if let Err(e) = self.shared.blobs.remove_retired() {
             tracing::warn!(error = %e, "bodies that nothing names stay until the next start");
@@ -81,6 +80,16 @@ impl Settler {
             drop(requests.try_send(Request::Idle));
         }
         Ok(())
+    }
+
+    /// Prunes and frees, unless a backup still reads what would go.
+    fn release(&self) -> Result<(), StoreError> {
+        let held = self.shared.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if *held > 0 {
+            return Ok(());
+        }
+        self.prune()?;
+        self.free()
     }
 
     fn ask(&self, request: impl FnOnce(Answer<()>) -> Request) -> Result<(), StoreError> {
@@ -261,11 +270,7 @@ impl Settler {
     }
 
     fn forward_some(&self, bodies: Vec<Body>) -> Result<(), StoreError> {
-        let list = bodies.iter().map(|body| {
-            let size = u32::try_from(body.bytes.len()).unwrap_or(u32::MAX);
-            BodyV1 { sha256: body.sha256.0, size }
-        });
-        let prepared = Prepared::new(RecordV1::Bodies(list.collect()), bodies)?;
+        let prepared = Prepared::bodies(bodies)?;
         self.ask(|to| Request::Plain(Box::new(prepared), to))
     }
 }

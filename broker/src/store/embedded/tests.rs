@@ -2,6 +2,7 @@
 
 mod claims;
 mod crash;
+mod cut;
 mod damage;
 mod kill;
 mod life;
