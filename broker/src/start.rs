@@ -85,7 +85,7 @@ impl Broker {
         let log = section.data.join("log");
         let keeper = LogKeeper::open(&log, &identity.origin, identity.log_key.clone(), &*store, mark.is_none())?;
         let exchange =
-            Arc::new(exchange(config, &identity, store, blobs, &keeper, trust.clone(), links.clone(), mark)?);
+            Arc::new(exchange(config, &identity, store, blobs, (&keeper, mark), trust.clone(), links.clone())?);
         exchange.restore_notices()?;
         let (stop, stopped) = watch::channel(false);
         let threads = vec![
@@ -164,10 +164,9 @@ fn exchange(
     identity: &BrokerIdentity,
     store: Arc<dyn Store>,
     blobs: Arc<BlobStore>,
-    keeper: &LogKeeper,
+    (keeper, mark): (&LogKeeper, Option<Mark>),
     trust: Arc<Trust>,
     links: Arc<Links>,
-    mark: Option<Mark>,
 ) -> Result<Exchange, StartError> {
     let linked = links.clone();
     let env = Arc::new(SystemEnv);

@@ -216,3 +216,70 @@ fn own_chain(connection: &Connection, row: &EvidenceRow, sha256: Digest) -> Resu
         .optional()?;
     found.map(|chain| rows::chain(&chain)).transpose()
 }
+
+#[cfg(test)]
+mod tests {
+    use docaxis_protocol::key::SecretKey;
+    use docaxis_protocol::tlog::{KeyKind, VerifierKey};
+
+    use super::*;
+
+    fn note(size: u64, root: u8) -> String {
+        let secret = SecretKey::from_seed(&[1; 32]);
+        let log = VerifierKey::new("docaxis.example/test", KeyKind::Ed25519, secret.public()).unwrap();
+        Checkpoint { origin: log.name().into(), size, root: Digest([root; 32]) }.sign(&log, &secret).to_string()
+    }
+
+    fn wait<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn the_largest_checkpoint_stays_and_another_root_of_the_same_size_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+        wait(async {
+            assert_eq!(mailbox.checkpoint().await.unwrap(), None);
+            for (size, root, fits) in [(7, 1, true), (9, 2, true), (8, 9, true), (9, 2, true), (9, 3, false)] {
+                assert_eq!(mailbox.keep_checkpoint(note(size, root)).await.unwrap(), fits, "{size} {root}");
+            }
+            assert_eq!(mailbox.checkpoint().await.unwrap(), Some(note(9, 2)));
+        });
+        mailbox.close();
+    }
+
+    #[test]
+    fn a_snapshot_is_the_mailbox_of_one_moment_and_a_restored_one_gets_a_larger_epoch_each_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, copy) = (folder.path().join("mailbox.db"), folder.path().join("copy.db"));
+        let mailbox = Mailbox::open(&path).unwrap();
+        wait(mailbox.keep_checkpoint(note(7, 1))).unwrap();
+        snapshot(&path, &copy).unwrap();
+        wait(mailbox.keep_checkpoint(note(8, 1))).unwrap();
+        mailbox.close();
+        let second = folder.path().join("again.db");
+        std::fs::copy(&copy, &second).unwrap();
+        let now = Timestamp::from_unix_ms(1_795_318_200_123);
+        let first = begin_epoch(&copy, now).unwrap();
+        // Restored once more from the same backup: the epochs differ.
+        assert!(begin_epoch(&second, now.plus(std::time::Duration::from_secs(1))).unwrap() > first);
+        assert!(begin_epoch(&copy, Timestamp::from_unix_ms(0)).unwrap() > first, "even if the clock ran back");
+        let mailbox = Mailbox::open(&copy).unwrap();
+        wait(async {
+            assert_eq!(mailbox.checkpoint().await.unwrap(), Some(note(7, 1)));
+            assert_eq!(mailbox.restored_from().await.unwrap(), Some(0));
+            let item = GoneItem {
+                leaf: 5,
+                recipient: "H37.DN.001".parse().unwrap(),
+                sender: "000.00.00.G22".parse().unwrap(),
+                dispatch: DispatchId::from_parts(now, [1; 10]),
+                time: now,
+            };
+            mailbox.keep_gone(vec![item.clone()], Some(6)).await.unwrap();
+            assert_eq!(mailbox.restored_from().await.unwrap(), Some(6));
+            mailbox.keep_gone(vec![item.clone()], None).await.unwrap();
+            assert_eq!((mailbox.restored_from().await.unwrap(), mailbox.gone(9).await.unwrap()), (None, vec![item]));
+        });
+        mailbox.close();
+    }
+}
