@@ -17,5 +17,5 @@ mod take;
 
 pub use error::BackupError;
 pub use manifest::{Entry, Manifest, open, verify};
-pub use put_back::{Fresh, Replaced, free_bytes, is_empty};
+pub use put_back::{Fresh, Replaced, free_bytes, is_broken_off, is_empty};
 pub use take::{Backup, Source, Taken};

@@ -38,6 +38,8 @@ pub enum AgentError {
     },
     #[error("another agent has {} open", .0.display())]
     Locked(PathBuf),
+    #[error("a restore to {} was broken off; run the same restore again", .0.display())]
+    BrokenOff(PathBuf),
     #[error("the identity in {} cannot be used: {why}", path.display())]
     Identity { path: PathBuf, why: String },
     #[error("the mailbox")]
@@ -128,6 +130,7 @@ impl Agent {
         let io = |operation, path: PathBuf| move |source| AgentError::Io { operation, path, source };
         make_private_folder(&data).map_err(io("create folder", data.clone()))?;
         let lock = lock(&data)?;
+        whole(&data)?;
         let mailbox = Mailbox::open(&data.join("mailbox.db"))?;
         let parts = Arc::new(Parts::open(data.join("parts"))?);
         clear_orphans(&mailbox, &parts)?;
@@ -230,6 +233,14 @@ fn clear_orphans(mailbox: &Mailbox, parts: &Parts) -> Result<(), AgentError> {
 fn make_private_folder(path: &std::path::Path) -> std::io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Refuses a folder in which a restore was broken off: it is neither the old data nor the new.
+pub(crate) fn whole(data: &std::path::Path) -> Result<(), AgentError> {
+    match docaxis_backup::is_broken_off(data) {
+        true => Err(AgentError::BrokenOff(data.to_owned())),
+        false => Ok(()),
+    }
 }
 
 /// One process at a time: two writers of one mailbox would each believe that they alone state things.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use docaxis_backup::{Backup, BackupError, Fresh, Manifest, Source, Taken, open, verify};
 use docaxis_protocol::{NodeId, Timestamp};
 
-use crate::agent::{AgentError, lock};
+use crate::agent::{AgentError, lock, whole};
 use crate::config::AgentConfig;
 use crate::mailbox::{self, MailboxError};
 use crate::parts::{Parts, PartsError};
@@ -19,6 +19,8 @@ pub use crate::desk::report;
 const KIND: &str = "agent";
 const MAILBOX: &str = "mailbox.db";
 const PARTS: &str = "parts";
+/// What in the data folder is the data's own. Keys and configuration may lie beside it.
+const OWNED: &[&str] = &[MAILBOX, "mailbox.db-wal", "mailbox.db-shm", PARTS];
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -92,6 +94,7 @@ fn remove(path: &Path) -> Result<(), Error> {
 pub fn take_stopped(config: &AgentConfig, node: &NodeId, now: Timestamp, dir: &Path) -> Result<Taken, Error> {
     let data = &config.agent.data;
     let _stopped = lock(data)?;
+    whole(data)?;
     let parts = Arc::new(Parts::open(data.join(PARTS))?);
     take(data, &parts, node, now, dir)
 }
@@ -112,26 +115,17 @@ pub fn restore(
         return Err(BackupError::Foreign { path: dir.to_owned(), expected, found }.into());
     }
     let _stopped = if data.exists() { Some(lock(data)?) } else { None };
-    let kept = kept(config);
-    if !move_aside && !docaxis_backup::is_empty(data, kept)? {
+    if !move_aside && !docaxis_backup::is_empty(data, OWNED) {
         return Err(BackupError::NotEmpty(data.clone()).into());
     }
     verify(dir, &manifest)?;
-    let fresh = Fresh::write(dir, &manifest, data)?;
-    if let Some(identity) = kept {
-        fresh.keep(identity)?;
-    }
+    let fresh = Fresh::write(dir, &manifest, data, OWNED)?;
     let epoch = mailbox::begin_epoch(&fresh.folder().join(MAILBOX), now)?;
-    let replaced = fresh.replace(move_aside, kept)?;
+    let replaced = fresh.replace(move_aside)?;
     Ok(Restored { manifest, epoch, aside: replaced.aside })
 }
 
-/// Whether a restore has something to move aside.
-pub fn is_empty(config: &AgentConfig) -> Result<bool, Error> {
-    Ok(docaxis_backup::is_empty(&config.agent.data, kept(config))?)
-}
-
-/// The identity folder, where it lies in the data folder: it stays.
-fn kept(config: &AgentConfig) -> Option<&str> {
-    config.agent.identity.strip_prefix(&config.agent.data).ok().and_then(Path::to_str).filter(|name| !name.is_empty())
+/// Whether a restore has nothing to move aside.
+pub fn is_empty(config: &AgentConfig) -> bool {
+    docaxis_backup::is_empty(&config.agent.data, OWNED)
 }

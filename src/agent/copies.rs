@@ -52,7 +52,7 @@ pub fn restore(args: &Restore, out: Out) -> Result<(), Failure> {
     let config = args.agent.load()?;
     let node = identity(&config)?.node;
     let data = &config.agent.data;
-    let empty = backup::is_empty(&config).map_err(|e| failure(&e))?;
+    let empty = backup::is_empty(&config);
     if !empty {
         args.confirm.ask(out, &format!("{} is not empty: move it aside and restore?", data.display()))?;
     }

@@ -80,7 +80,7 @@ pub fn restore(args: &Restore, out: Out) -> Result<(), Failure> {
     let Some(dir) = &args.dir else { return resume(args, out) };
     let config = args.config.load()?;
     let data = &config.broker.data;
-    let empty = docaxis_backup::is_empty(data, None).map_err(|e| failure(&Error::Backup(e)))?;
+    let empty = backup::is_empty(data);
     if !empty {
         args.confirm.ask(out, &format!("{} is not empty: move it aside and restore?", data.display()))?;
     }

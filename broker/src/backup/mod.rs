@@ -15,7 +15,7 @@ use docaxis_protocol::tlog::note::SignedNote;
 use docaxis_protocol::{Origin, Timestamp, tlog};
 
 pub use crate::control::report;
-pub use restore::{Restored, restore};
+pub use restore::{Restored, is_empty, restore};
 
 use crate::config::BrokerConfig;
 use crate::store::embedded::EmbeddedStore;

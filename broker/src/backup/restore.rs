@@ -14,6 +14,14 @@ use crate::disk::RealDisk;
 use crate::store::StoreError;
 use crate::store::embedded;
 
+/// What in the data folder is the data's own. Keys and configuration may lie beside it.
+const OWNED: &[&str] = &["journal", "evidence", "blobs", "log", "index", "index.state", "damaged", LINEAGE, Mark::FILE];
+
+/// Whether a restore has nothing to move aside.
+pub fn is_empty(data: &Path) -> bool {
+    docaxis_backup::is_empty(data, OWNED)
+}
+
 /// What a restore did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
@@ -34,17 +42,17 @@ pub fn restore(dir: &Path, config: &BrokerConfig, now: Timestamp, move_aside: bo
         return Err(BackupError::Foreign { path: dir.to_owned(), expected, found }.into());
     }
     let _stopped = if data.exists() { Some(embedded::lock(&RealDisk, data)?) } else { None };
-    if !move_aside && !docaxis_backup::is_empty(data, None)? {
+    if !move_aside && !docaxis_backup::is_empty(data, OWNED) {
         return Err(BackupError::NotEmpty(data.to_owned()).into());
     }
     verify(dir, &manifest)?;
-    let fresh = Fresh::write(dir, &manifest, data)?;
+    let fresh = Fresh::write(dir, &manifest, data, OWNED)?;
     let mut random = [0; 16];
     getrandom::fill(&mut random)
         .map_err(|e| StoreError::Io { operation: "naming the restored data", found: e.to_string() })?;
     fresh.add(LINEAGE, docaxis_protocol::digest::hex(&random).as_bytes())?;
     let mark = Mark { leaves: manifest.leaves, taken: Some(manifest.taken), since: now };
     fresh.add(Mark::FILE, &mark.encode())?;
-    let replaced = fresh.replace(move_aside, None)?;
+    let replaced = fresh.replace(move_aside)?;
     Ok(Restored { manifest, aside: replaced.aside })
 }

@@ -80,6 +80,7 @@ impl EmbeddedStore {
     /// Opens `dir`, recovering what a crash left. Blocks until the store may answer: seconds if the index is built anew.
     pub fn open(dir: &Path, config: EmbeddedConfig, disk: Arc<dyn Disk>) -> Result<Arc<Self>, StoreError> {
         let lock = lock(disk.as_ref(), dir)?;
+        whole(disk.as_ref(), dir)?;
         let opened = Self::open_locked(dir, &config, &disk).map_err(|e| recover::set_aside(&disk, dir, e))?;
         let (shared, end, totals, index) = opened;
         let threads = Threads { index: Some(index), lock: Some(lock), ..Threads::default() };
@@ -216,6 +217,18 @@ impl EmbeddedStore {
             threads.lock = None;
         }
         Ok(())
+    }
+}
+
+/// Refuses a folder in which a restore was broken off: it is neither the old data nor the new.
+fn whole(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+    match disk.exists(&dir.join("restoring")) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(StoreError::Io {
+            operation: "opening the data folder",
+            found: format!("a restore to {} was broken off; run the same restore again", dir.display()),
+        }),
+        Err(e) => Err(io_error("opening the data folder")(e)),
     }
 }
 

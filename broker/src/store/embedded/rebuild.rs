@@ -11,7 +11,7 @@ use super::config::EmbeddedConfig;
 use super::evidence::EvidenceFiles;
 use super::recover::{self, Recovery};
 use super::segments::{Segments, io_error};
-use super::{lock, start_view, state};
+use super::{lock, start_view, state, whole};
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
 use crate::store::StoreError;
@@ -29,6 +29,7 @@ pub struct Rebuilt {
 /// Deletes the index below `dir` and builds it from evidence and journal. [`StoreError::Locked`] while a broker runs.
 pub fn rebuild(dir: &Path, config: &EmbeddedConfig, disk: Arc<dyn Disk>) -> Result<Rebuilt, StoreError> {
     let _lock = lock(disk.as_ref(), dir)?;
+    whole(disk.as_ref(), dir)?;
     rebuild_locked(dir, config, &disk).map_err(|e| recover::set_aside(&disk, dir, e))
 }
 

@@ -44,7 +44,7 @@ fn a_second_backup_copies_only_what_is_new_and_opens_with_everything_acknowledge
 fn restored(root: &Path, dir: &Path, taken: &Taken) -> Arc<EmbeddedStore> {
     let data = root.join("restored");
     docaxis_backup::verify(dir, &taken.manifest).unwrap();
-    Fresh::write(dir, &taken.manifest, &data).unwrap().replace(true, None).unwrap();
+    Fresh::write(dir, &taken.manifest, &data, &[]).unwrap().replace(true).unwrap();
     let store = on_disk(&data);
     assert_eq!(store.counts().leaves, taken.manifest.leaves);
     store
