@@ -67,7 +67,10 @@ pub fn restore(args: &Restore, out: Out) -> Result<(), Failure> {
     if let Some(aside) = aside {
         out.talk(format_args!("What was there before is in {aside}."));
     }
-    out.talk("Start the agent: what was sent, received or signed after the backup is only at the exchange now.");
+    out.talk(
+        "Start the agent: what was received after the backup is offered again, as far as the exchange still has it; \
+         `docaxis agent status` names the rest.",
+    );
     Ok(())
 }
 

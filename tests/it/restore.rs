@@ -6,7 +6,7 @@ use std::path::Path;
 use docaxis_broker::continuity::Report;
 use docaxis_broker::dispatch::Intake;
 use docaxis_protocol::frame::Submit;
-use docaxis_protocol::{DispatchId, SignedEvidence};
+use docaxis_protocol::{DispatchId, Envelope, ReasonCode, SignedEvidence};
 
 use crate::testnet::{Sent, TestNet, code, letter};
 
@@ -141,6 +141,37 @@ fn a_data_folder_put_back_by_hand_is_recognised_by_the_first_node_that_holds_a_n
     net.start_node("a53");
     net.until_continuity(|report| report.open);
     nothing_was_lost(&mut net, &story, &receipts);
+}
+
+#[test]
+fn a_broker_that_signed_a_second_history_on_an_older_copy_closes_for_good() {
+    let mut net = TestNet::start(NODES);
+    let (copy, data) = (net.folder("copy"), net.broker_data().to_owned());
+    let story = tell(&mut net, |net| {
+        net.stop_broker();
+        copy_folder(net.broker_data(), &copy);
+        net.start_broker();
+    });
+    let sealed = net.block_on(net.agent("g22").bundle(story.before.id)).unwrap().envelope;
+    net.stop_node("g22");
+    net.stop_node("h37");
+    net.stop_broker();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&copy, &data).unwrap();
+    net.start_broker();
+    // Nobody is linked who could tell: this leaf stands where another one stood.
+    let envelope = Envelope::parse(&sealed.bytes).unwrap();
+    let (digest, reason) = (sealed.digest(), ReasonCode::Other.because("a second history"));
+    net.block_on(net.broker().exchange().reject(&envelope, digest, sealed, reason)).unwrap();
+    net.publish();
+    net.start_node("g22");
+    let closed = net.until_continuity(|report| report.why.contains("two histories"));
+    let leaves = closed.leaves;
+    net.start_node("h37");
+    net.start_node("a53");
+    net.broker().exchange().continuity.waive();
+    let still = net.continuity();
+    assert_eq!((still.open, still.leaves), (false, leaves), "{still:#?}");
 }
 
 #[test]

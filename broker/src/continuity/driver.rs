@@ -21,6 +21,8 @@ use crate::dispatch::{Exchange, ExchangeError};
 use crate::evidence::log::LogError;
 use crate::store::{Earlier, Record, Store, StoreError};
 
+/// Leaves of ours since the start that nodes are asked for as well, to see whether they are theirs.
+const OVERLAP: u64 = 16;
 /// Leaves that one commit takes up, and about how many bytes of them.
 const IMPORT_AT_ONCE: usize = 256;
 const IMPORT_BYTES: usize = 1 << 20;
@@ -49,6 +51,8 @@ pub struct Keeper {
     authority: AtomicBool,
     changed: watch::Sender<u64>,
     data: PathBuf,
+    /// Leaves of the log at the start. What came after them may be a second history, and is compared.
+    base: u64,
     log: VerifierKey,
     evidence_key: PublicKey,
 }
@@ -79,6 +83,7 @@ impl Keeper {
             authority: AtomicBool::new(false),
             changed: watch::Sender::new(0),
             data,
+            base: store.counts().leaves,
             log,
             evidence_key,
         }
@@ -149,9 +154,10 @@ impl Keeper {
         self.state().report(exchange.store.counts().leaves, &present)
     }
 
-    /// From which leaf on this node should be asked now.
-    pub fn to_ask(&self, exchange: &Exchange, node: &NodeId) -> Option<u64> {
-        self.state().to_ask(node, exchange.store.counts().leaves)
+    /// From which leaf on this node should be asked now, and the size of our log that its answer will belong to.
+    pub fn to_ask(&self, exchange: &Exchange, node: &NodeId) -> Option<(u64, u64)> {
+        let own = self.state().to_ask(node, exchange.store.counts().leaves)?;
+        Some((own - own.saturating_sub(self.base).min(OVERLAP), own))
     }
 
     /// Compares what a node holds with our log, before anything of that node is served. Blocks on the log's tiles.
@@ -206,8 +212,8 @@ impl Keeper {
         self.notify();
     }
 
-    /// Checks and takes in what a node gave back. Blocks while signatures are checked.
-    pub fn given(&self, exchange: &Exchange, node: &NodeId, from: u64, leaves: Vec<GivenLeaf>) {
+    /// Checks and takes in what a node gave back when our log had `asked` leaves. Blocks while signatures are checked.
+    pub fn given(&self, exchange: &Exchange, node: &NodeId, asked: u64, leaves: Vec<GivenLeaf>) {
         let checks = Checks {
             origin: &exchange.origin,
             evidence_key: &self.evidence_key,
@@ -218,8 +224,20 @@ impl Keeper {
             let leaf = given.leaf;
             checks.check(given).map_err(|why| (leaf, why))
         };
-        let pieces = leaves.into_iter().filter(|given| given.leaf >= from).map(check).collect();
-        self.state().given(node, from, pieces, exchange.store.counts().leaves);
+        let pieces: Vec<_> = leaves.into_iter().map(check).collect();
+        let own = exchange.store.counts().leaves;
+        for piece in pieces.iter().flatten().filter(|piece| piece.proven && piece.leaf < own) {
+            match exchange.store.log_entries(piece.leaf, 1) {
+                Ok(entries) if entries.first() != Some(&piece.entry) => {
+                    let what =
+                        format!("node {node} has proof of other evidence at leaf {} than this log has", piece.leaf);
+                    return self.fork(exchange, what);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::error!(%error, "a leaf that was given back cannot be compared"),
+            }
+        }
+        self.state().given(node, asked, pieces, own);
         self.notify();
     }
 

@@ -101,7 +101,7 @@ pub struct Report {
     pub open: bool,
     pub why: String,
     pub leaves: u64,
-    /// Size of the newest checkpoint that anybody showed.
+    /// Size of the newest checkpoint that anybody showed; while the exchange is closed.
     pub checkpoint: Option<u64>,
     /// Nodes that are to give back what they hold and are not linked.
     pub waiting_for: BTreeSet<NodeId>,
@@ -195,7 +195,8 @@ impl Continuity {
         let answered = |node: &NodeId| self.answered.get(node) == Some(&own);
         // A node that speaks only the older version of the link cannot answer: it is waited for like one that is away.
         match self.waived {
-            true => present.linked.iter().all(answered),
+            // Without anybody to compare with, the operator's word would be all there is.
+            true => !present.linked.is_empty() && present.linked.iter().all(answered),
             false => present.authority && present.expected.iter().all(answered),
         }
     }
@@ -259,21 +260,13 @@ impl Continuity {
                  folder of before; otherwise this exchange stays closed and a new one has to be opened under another name"
                     .to_owned()
             }
+            Some(_) if present.linked.is_empty() => "link at least one agent, to compare with".to_owned(),
             Some(_) => "nothing: leaves are being taken back".to_owned(),
         };
         let why = self.why.as_ref().map(Why::text).unwrap_or_default();
         let unusable = self.unusable.clone();
-        Report {
-            open,
-            why,
-            leaves: own,
-            checkpoint: covered,
-            waiting_for,
-            waiting_for_authority,
-            missing,
-            unusable,
-            next,
-        }
+        let checkpoint = covered.filter(|_| !open);
+        Report { open, why, leaves: own, checkpoint, waiting_for, waiting_for_authority, missing, unusable, next }
     }
 
     /// Runs of leaves that are not here: up to the newest checkpoint, and up to the last leaf that was given.
