@@ -1,11 +1,15 @@
 //! `docaxis broker`: runs, checks and asks the central broker.
 
+mod copies;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use docaxis_broker::{Broker, BrokerConfig};
 use docaxis_protocol::ReasonCode;
 use serde_json::{Value, json};
+
+pub use copies::{of_backup, told};
 
 use crate::control::Control;
 use crate::out::{Failure, Out, chain};
@@ -19,6 +23,12 @@ pub enum Command {
     Check(ConfigArg),
     /// Ask the running broker how it is.
     Status(ConfigArg),
+    /// Copy what must not be lost to a folder, while the broker runs or is stopped.
+    Backup(copies::Backup),
+    /// Put a backup in the place of a stopped broker's data.
+    Restore(copies::Restore),
+    /// Build the index of a stopped broker anew.
+    Rebuild(ConfigArg),
 }
 
 #[derive(Debug, Args)]
@@ -48,6 +58,9 @@ pub fn run(command: Command, out: Out) -> Result<(), Failure> {
         Command::Run(arg) => serve(&arg, out),
         Command::Check(arg) => check(&arg, out),
         Command::Status(arg) => status(&arg, out),
+        Command::Backup(args) => copies::backup(&args, out),
+        Command::Restore(args) => copies::restore(&args, out),
+        Command::Rebuild(arg) => copies::rebuild(&arg, out),
     }
 }
 
@@ -70,6 +83,10 @@ fn start_failure(error: &docaxis_broker::StartError) -> Failure {
         }
         E::Store(docaxis_broker::store::StoreError::DiskFull(_)) => Failure::new(ReasonCode::DiskFull, message),
         E::Log(log) if log.is_disk_full() => Failure::new(ReasonCode::DiskFull, message),
+        E::Store(docaxis_broker::store::StoreError::Locked(_)) => {
+            Failure { exit: 4, ..Failure::new(ReasonCode::Busy, message) }
+                .hint("Stop the other broker, or give this one its own data.")
+        }
         _ => Failure::other(message),
     }
 }
@@ -85,9 +102,47 @@ fn status(arg: &ConfigArg, out: Out) -> Result<(), Failure> {
     let status: Value = arg.control()?.get("/v1/status")?;
     let words = status
         .as_object()
-        .map(|fields| fields.iter().map(|(key, value)| format!("{key}: {}\n", plain(value))).collect::<String>())
+        .map(|fields| {
+            let line = |(key, value): (&String, &Value)| match key.as_str() {
+                "continuity" => format!("{key}: {}\n", continuity(value)),
+                _ => format!("{key}: {}\n", plain(value)),
+            };
+            fields.iter().map(line).collect::<String>()
+        })
         .unwrap_or_default();
     out.data(&status, words)
+}
+
+/// Whether the exchange is open and, if not, why, what is missing and whose move it is.
+fn continuity(report: &Value) -> String {
+    if report["open"] == true {
+        return "open".to_owned();
+    }
+    let text = |key: &str| report[key].as_str().unwrap_or_default();
+    let mut words = format!("CLOSED: {}; {} leaves", text("why"), report["leaves"]);
+    if let Some(size) = report["checkpoint"].as_u64() {
+        words += &format!(" of {size} that the newest checkpoint covers");
+    }
+    let missing: Vec<String> = report["missing"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|range| match (&range[0], &range[1]) {
+            (from, to) if from == to => from.to_string(),
+            (from, to) => format!("{from} to {to}"),
+        })
+        .collect();
+    if !missing.is_empty() {
+        words += &format!("; missing: leaf {}", missing.join(", "));
+    }
+    let waiting = plain(&report["waiting_for"]);
+    if !waiting.is_empty() {
+        words += &format!("; waiting for {waiting}");
+    }
+    if report["waiting_for_authority"] == true {
+        words += "; waiting for the authority (docaxis ca serve)";
+    }
+    words + ". Next: " + text("next")
 }
 
 /// A JSON value without the quotes that only a program needs.

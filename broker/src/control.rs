@@ -1,6 +1,8 @@
 //! The control socket: how the command line talks to a running broker. HTTP over a Unix socket that only this user may
 //! open; the peer's credentials are checked as well. The only place in the broker that knows axum.
 
+mod copies;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,7 +14,7 @@ use std::time::Duration;
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::serve::Listener;
 use axum::{Json, Router};
 use docaxis_certs::BrokerIdentity;
@@ -27,9 +29,13 @@ use crate::bundle::Keys;
 use crate::dispatch::Exchange;
 use crate::store::Seq;
 
+pub use self::copies::{Copies, report};
+
 /// How long an export waits for the checkpoint over the newest evidence, which follows within a second.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long a stop waits for a request that works on the disk.
+const STOP_WITHIN: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
@@ -40,6 +46,7 @@ pub enum ControlError {
 }
 
 struct Shared {
+    copies: Copies,
     exchange: Arc<Exchange>,
     keys: Keys,
     address: SocketAddr,
@@ -58,6 +65,7 @@ impl Control {
         identity: &BrokerIdentity,
         exchange: Arc<Exchange>,
         address: SocketAddr,
+        copies: Copies,
     ) -> Result<Self, ControlError> {
         let socket = |source| ControlError::Socket { path: path.to_owned(), source };
         // The store's lock is ours: a socket that is still there was left by a broker that died.
@@ -68,7 +76,7 @@ impl Control {
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(socket)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(socket)?;
         listener.set_nonblocking(true).map_err(socket)?;
-        let shared = Arc::new(Shared { exchange, keys: Keys::of(identity), address });
+        let shared = Arc::new(Shared { exchange, keys: Keys::of(identity), address, copies });
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ControlError::Thread)?;
         let (stop, mut stopped) = watch::channel(false);
@@ -88,6 +96,8 @@ impl Control {
                     tracing::error!(%error, "the control socket stopped");
                 }
             });
+            // A backup that is broken off leaves the one before.
+            runtime.shutdown_timeout(STOP_WITHIN);
         };
         let thread = std::thread::Builder::new().name("control".into()).spawn(serve).map_err(ControlError::Thread)?;
         Ok(Self { path: path.to_owned(), stop, thread: Some(thread) })
@@ -145,6 +155,8 @@ fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/evidence", get(find))
         .route("/v1/dispatches/{id}", get(show))
         .route("/v1/dispatches/{id}/bundle", get(bundle))
+        .route("/v1/backup", post(copies::backup))
+        .route("/v1/restore/resume", post(copies::resume))
         .with_state(shared)
 }
 
@@ -189,6 +201,7 @@ async fn status(State(shared): Shares) -> Json<Value> {
         "waiting": counts.waiting, "evidence": counts.leaves, "checkpoint": checkpoint,
         "journal": exchange.store.journal(), "directory_version": version, "agencies": agencies, "linked": exchange.links.nodes(),
         "space": exchange.space.report(),
+        "continuity": exchange.continuity.report(exchange),
     }))
 }
 

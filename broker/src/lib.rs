@@ -5,10 +5,12 @@
 //! outside `store`, axum outside `control`; the issuing keys, which only the authority holds.
 
 pub mod admission;
+pub mod backup;
 pub mod bells;
 pub mod blobs;
 mod bundle;
 pub mod config;
+pub mod continuity;
 mod control;
 pub mod delivery;
 pub mod directory;
@@ -25,4 +27,4 @@ pub mod store;
 pub mod work;
 
 pub use config::BrokerConfig;
-pub use start::{Broker, StartError, check, control_socket};
+pub use start::{Broker, StartError, check, control_socket, rebuild};

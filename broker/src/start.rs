@@ -18,17 +18,18 @@ use tokio::sync::watch;
 
 use crate::blobs::BlobStore;
 use crate::config::BrokerConfig;
-use crate::control::{Control, ControlError};
+use crate::continuity::{self, Mark};
+use crate::control::{Control, ControlError, Copies};
 use crate::directory::Directory;
 use crate::disk::RealDisk;
 use crate::dispatch::{Exchange, ExchangeError};
-use crate::env::SystemEnv;
+use crate::env::{Env as _, SystemEnv};
 use crate::evidence::log::LogError;
 use crate::evidence::{Issuer, LogKeeper};
 use crate::link::{Link, LinkConfig, LinkError, Links};
 use crate::seals::Seals;
 use crate::space::Space;
-use crate::store::embedded::{EmbeddedConfig, EmbeddedStore};
+use crate::store::embedded::{self, EmbeddedConfig, EmbeddedStore, Rebuilt};
 use crate::store::{Store, StoreError};
 use crate::work::Workers;
 
@@ -82,14 +83,17 @@ impl Broker {
         let embedded = open_store(config)?;
         let blobs = embedded.blobs();
         let store: Arc<dyn Store> = embedded.clone();
-        let keeper = LogKeeper::open(&section.data.join("log"), &identity.origin, identity.log_key.clone(), &*store)?;
-        let (space, parts) = (embedded.space(), (blobs, &keeper));
+        let mark = Mark::read(&section.data, SystemEnv.now())?;
+        let log = section.data.join("log");
+        let keeper = LogKeeper::open(&log, &identity.origin, identity.log_key.clone(), &*store, mark.is_none())?;
+        let (space, parts) = (embedded.space(), (blobs, &keeper, mark));
         let exchange = Arc::new(exchange(config, &identity, store, space, parts, trust.clone(), links.clone())?);
         exchange.restore_notices()?;
         let (stop, stopped) = watch::channel(false);
         let threads = vec![
             thread("log", keep_log(keeper, exchange.clone(), stopped.clone()))?,
-            thread("sweeper", sweep(exchange.clone(), stopped))?,
+            thread("sweeper", sweep(exchange.clone(), stopped.clone()))?,
+            thread("continuity", continuity::Keeper::run(exchange.clone(), stopped))?,
         ];
         let link_config = LinkConfig {
             listen: section.listen,
@@ -97,7 +101,8 @@ impl Broker {
             max_connections: section.max_connections,
         };
         let link = Link::start(&link_config, &identity, trust, exchange.clone(), links)?;
-        let control = Control::start(&section.data.join("control.sock"), &identity, exchange.clone(), link.address())?;
+        let copies = Copies { store: embedded.clone(), data: section.data.clone() };
+        let control = Control::start(&control_socket(config), &identity, exchange.clone(), link.address(), copies)?;
         tracing::info!(origin = %identity.origin, address = %link.address(), "the broker serves");
         Ok(Self { embedded, link, control, exchange, stop, threads })
     }
@@ -138,15 +143,23 @@ impl Broker {
     }
 }
 
-fn open_store(config: &BrokerConfig) -> Result<Arc<EmbeddedStore>, StoreError> {
-    let embedded = EmbeddedConfig {
+fn embedded_config(config: &BrokerConfig) -> EmbeddedConfig {
+    EmbeddedConfig {
         segment_bytes: config.store.segment_mib << 20,
         index_cache_bytes: config.store.index_cache_mib << 20,
         keep_bodies: config.store.keep_bodies,
         space: config.space,
         ..EmbeddedConfig::default()
-    };
-    EmbeddedStore::open(&config.broker.data, embedded, Arc::new(RealDisk))
+    }
+}
+
+pub(crate) fn open_store(config: &BrokerConfig) -> Result<Arc<EmbeddedStore>, StoreError> {
+    EmbeddedStore::open(&config.broker.data, embedded_config(config), Arc::new(RealDisk))
+}
+
+/// Builds the index of a stopped broker anew.
+pub fn rebuild(config: &BrokerConfig) -> Result<Rebuilt, StoreError> {
+    embedded::rebuild(&config.broker.data, &embedded_config(config), Arc::new(RealDisk))
 }
 
 fn exchange(
@@ -154,7 +167,7 @@ fn exchange(
     identity: &BrokerIdentity,
     store: Arc<dyn Store>,
     space: Arc<Space>,
-    (blobs, keeper): (Arc<BlobStore>, &LogKeeper),
+    (blobs, keeper, mark): (Arc<BlobStore>, &LogKeeper, Option<Mark>),
     trust: Arc<Trust>,
     links: Arc<Links>,
 ) -> Result<Exchange, StartError> {
@@ -175,7 +188,13 @@ fn exchange(
         Ok(())
     };
     let signed_by_seals_ca = |leaf: &Vec<u8>| Chain::from_ders([leaf.clone(), common.seals_ca.clone()]);
+    let own = keeper.checkpoint()?;
+    let evidence_key = identity.evidence_key.public();
+    let data = config.broker.data.clone();
+    let log_key = keeper.verifier_key().clone();
+    let continuity = continuity::Keeper::new(data, log_key, evidence_key, mark, own.as_ref(), &*store);
     Ok(Exchange {
+        continuity,
         issuer: Issuer::new(origin.clone(), identity.evidence_key.clone(), env.clone()),
         seals: Seals::new(
             pem("CERTIFICATE", &common.root).as_bytes(),
@@ -216,10 +235,14 @@ fn thread(name: &str, work: impl Future<Output = ()> + Send + 'static) -> std::i
 /// Publishes a checkpoint soon after leaves were committed, and a last one at the end.
 async fn keep_log(mut keeper: LogKeeper, exchange: Arc<Exchange>, mut stopped: watch::Receiver<bool>) {
     let mut committed = exchange.store.committed();
+    let mut continuity = exchange.continuity.changed();
     loop {
         committed.mark_unchanged();
-        let full = match keeper.publish(&*exchange.store) {
-            Ok(_) => false,
+        continuity.mark_unchanged();
+        // While the exchange is closed nothing is signed.
+        let published = if exchange.continuity.is_open() { keeper.publish(&*exchange.store).map(drop) } else { Ok(()) };
+        let full = match published {
+            Ok(()) => false,
             // Nothing was promised: the checkpoint comes when there is room.
             Err(error) if error.is_disk_full() => {
                 exchange.space.ran_out();
@@ -239,6 +262,7 @@ async fn keep_log(mut keeper: LogKeeper, exchange: Arc<Exchange>, mut stopped: w
         tokio::select! {
             changed = committed.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(SWEEP), if full => {}
+            _ = continuity.changed() => {}
             _ = stopped.wait_for(|stop| *stop) => continue,
         }
         tokio::select! {

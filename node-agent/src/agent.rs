@@ -40,6 +40,8 @@ pub enum AgentError {
     },
     #[error("another agent has {} open", .0.display())]
     Locked(PathBuf),
+    #[error("a restore to {} was broken off; run the same restore again", .0.display())]
+    BrokenOff(PathBuf),
     #[error("the identity in {} cannot be used: {why}", path.display())]
     Identity { path: PathBuf, why: String },
     #[error("the mailbox")]
@@ -142,6 +144,7 @@ impl Agent {
         let io = |operation, path: PathBuf| move |source| AgentError::Io { operation, path, source };
         make_private_folder(&data).map_err(io("create folder", data.clone()))?;
         let lock = lock(&data)?;
+        whole(&data)?;
         // Before mailbox and parts: on a full disk they open only with the ballast's room.
         let space = Space::open(&data, config.space, sample).map_err(io("look at the disk of", data.clone()))?;
         let full = space.clone();
@@ -259,8 +262,16 @@ fn make_private_folder(path: &std::path::Path) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// Refuses a folder in which a restore was broken off: it is neither the old data nor the new.
+pub(crate) fn whole(data: &std::path::Path) -> Result<(), AgentError> {
+    match docaxis_backup::is_broken_off(data) {
+        true => Err(AgentError::BrokenOff(data.to_owned())),
+        false => Ok(()),
+    }
+}
+
 /// One process at a time: two writers of one mailbox would each believe that they alone state things.
-fn lock(data: &std::path::Path) -> Result<File, AgentError> {
+pub(crate) fn lock(data: &std::path::Path) -> Result<File, AgentError> {
     let path = data.join("lock");
     let file = File::options()
         .create(true)

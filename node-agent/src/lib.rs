@@ -5,6 +5,7 @@
 //! verified; nothing is shown before the exchange has recorded it.
 
 mod agent;
+pub mod backup;
 pub mod compose;
 pub mod config;
 mod desk;

@@ -19,8 +19,10 @@ use crate::time::Timestamp;
 pub const ALPN_LINK: &[u8] = b"docaxis/1";
 /// ALPN of enrolment: the server alone is authenticated, and only [`Frame::Join`] is answered.
 pub const ALPN_JOIN: &[u8] = b"docaxis-join/1";
-/// The version that this program speaks.
-pub const VERSION: u16 = 1;
+/// The newest version that this program speaks. A node that offers it sends `Holds` behind its `Hello`.
+pub const VERSION: u16 = 2;
+/// The version before: the same without [`Frame::Holds`] and what rests on it.
+pub const VERSION_WITHOUT_HOLDS: u16 = 1;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Frame {
@@ -69,6 +71,55 @@ pub enum Frame {
     /// Broker -> the sender's node: bodies of a dispatch that was accepted are lost at the exchange. Answered by
     /// `Submit` of the same bytes, which goes on as any submission, or `Refused` if no copy is left.
     Resend(Resend),
+    /// Node -> broker, right behind a `Hello` that offers version 2, on the same stream.
+    Holds(Holds),
+    /// Broker -> node: give back the evidence that you hold, from this leaf on; answered by `GivenBack`. Asked only by
+    /// a broker whose data was put back from an older copy.
+    GiveBack(u64),
+    /// The first leaves that the node holds from there on, in order, in frames of as many as fit; an empty one ends them.
+    GivenBack(Vec<GivenLeaf>),
+    /// Node -> broker: our mailbox was restored from a backup; offer again what was handed over to us at the leaves from
+    /// this one on. Answered by a page of offers, on streams of their own, and then `Gone`.
+    Restored(u64),
+    Gone(Gone),
+}
+
+/// How far the exchange has looked, and what it could not offer again because it no longer has the bodies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    /// Ask again from this leaf on; the same as was asked for if there is nothing more.
+    pub upto: u64,
+    pub items: Vec<GoneItem>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoneItem {
+    /// Of the handover.
+    pub leaf: u64,
+    pub recipient: AgencyCode,
+    pub sender: AgencyCode,
+    pub dispatch: DispatchId,
+    pub time: Timestamp,
+}
+
+/// What a node can hold against the exchange.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Holds {
+    /// The checkpoint of the largest size that it has verified: a signed note.
+    pub checkpoint: Option<String>,
+}
+
+/// A piece of evidence as a node holds it, with all that the exchange needs to take it up again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenLeaf {
+    pub leaf: u64,
+    pub evidence: SignedEvidence,
+    /// Of a submission: the envelope that it is about.
+    pub envelope: Option<SealedEnvelope>,
+    /// Certificates of the recipient's seal, where there is a statement.
+    pub statement_chain: Option<Chain>,
+    /// The leaf's tlog-proof, which shows that it stands at this place.
+    pub proof: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -298,6 +349,11 @@ impl Frame {
             Self::Cosign(_) => "Cosign",
             Self::Cosigned(_) => "Cosigned",
             Self::Resend(_) => "Resend",
+            Self::Holds(_) => "Holds",
+            Self::GiveBack(_) => "GiveBack",
+            Self::GivenBack(_) => "GivenBack",
+            Self::Restored(_) => "Restored",
+            Self::Gone(_) => "Gone",
         }
     }
 

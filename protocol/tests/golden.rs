@@ -41,9 +41,9 @@ fn outcome(standing: Standing) -> Outcome {
 
 fn frames() -> Vec<Frame> {
     vec![
-        Frame::Hello(Hello { versions: vec![1], software: "docaxis 0.1.0".into(), time: time(), mailbox_epoch: 3 }),
+        Frame::Hello(Hello { versions: vec![2, 1], software: "docaxis 0.1.0".into(), time: time(), mailbox_epoch: 3 }),
         Frame::Welcome(Welcome {
-            version: 1,
+            version: 2,
             software: "docaxis 0.1.0".into(),
             time: time(),
             origin: "docaxis.example/vn".parse().unwrap(),
@@ -97,6 +97,26 @@ fn frames() -> Vec<Frame> {
             sender: agency(),
             dispatch: DispatchId::from_parts(time(), [6; 10]),
             parts: vec![0, 2],
+        }),
+        Frame::Holds(Holds { checkpoint: Some("note".into()) }),
+        Frame::GiveBack(7),
+        Frame::GivenBack(vec![GivenLeaf {
+            leaf: 7,
+            evidence: evidence(),
+            envelope: Some(envelope()),
+            statement_chain: Some(chain()),
+            proof: Some("proof".into()),
+        }]),
+        Frame::Restored(7),
+        Frame::Gone(Gone {
+            upto: 9,
+            items: vec![GoneItem {
+                leaf: 7,
+                recipient: agency(),
+                sender: agency(),
+                dispatch: DispatchId::from_parts(time(), [6; 10]),
+                time: time(),
+            }],
         }),
     ]
 }

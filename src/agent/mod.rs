@@ -1,5 +1,6 @@
 //! `docaxis agent`: one node's agent.
 
+mod copies;
 mod join;
 mod run;
 
@@ -18,6 +19,10 @@ pub enum Command {
     Check(AgentArg),
     /// Ask the running agent how it is.
     Status(AgentArg),
+    /// Copy the mailbox and its bodies to a folder, while the agent runs or is stopped.
+    Backup(copies::Backup),
+    /// Put a backup in the place of a stopped agent's data.
+    Restore(copies::Restore),
 }
 
 pub fn run(command: Command, out: Out) -> Result<(), Failure> {
@@ -26,5 +31,7 @@ pub fn run(command: Command, out: Out) -> Result<(), Failure> {
         Command::Run(arg) => run::run(&arg, out),
         Command::Check(arg) => run::check(&arg, out),
         Command::Status(arg) => run::status(&arg, out),
+        Command::Backup(args) => copies::backup(&args, out),
+        Command::Restore(args) => copies::restore(&args, out),
     }
 }

@@ -22,7 +22,7 @@ pub fn run(arg: &AgentArg, out: Out) -> Result<(), Failure> {
     agent.shutdown_blocking().map_err(|e| Failure::other(chain(&e)))
 }
 
-fn identity(config: &AgentConfig) -> Result<Identity, Failure> {
+pub(super) fn identity(config: &AgentConfig) -> Result<Identity, Failure> {
     Identity::load(&config.agent.identity).map_err(|e| {
         let failure = Failure { exit: 7, code: "identity".into(), ..Failure::other(chain(&e)) };
         failure.hint("Join an exchange first: docaxis agent join TOKEN, with a token from `docaxis ca invite`.")
@@ -83,6 +83,17 @@ fn words(status: &Value) -> String {
         words += &format!("{which}: {}\n", if counts.is_empty() { "empty".into() } else { counts.join(", ") });
     }
     words += &format!("space: {}\n", status["space"]["words"].as_str().unwrap_or_default());
+    for gone in status["gone"].as_array().into_iter().flatten() {
+        let text = |key: &str| gone[key].as_str().unwrap_or_default();
+        words += &format!(
+            "LOST with the restore: dispatch {} from {} to {}, received {}; the exchange no longer has its content, ask the \
+             sender\n",
+            text("dispatch"),
+            text("sender"),
+            text("recipient"),
+            text("handed_over")
+        );
+    }
     for alarm in status["alarms"].as_array().into_iter().flatten() {
         words += &format!(
             "ALARM {} {}\n",

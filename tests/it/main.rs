@@ -14,4 +14,5 @@ mod net;
 mod proof;
 mod raw;
 mod refusals;
+mod restore;
 mod testnet;

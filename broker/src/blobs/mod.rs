@@ -152,6 +152,19 @@ impl BlobStore {
         Ok(())
     }
 
+    /// Every whole body and its length in bytes.
+    pub fn list(&self) -> io::Result<Vec<(Digest, u64)>> {
+        let mut bodies = Vec::new();
+        for folder in self.disk.list(&self.dir)?.into_iter().filter(|folder| folder.len() == 2) {
+            for name in self.disk.list(&self.dir.join(&folder))? {
+                if let Ok(sha256) = name.parse::<Digest>() {
+                    bodies.push((sha256, self.open_body(&sha256)?.1));
+                }
+            }
+        }
+        Ok(bodies)
+    }
+
     /// Removes every body for which `named` says no. Returns how many.
     pub fn collect<E>(&self, mut named: impl FnMut(&Digest) -> Result<bool, E>) -> Result<u64, E>
     where

@@ -84,6 +84,11 @@ impl Directory {
         self.node_of(agency) == Some(node)
     }
 
+    /// The nodes that act for an agency.
+    pub fn nodes(&self) -> BTreeSet<NodeId> {
+        self.hosted.iter().filter(|(_, codes)| !codes.is_empty()).map(|(node, _)| node.clone()).collect()
+    }
+
     /// The agencies that `node` acts for, in order.
     pub fn hosted_by(&self, node: &NodeId) -> Vec<AgencyCode> {
         self.hosted.get(node).map(|codes| codes.iter().cloned().collect()).unwrap_or_default()

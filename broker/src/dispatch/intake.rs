@@ -90,6 +90,9 @@ impl Exchange {
         sealed: SealedEnvelope,
         inline: Vec<(u16, Vec<u8>)>,
     ) -> Result<Intake, ExchangeError> {
+        if let Some(closed) = self.continuity.refusal() {
+            return Ok(Intake::Refused(closed));
+        }
         let (exchange, node) = (self.clone(), node.clone());
         let look = self.workers.run(move || exchange.examine_and_sign(&node, envelope, sealed, inline)).await??;
         Ok(match look {

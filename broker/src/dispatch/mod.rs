@@ -18,6 +18,7 @@ use docaxis_protocol::{AgencyCode, NodeId, Origin, Reason, ReasonCode, Timestamp
 
 use crate::bells::Bells;
 use crate::blobs::BlobStore;
+use crate::continuity;
 use crate::directory::Directory;
 use crate::env::Env;
 use crate::evidence::{Issuer, LogReader};
@@ -28,7 +29,7 @@ use crate::store::{Store, StoreError};
 use crate::work::{GivenUp, Workers};
 
 pub use intake::{Admitted, Intake, inline_sizes};
-pub use outcome::{Offering, Prepared};
+pub use outcome::{Again, Offering, Prepared};
 pub use repair::{Repairs, Wanted};
 
 /// Evidence sent in one frame of a `Follow`: bounded so that the frame stays small.
@@ -60,6 +61,7 @@ impl ExchangeError {
     /// What the peer is told. The cause itself goes to the log.
     pub fn reason(&self) -> Reason {
         match self {
+            Self::Store(StoreError::Frozen(why)) => ReasonCode::Busy.because(why.clone()),
             Self::Store(source) => source.reason().because(match source {
                 StoreError::DiskFull(why) => format!("the exchange's disk is full: {why}"),
                 StoreError::Behind(_) => format!("the exchange takes nothing new at the moment: {source}"),
@@ -92,6 +94,8 @@ pub struct Exchange {
     pub repairs: Repairs,
     pub workers: Workers,
     pub links: Arc<Links>,
+    /// Whether the log goes on where it was.
+    pub continuity: continuity::Keeper,
     pub max_part_bytes: u64,
     /// Certificates that a node needs to check evidence and the log.
     pub evidence_chain: Chain,
@@ -169,6 +173,7 @@ impl Exchange {
             directory.version()
         };
         self.bells.directory();
+        self.continuity.heard_authority();
         Ok(version)
     }
 
@@ -210,6 +215,16 @@ impl Exchange {
                 if let Some(node) = directory.node_of(recipient) {
                     self.bells.offer(node, recipient);
                 }
+            }
+        });
+    }
+
+    /// Everybody looks: for what waits, for evidence, for the directory.
+    pub fn ring_all(&self) {
+        self.with_directory(|directory| {
+            for node in directory.nodes() {
+                directory.hosted_by(&node).iter().for_each(|agency| self.bells.offer(&node, agency));
+                self.bells.evidence(&node);
             }
         });
     }

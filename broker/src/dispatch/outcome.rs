@@ -50,6 +50,17 @@ pub enum Prepared {
     Lost(Box<Dispatch>, Vec<(u16, PartDigest)>),
 }
 
+/// Something that was handed over, for a node that has lost it.
+pub struct Again {
+    /// Of the handover.
+    pub leaf: u64,
+    pub seq: Seq,
+    pub recipient: AgencyCode,
+    pub time: docaxis_protocol::Timestamp,
+    pub dispatch: docaxis_protocol::DispatchId,
+    pub sender: AgencyCode,
+}
+
 impl Exchange {
     /// Takes a statement from `node`. The inner error is for the node: nothing was recorded.
     pub async fn state(
@@ -57,6 +68,9 @@ impl Exchange {
         node: &NodeId,
         sealed: SealedStatement,
     ) -> Result<Result<Outcome, Reason>, ExchangeError> {
+        if let Some(closed) = self.continuity.refusal() {
+            return Ok(Err(closed));
+        }
         let (exchange, node) = (self.clone(), node.clone());
         let checked = match self.workers.run(move || exchange.check_statement(&node, sealed)).await?? {
             Ok(checked) => checked,
@@ -117,7 +131,8 @@ impl Exchange {
         Ok(Ok(Checked { stated, recipient, dispatch, sealed, in_evidence }))
     }
 
-    fn dispatch_of(
+    /// The accepted dispatch with this id and envelope that has a delivery to this recipient.
+    pub fn dispatch_of(
         &self,
         id: &docaxis_protocol::DispatchId,
         envelope_sha256: docaxis_protocol::Digest,
@@ -256,6 +271,9 @@ impl Exchange {
 
     /// Records the expiry of everything that waited too long. Returns how many there were.
     pub async fn expire_due(&self) -> Result<usize, ExchangeError> {
+        if !self.continuity.is_open() {
+            return Ok(0);
+        }
         let due = self.store.expired(self.now(), EXPIRY_BATCH)?;
         let mut done = 0;
         for Waiting { recipient, seq, .. } in due {
@@ -288,6 +306,38 @@ impl Exchange {
         let Some(dispatch) = self.store.dispatch(seq)?.filter(|dispatch| still && dispatch.expires > self.now()) else {
             return Ok(Prepared::NoLongerDue);
         };
+        self.offer_of(dispatch, recipient)
+    }
+
+    /// The same for what was handed over before and lost by its recipient; none if the bodies are gone.
+    pub fn offering_again(&self, seq: Seq, recipient: &AgencyCode) -> Result<Option<Offering>, ExchangeError> {
+        let Some(dispatch) = self.store.dispatch(seq)? else { return Ok(None) };
+        Ok(match self.offer_of(dispatch, recipient)? {
+            Prepared::Offer(offering) => Some(*offering),
+            Prepared::NoLongerDue | Prepared::Lost(..) => None,
+        })
+    }
+
+    /// What was handed over to agencies of this node at the next leaves from `from` on, and where to go on.
+    pub fn handed_over_since(
+        &self,
+        node: &NodeId,
+        from: u64,
+        limit: usize,
+    ) -> Result<(u64, Vec<Again>), ExchangeError> {
+        let (next, found) = self.store.handovers(from, limit)?;
+        let mut again = Vec::new();
+        for StoredEvidence { leaf, seq, recipient, evidence, .. } in found {
+            let Some(recipient) = recipient.filter(|recipient| self.hosts(node, recipient)) else { continue };
+            let Evidence { time, dispatch, sender, late, .. } = Evidence::parse(&evidence.bytes)?;
+            if !late {
+                again.push(Again { leaf, seq, recipient, time, dispatch, sender });
+            }
+        }
+        Ok((next, again))
+    }
+
+    fn offer_of(&self, dispatch: Dispatch, recipient: &AgencyCode) -> Result<Prepared, ExchangeError> {
         let (mut inline, mut bodies, mut total) = (Vec::new(), Vec::new(), 0usize);
         for (index, part) in (0u16..).zip(&dispatch.parts) {
             let size = usize::try_from(part.size).unwrap_or(usize::MAX);
@@ -316,7 +366,7 @@ impl Exchange {
             recipient: recipient.clone(),
             envelope: dispatch.envelope.clone(),
             acceptance: dispatch.evidence.clone(),
-            acceptance_leaf: seq.0,
+            acceptance_leaf: dispatch.seq.0,
             inline,
         };
         Ok(Prepared::Offer(Box::new(Offering { offer, bodies, dispatch })))

@@ -10,6 +10,7 @@ use std::sync::{Arc, RwLock};
 
 use docaxis_protocol::key::SecretKey;
 use docaxis_protocol::tlog::checkpoint::{Checkpoint, CheckpointError};
+use docaxis_protocol::tlog::merkle::{Frontier, leaf_hash};
 use docaxis_protocol::tlog::note::{KeyKind, NoteError, VerifierKey};
 use docaxis_protocol::tlog::proof::TlogProof;
 use docaxis_protocol::tlog::tile::TileReader;
@@ -97,6 +98,35 @@ impl LogReader {
     }
 }
 
+impl LogReader {
+    /// The root of the first `size` leaves, of those that the newest checkpoint covers.
+    pub fn root_at(&self, size: u64) -> Result<Digest, LogError> {
+        Ok(self.frontier(size)?.root())
+    }
+
+    fn frontier(&self, size: u64) -> Result<Frontier, LogError> {
+        let published = self.published.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut tiles = TileReader::new(published.size, |tile| read_tile(&self.folder, tile));
+        Frontier::read(size, |subtree| tiles.hash(subtree))
+            .map_err(|e| LogError::Proof { leaf: size, why: e.to_string() })
+    }
+
+    /// The root of the store's first `size` leaves followed by these entries, whether or not a checkpoint covers them.
+    pub fn root_with(&self, store: &dyn Store, size: u64, entries: &[Digest]) -> Result<Digest, LogError> {
+        let mut frontier = self.frontier(size.min(self.checkpoint().0))?;
+        while frontier.size() < size {
+            let wanted = usize::try_from(size - frontier.size()).unwrap_or(BATCH).min(BATCH);
+            let batch = store.log_entries(frontier.size(), wanted)?;
+            if batch.is_empty() {
+                return Err(LogError::Missing { signed: size, stored: frontier.size() });
+            }
+            batch.iter().for_each(|entry| frontier.push(leaf_hash(&entry.0)));
+        }
+        entries.iter().for_each(|entry| frontier.push(leaf_hash(&entry.0)));
+        Ok(frontier.root())
+    }
+}
+
 /// The one writer of the log.
 pub struct LogKeeper {
     folder: PathBuf,
@@ -107,8 +137,14 @@ pub struct LogKeeper {
 }
 
 impl LogKeeper {
-    /// Opens the log below `folder` and makes it agree with the store.
-    pub fn open(folder: &Path, origin: &Origin, secret: SecretKey, store: &dyn Store) -> Result<Self, LogError> {
+    /// Opens the log below `folder` and makes it agree with the store. Signs nothing unless it is told that it may.
+    pub fn open(
+        folder: &Path,
+        origin: &Origin,
+        secret: SecretKey,
+        store: &dyn Store,
+        may_sign: bool,
+    ) -> Result<Self, LogError> {
         let key = VerifierKey::new(origin.as_str(), KeyKind::Ed25519, secret.public())?;
         let (tiles, note) = match std::fs::read_to_string(folder.join("checkpoint")) {
             Ok(note) => {
@@ -125,6 +161,9 @@ impl LogKeeper {
         let published = Arc::new(RwLock::new(Published { size: tiles.size(), note }));
         let reader = LogReader { folder: folder.to_owned(), published };
         let mut keeper = Self { folder: folder.to_owned(), key, secret, tiles, reader };
+        if !may_sign {
+            return Ok(keeper);
+        }
         match keeper.publish(store) {
             // The last one stands, and the next follows when there is room.
             Err(error) if error.is_disk_full() && !keeper.reader.checkpoint().1.is_empty() => {
@@ -158,6 +197,14 @@ impl LogKeeper {
             return Err(LogError::Fork { size: signed.size, expected: signed.root, found: tiles.root() });
         }
         Ok(tiles)
+    }
+
+    /// The newest checkpoint, taken apart; none if none was signed yet.
+    pub fn checkpoint(&self) -> Result<Option<Checkpoint>, LogError> {
+        match self.reader.checkpoint().1 {
+            note if note.is_empty() => Ok(None),
+            note => Ok(Some(Checkpoint::open(&note, &self.key, &[], 0)?.checkpoint)),
+        }
     }
 
     pub fn reader(&self) -> LogReader {
@@ -255,7 +302,7 @@ mod tests {
         };
         let store = EmbeddedStore::open(Path::new("/data"), config, Arc::new(SimDisk::new())).unwrap();
         let origin = "docaxis.example/vn".parse().unwrap();
-        let open = || LogKeeper::open(folder.path(), &origin, SecretKey::from_seed(&[7; 32]), &*store);
+        let open = || LogKeeper::open(folder.path(), &origin, SecretKey::from_seed(&[7; 32]), &*store, true);
         let mut keeper = open().unwrap();
         let accept = |from: u64, to: u64| {
             (from..to).for_each(|n| drop(wait(store.accept(letter(n, &["H37.DN.001"]))).unwrap()));

@@ -1,7 +1,9 @@
 //! The link to nodes and to the authority: QUIC streams become calls on the exchange, and the exchange's bells become
 //! offers. The only place in the broker that knows quinn.
 
+mod again;
 mod bodies;
+mod give_back;
 mod io;
 mod join;
 mod links;

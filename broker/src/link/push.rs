@@ -42,7 +42,9 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
     let mut directory = bell.directory();
     let mut round = tokio::time::interval(ROUND);
     loop {
-        let room = MAX_OFFERS.saturating_sub(under_way.len());
+        // What cannot be recorded is not offered.
+        let open = exchange.continuity.is_open();
+        let room = if open { MAX_OFFERS.saturating_sub(under_way.len()) } else { 0 };
         if room > 0 {
             let picked = match pick(&exchange, &mut active, &under_way, last.as_ref(), room) {
                 Ok(picked) => picked,
@@ -168,6 +170,24 @@ async fn hand_over(
         let _gone = (send.reset(io::code::BODY_LOST.into()), recv.stop(io::code::BODY_LOST.into()));
     }
     told
+}
+
+/// Offers once more what was handed over before, to a node that has lost it.
+pub async fn again(
+    exchange: &Arc<Exchange>,
+    node: &NodeId,
+    connection: &Connection,
+    offering: Offering,
+) -> Result<(), StreamError> {
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
+    match converse(exchange, node, offering, &mut send, &mut recv).await? {
+        Offered::BodiesLost { .. } => {
+            // Reset rather than finish: what is not whole must not look whole.
+            let _gone = (send.reset(io::code::BODY_LOST.into()), recv.stop(io::code::BODY_LOST.into()));
+            Ok(())
+        }
+        Offered::Recorded | Offered::NoLongerDue => Ok(()),
+    }
 }
 
 async fn converse(

@@ -5,13 +5,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use docaxis_protocol::frame::{Class, Follow, Frame, Hello, Notices, Report, Reported, VERSION, Welcome};
+use docaxis_protocol::frame::{
+    Class, Follow, Frame, Hello, Notices, Report, Reported, VERSION, VERSION_WITHOUT_HOLDS, Welcome,
+};
 use docaxis_protocol::limits::{MAX_BATCH, MAX_CLOCK_SKEW, MAX_ENVELOPE_BYTES};
 use docaxis_protocol::{AgencyCode, NodeId, Reason, ReasonCode};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
 
+use super::again;
 use super::bodies::BodyError;
+use super::give_back;
 use super::io::{self, IoError};
 use super::push;
 use super::resend;
@@ -34,10 +38,10 @@ pub enum Peer {
 /// Serves a connection until it ends.
 pub async fn serve(exchange: Arc<Exchange>, connection: Connection, peer: Peer) {
     let greeted = tokio::time::timeout(HELLO_TIMEOUT, greet(&exchange, &connection, &peer)).await;
-    match greeted.unwrap_or(Err(IoError::Stalled)) {
-        Ok(true) => {}
+    let version = match greeted.unwrap_or(Err(IoError::Stalled)) {
+        Ok(Some(version)) => version,
         // The refusal must reach the peer before the connection goes; the peer closes when it has read it.
-        Ok(false) => {
+        Ok(None) => {
             let _closed = tokio::time::timeout(HELLO_TIMEOUT, connection.closed()).await;
             connection.close(io::code::REFUSED.into(), b"refused");
             return;
@@ -47,15 +51,15 @@ pub async fn serve(exchange: Arc<Exchange>, connection: Connection, peer: Peer) 
             connection.close(error.code(), error.to_string().as_bytes());
             return;
         }
-    }
+    };
     match peer {
-        Peer::Node(node) => serve_node(exchange, connection, node).await,
+        Peer::Node(node) => serve_node(exchange, connection, node, version).await,
         Peer::Authority => serve_authority(exchange, connection).await,
     }
 }
 
-/// `Hello` and `Welcome`; false if the peer was refused in words.
-async fn greet(exchange: &Exchange, connection: &Connection, peer: &Peer) -> Result<bool, IoError> {
+/// `Hello` and `Welcome`, and the version that both speak; none if the peer was refused in words.
+async fn greet(exchange: &Arc<Exchange>, connection: &Connection, peer: &Peer) -> Result<Option<u16>, IoError> {
     let (mut send, mut recv) = connection.accept_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
     let hello = match io::read(&mut recv, Class::Control, "Hello").await? {
         Frame::Hello(hello) => hello,
@@ -65,14 +69,18 @@ async fn greet(exchange: &Exchange, connection: &Connection, peer: &Peer) -> Res
     if let Some(reason) = objection(&hello, now) {
         tracing::warn!(?peer, %reason, software = %hello.software, "a link was refused");
         io::refuse(&mut send, reason, now).await?;
-        return Ok(false);
+        return Ok(None);
+    }
+    let version = if hello.versions.contains(&VERSION) { VERSION } else { VERSION_WITHOUT_HOLDS };
+    if version == VERSION {
+        compare(exchange, peer, &mut recv).await?;
     }
     let agencies = match peer {
         Peer::Node(node) => exchange.with_directory(|d| d.hosted_by(node)),
         Peer::Authority => Vec::new(),
     };
     let welcome = Welcome {
-        version: VERSION,
+        version,
         software: concat!("docaxis ", env!("CARGO_PKG_VERSION")).into(),
         time: now,
         origin: exchange.origin.clone(),
@@ -86,12 +94,27 @@ async fn greet(exchange: &Exchange, connection: &Connection, peer: &Peer) -> Res
     };
     io::write(&mut send, &Frame::Welcome(welcome)).await?;
     io::finish(&mut send);
-    Ok(true)
+    Ok(Some(version))
+}
+
+/// What the node holds is compared with our log before anything else of it is served.
+async fn compare(exchange: &Arc<Exchange>, peer: &Peer, recv: &mut RecvStream) -> Result<(), IoError> {
+    let holds = match io::read(recv, Class::Control, "Holds").await? {
+        Frame::Holds(holds) => holds,
+        other => return Err(IoError::Unexpected { expected: "Holds", found: other.name() }),
+    };
+    let Peer::Node(node) = peer.clone() else { return Ok(()) };
+    let keeper = exchange.clone();
+    let compared = exchange.workers.run(move || keeper.continuity.compare(&keeper, &node, &holds)).await;
+    compared.map_err(|error| IoError::Lost(error.to_string()))
 }
 
 fn objection(hello: &Hello, now: docaxis_protocol::Timestamp) -> Option<Reason> {
-    if !hello.versions.contains(&VERSION) {
-        let text = format!("the node speaks versions {:?} of the link; this broker speaks {VERSION}", hello.versions);
+    if !hello.versions.iter().any(|version| [VERSION, VERSION_WITHOUT_HOLDS].contains(version)) {
+        let text = format!(
+            "the node speaks versions {:?} of the link; this broker speaks {VERSION_WITHOUT_HOLDS} and {VERSION}",
+            hello.versions
+        );
         return Some(ReasonCode::NotYetSupported.because(text));
     }
     let off = hello.time.since(now).max(now.since(hello.time));
@@ -101,17 +124,21 @@ fn objection(hello: &Hello, now: docaxis_protocol::Timestamp) -> Option<Reason> 
     })
 }
 
-async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeId) {
+async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeId, version: u16) {
     tracing::info!(%node, remote = %connection.remote_address(), "linked");
     let bell = exchange.bells.hang(&node);
     let mut streams = JoinSet::new();
     streams.spawn(push::run(exchange.clone(), node.clone(), connection.clone(), bell.clone()));
     streams.spawn(resend::run(exchange.clone(), node.clone(), connection.clone(), bell.clone()));
+    if version >= VERSION {
+        streams.spawn(give_back::run(exchange.clone(), node.clone(), connection.clone()));
+    }
     loop {
         tokio::select! {
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
-                    streams.spawn(serve_stream(exchange.clone(), node.clone(), bell.clone(), send, recv));
+                    let link = (connection.clone(), bell.clone());
+                    streams.spawn(serve_stream(exchange.clone(), node.clone(), link, send, recv));
                 }
                 Err(error) => {
                     tracing::info!(%node, %error, "unlinked");
@@ -132,7 +159,7 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
 async fn serve_stream(
     exchange: Arc<Exchange>,
     node: NodeId,
-    bell: Arc<Bell>,
+    (connection, bell): (Connection, Arc<Bell>),
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
@@ -143,6 +170,7 @@ async fn serve_stream(
             Frame::Follow(follow) => feed_evidence(&exchange, &node, &bell, follow, &mut send).await,
             Frame::FetchProofs(leaves) => give_proofs(&exchange, leaves, &mut send).await,
             Frame::Directory(version) => feed_directory(&exchange, &bell, version, &mut send).await,
+            Frame::Restored(from) => again::serve(&exchange, &node, &connection, from, &mut send).await,
             Frame::Ping => {
                 io::write(&mut send, &Frame::Pong).await?;
                 io::finish(&mut send);

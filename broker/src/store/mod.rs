@@ -37,6 +37,11 @@ pub enum StoreError {
     Poisoned(String),
     #[error("the store is closed")]
     Closed,
+    #[error("another process has {} open and holds its lock", .0.display())]
+    Locked(PathBuf),
+    /// Nothing new is recorded until the log is whole again.
+    #[error("{0}")]
+    Frozen(String),
     #[error("the disk is full: {0}")]
     DiskFull(String),
     #[error("the store is behind: {0}")]
@@ -126,6 +131,17 @@ pub enum Recorded {
     New(u64),
     /// The chain's head was another one: decide again from the delivery as it is.
     Stale(Delivery),
+}
+
+/// A leaf that was signed before the store was put back from an older copy.
+#[derive(Debug, Clone)]
+pub enum Earlier {
+    /// Its bodies are absent until its sender has brought them once more.
+    Accepted(Box<Acceptance>),
+    Rejected(Box<Rejection>),
+    Event(Box<Record>),
+    /// A leaf that nobody holds and no checkpoint covers: its place is taken by this entry.
+    Lost(Digest),
 }
 
 /// Where one delivery stands, as far as it is durable. That it was offered is known only to the connection.
@@ -235,6 +251,12 @@ pub trait Store: Send + Sync {
     /// under the same key replace older ones. Keys are short ASCII (`agency/H37`, `crl/nodes`).
     fn put_notices(&self, notices: Vec<(String, Vec<u8>)>) -> Answer<'static, ()>;
 
+    /// Takes up leaves that were signed before, from `leaf` on, each at its own place. Stops before the first that does
+    /// not follow what stands before it; returns how many were taken.
+    fn import(&self, leaf: u64, earlier: Vec<Earlier>) -> Answer<'static, u64>;
+    /// From now on submissions, rejections and events are refused with these words; `None` ends that.
+    fn freeze(&self, why: Option<String>);
+
     /// All notices, in key order: read once at start.
     fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
     /// The dispatch that this sender sent under this id, if it is known.
@@ -265,6 +287,8 @@ pub trait Store: Send + Sync {
         from: u64,
         limit: usize,
     ) -> Result<Vec<StoredEvidence>, StoreError>;
+    /// Handovers among the next `limit` leaves from `from` on, and the leaf to go on from: `from` itself if there is none.
+    fn handovers(&self, from: u64, limit: usize) -> Result<(u64, Vec<StoredEvidence>), StoreError>;
     /// Log entries (SHA-256 over evidence and signature) from leaf `from` on, in order: only committed ones.
     fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError>;
     /// Whether this agency itself uploaded this body before and it is still stored whole, as far as can be told without

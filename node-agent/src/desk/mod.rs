@@ -1,6 +1,7 @@
 //! The control socket `DATA/control.sock`: HTTP over a Unix socket that only this user may open (mode 0600, and the
 //! peer's user id is checked). The command line reaches a running agent through it. The only place that knows axum.
 
+mod copies;
 mod problem;
 mod routes;
 mod shapes;
@@ -14,6 +15,8 @@ use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+
+pub use copies::report;
 
 use crate::agent::{AgentError, DRAIN_WITHIN, Shared, told_to_stop};
 

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
+use super::copies;
 use super::problem::Problem;
 use super::shapes::{AgencyJson, DraftJson, EvidenceJson, Made, StatusJson};
 use crate::agent::Shared;
@@ -44,6 +45,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/dispatches/{id}/evidence", get(evidence))
         .route("/v1/dispatches/{id}/bundle", get(bundle))
         .route("/v1/agencies", get(agencies))
+        .route("/v1/backup", post(copies::backup))
         .fallback(|| async { Problem(ReasonCode::NotFound.because("there is no such call")) })
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .with_state(shared)

@@ -11,7 +11,7 @@ use std::time::Duration;
 use docaxis_certs::Trust;
 use docaxis_certs::tls::{self, TlsError};
 use docaxis_certs::verifier::TrustError;
-use docaxis_protocol::frame::{Class, Frame, Hello, Joined, Refusal, VERSION, Welcome};
+use docaxis_protocol::frame::{Class, Frame, Hello, Joined, Refusal, VERSION_WITHOUT_HOLDS, Welcome};
 use docaxis_protocol::{Origin, Reason, Timestamp};
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 use tokio::sync::{Notify, watch};
@@ -150,7 +150,8 @@ struct Desk {
 
 async fn greet(connection: &Connection, now: Timestamp) -> Result<Welcome, FramesError> {
     let hello = Hello {
-        versions: vec![VERSION],
+        // The authority holds no evidence.
+        versions: vec![VERSION_WITHOUT_HOLDS],
         software: concat!("docaxis ", env!("CARGO_PKG_VERSION")).into(),
         time: now,
         mailbox_epoch: 0,

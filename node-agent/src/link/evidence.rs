@@ -193,20 +193,29 @@ async fn fetch_once(session: &Session, after: &mut Option<MissingProof>) -> Resu
         other => return Err(LinkError::Unexpected { found: other.name(), expected: "Proofs" }),
     };
     let mut good = Vec::new();
+    let mut newest = None;
     for (leaf, proof) in proofs.into_iter().filter(|(leaf, _)| leaves.contains(leaf)) {
         let Some(text) = proof else { continue };
         let Some(row) = shared.mailbox.evidence_at(leaf).await? else { continue };
         let verified = TlogProof::parse(&text)
-            .and_then(|proof| proof.verify(row.signed.log_entry().as_bytes(), &session.log, &[], 0))
+            .and_then(|proof| Ok((proof.verify(row.signed.log_entry().as_bytes(), &session.log, &[], 0)?, proof)))
             .map_err(|e| e.to_string());
         match verified {
-            Ok(proof) if proof.index == leaf => good.push((leaf, text)),
-            Ok(proof) => shared.alarm(format!("the proof of leaf {leaf} is one of leaf {}", proof.index)),
+            Ok((shown, proof)) if shown.index == leaf => {
+                good.push((leaf, text));
+                newest = newest.max(Some((shown.size, proof.checkpoint)));
+            }
+            Ok((proof, _)) => shared.alarm(format!("the proof of leaf {leaf} is one of leaf {}", proof.index)),
             Err(error) => shared.alarm(format!("the proof of leaf {leaf} does not verify: {error}")),
         }
     }
     if !good.iter().any(|(leaf, _)| *leaf == oldest.leaf) && now.since(oldest.stored) > ALARM_AFTER {
         shared.alarm(format!("the exchange has given no inclusion proof for the evidence at leaf {}", oldest.leaf));
+    }
+    if let Some((size, checkpoint)) = newest
+        && !shared.mailbox.keep_checkpoint(checkpoint).await?
+    {
+        shared.alarm(format!("the exchange has signed two checkpoints over {size} leaves with different roots"));
     }
     if !good.is_empty() {
         shared.mailbox.store_proofs(good).await?;

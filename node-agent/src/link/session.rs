@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use docaxis_protocol::frame::{Class, Frame, Hello, VERSION, Welcome};
+use docaxis_protocol::frame::{Class, Frame, Hello, Holds, VERSION, VERSION_WITHOUT_HOLDS, Welcome};
 use docaxis_protocol::limits::MAX_BATCH;
 use docaxis_protocol::tlog::{KeyKind, VerifierKey};
 use docaxis_protocol::{ReasonCode, Timestamp};
@@ -11,7 +11,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::io::Stream;
-use super::{LinkError, directory, evidence, offer, report, submit};
+use super::{LinkError, directory, evidence, give_back, missed, offer, report, submit};
 use crate::agent::{DRAIN_WITHIN, Shared, told_to_stop};
 use crate::identity::Identity;
 use crate::mailbox::MailboxError;
@@ -90,15 +90,17 @@ async fn hello(shared: &Arc<Shared>, connection: &Connection) -> Result<Welcome,
     let pair = connection.open_bi().await.map_err(|e| LinkError::Connection(e.to_string()))?;
     let mut stream = Stream::new(pair, shared.config.link.connect_timeout);
     let hello = Hello {
-        versions: vec![VERSION],
+        versions: vec![VERSION, VERSION_WITHOUT_HOLDS],
         software: concat!("docaxis/", env!("CARGO_PKG_VERSION")).into(),
         time: shared.env.now(),
         mailbox_epoch: shared.mailbox.epoch().await?,
     };
     stream.write(&Frame::Hello(hello)).await?;
+    // Before anything is sent or taken over this link, the exchange sees whether its log goes as far as what we hold.
+    stream.write(&Frame::Holds(Holds { checkpoint: shared.mailbox.checkpoint().await? })).await?;
     stream.finish();
     match stream.read(Class::Large).await? {
-        Frame::Welcome(welcome) if welcome.version == VERSION => Ok(welcome),
+        Frame::Welcome(welcome) if [VERSION, VERSION_WITHOUT_HOLDS].contains(&welcome.version) => Ok(welcome),
         Frame::Welcome(welcome) => Err(LinkError::Protocol(format!("it speaks version {}", welcome.version))),
         other => Err(LinkError::Unexpected { found: other.name(), expected: "Welcome" }),
     }
@@ -113,6 +115,9 @@ async fn work(session: Arc<Session>, stop: &mut watch::Receiver<bool>) -> Result
     tasks.spawn(report::run(session.clone(), quitting.clone()));
     tasks.spawn(evidence::follow(session.clone(), quitting.clone()));
     tasks.spawn(evidence::fetch_proofs(session.clone(), quitting.clone()));
+    if session.welcome.version >= VERSION {
+        tasks.spawn(missed::run(session.clone(), quitting.clone()));
+    }
     tasks.spawn(directory::follow(session.clone(), quitting));
     let ended = tokio::select! {
         () = told_to_stop(stop) => Ok(()),
@@ -168,6 +173,7 @@ async fn answer(session: &Session, pair: (quinn::SendStream, quinn::RecvStream))
     match stream.read(Class::Large).await {
         Ok(Frame::Offer(offer)) => offer::run(session, stream, offer).await,
         Ok(Frame::Resend(asked)) => submit::resend(session, stream, asked).await,
+        Ok(Frame::GiveBack(from)) => give_back::run(session, stream, from).await,
         Ok(Frame::Ping) => {
             stream.write(&Frame::Pong).await?;
             stream.finish();

@@ -113,12 +113,13 @@ impl Exchange {
         let connection = self.endpoint.accept().await.unwrap().await.unwrap();
         let mut stream = Stream::new(connection.accept_bi().await.unwrap(), PATIENCE);
         let Frame::Hello(hello) = stream.read(Class::Control).await.unwrap() else { panic!("no Hello") };
-        assert_eq!((hello.versions, hello.mailbox_epoch), (vec![1], 1));
+        assert_eq!((hello.versions, hello.mailbox_epoch), (vec![2, 1], 1));
+        let Frame::Holds(_) = stream.read(Class::Control).await.unwrap() else { panic!("no Holds") };
         let chain = |der: &Vec<u8>| {
             docaxis_protocol::envelope::Chain::from_ders([der.clone(), self.broker.common.seals_ca.clone()])
         };
         let welcome = Welcome {
-            version: 1,
+            version: 2,
             software: "test".into(),
             time: Env::real().now(),
             origin: self.broker.origin.clone(),

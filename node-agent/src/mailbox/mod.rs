@@ -6,6 +6,7 @@
 //! SQL.
 
 mod agencies;
+mod held;
 mod incoming;
 mod outgoing;
 mod proofs;
@@ -14,6 +15,7 @@ mod schema;
 mod statements;
 
 pub use agencies::{AgencyRow, Resolved};
+pub use held::{begin_epoch, snapshot};
 pub use incoming::{Destroyed, IncomingRow, Take, TakeBody, Taken};
 pub use outgoing::{DeliveryRow, IdempotencyConflict, OutgoingRow, Queued, QueuedPart};
 pub use proofs::{EvidenceRow, Followed, Follows, MissingProof, contradiction};

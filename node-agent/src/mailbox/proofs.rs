@@ -54,9 +54,10 @@ pub struct MissingProof {
     pub stored: Timestamp,
 }
 
-const COLUMNS: &str = "leaf, dispatch, recipient, event, time, bytes, signature, statement_chain, proof, stored";
+pub(super) const COLUMNS: &str =
+    "leaf, dispatch, recipient, event, time, bytes, signature, statement_chain, proof, stored";
 
-fn evidence(row: &Row<'_>) -> rusqlite::Result<Result<EvidenceRow, MailboxError>> {
+pub(super) fn evidence(row: &Row<'_>) -> rusqlite::Result<Result<EvidenceRow, MailboxError>> {
     let (leaf, time, stored): (i64, i64, i64) = (row.get("leaf")?, row.get("time")?, row.get("stored")?);
     let dispatch: Vec<u8> = row.get("dispatch")?;
     let (recipient, event): (Option<String>, String) = (row.get("recipient")?, row.get("event")?);

@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::MailboxError;
 
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 pub(super) const V1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
@@ -131,6 +131,17 @@ CREATE TABLE contradictions (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// What was handed over to us, lost with a restore, and is no longer at the exchange.
+const V3: &str = "
+CREATE TABLE gone (
+  leaf INTEGER PRIMARY KEY,
+  dispatch BLOB NOT NULL,
+  recipient TEXT NOT NULL,
+  sender TEXT NOT NULL,
+  time INTEGER NOT NULL
+) STRICT;
+";
+
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
     connection.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000; PRAGMA foreign_keys=ON;",
@@ -138,12 +149,15 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
     connection.set_prepared_statement_cache_capacity(64);
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     match found {
-        0 | 1 => {
+        0..VERSION => {
             let transaction = connection.transaction()?;
             if found == 0 {
                 transaction.execute_batch(V1)?;
             }
-            transaction.execute_batch(V2)?;
+            if found < 2 {
+                transaction.execute_batch(V2)?;
+            }
+            transaction.execute_batch(V3)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
             Ok(())

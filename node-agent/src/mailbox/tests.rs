@@ -450,5 +450,5 @@ fn a_database_of_a_newer_program_is_not_touched() {
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
-    assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 2 })));
+    assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 3 })));
 }

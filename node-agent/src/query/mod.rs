@@ -6,7 +6,8 @@ mod views;
 
 pub use bundle::BundleMaterial;
 pub use views::{
-    Box, Count, DeliveryView, DispatchView, InView, OutView, PartView, StatusView, Summary, TimelineEntry, Waiting,
+    Box, Count, DeliveryView, DispatchView, GoneView, InView, OutView, PartView, StatusView, Summary, TimelineEntry,
+    Waiting,
 };
 
 pub(crate) use bundle::bundle;
@@ -135,12 +136,22 @@ fn no_such<T>(id: DispatchId) -> Result<T, Refused> {
     Err(Refused::Rule(ReasonCode::NotFound.because(format!("there is no dispatch {id} here"))))
 }
 
+/// Lines about lost dispatches in a status.
+const MAX_GONE: u32 = 100;
+
 pub(crate) async fn status(shared: &Shared) -> Result<StatusView, Refused> {
     let identity = shared.identity.load_full();
     let count = |(state, count): (&'static str, u64)| Count { state, count };
     let outbox = shared.mailbox.outbox_counts().await?;
     let inbox = shared.mailbox.inbox_counts().await?;
     let link = shared.link.borrow().clone();
+    let gone = shared.mailbox.gone(MAX_GONE).await?;
+    let of_gone = |item: docaxis_protocol::frame::GoneItem| GoneView {
+        dispatch: item.dispatch,
+        recipient: item.recipient,
+        sender: item.sender,
+        handed_over: item.time,
+    };
     Ok(StatusView {
         node: identity.node.clone(),
         origin: identity.origin.clone(),
@@ -152,6 +163,7 @@ pub(crate) async fn status(shared: &Shared) -> Result<StatusView, Refused> {
         directory_version: shared.mailbox.directory_version().await?,
         space: shared.space.report(),
         alarms: shared.alarms(),
+        gone: gone.into_iter().map(of_gone).collect(),
     })
 }
 

@@ -132,6 +132,16 @@ pub struct StatusView {
     pub directory_version: u64,
     pub space: Report,
     pub alarms: Vec<Alarm>,
+    /// Received, lost when the mailbox was restored, and no longer at the exchange: its sender has it. The oldest of them.
+    pub gone: Vec<GoneView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct GoneView {
+    pub dispatch: DispatchId,
+    pub recipient: AgencyCode,
+    pub sender: AgencyCode,
+    pub handed_over: Timestamp,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

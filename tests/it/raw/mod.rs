@@ -15,7 +15,7 @@ use docaxis_certs::identity::SealIdentity;
 use docaxis_certs::{NodeIdentity, Trust, tls};
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::frame::{
-    Class, EvidenceItem, Follow, Frame, Hello, Outcome, Report, Reported, Submit, VERSION, Welcome,
+    Class, EvidenceItem, Follow, Frame, Hello, Outcome, Report, Reported, Submit, VERSION_WITHOUT_HOLDS, Welcome,
 };
 use docaxis_protocol::{Reason, SealedStatement, Timestamp};
 use quinn::crypto::rustls::QuicClientConfig;
@@ -61,7 +61,7 @@ pub async fn dial_as(identity: &NodeIdentity, address: SocketAddr) -> Result<(En
 }
 
 pub fn hello(time: Timestamp) -> Frame {
-    Frame::Hello(Hello { versions: vec![VERSION], software: "raw node".into(), time, mailbox_epoch: 0 })
+    Frame::Hello(Hello { versions: vec![VERSION_WITHOUT_HOLDS], software: "raw node".into(), time, mailbox_epoch: 0 })
 }
 
 /// How a submission went.

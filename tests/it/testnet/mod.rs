@@ -4,6 +4,7 @@
 //! Nothing here sleeps: everything waits for the change that it is about. A wait that takes a minute is a failure.
 
 mod bundles;
+mod copies;
 mod letter;
 mod processes;
 mod waiting;

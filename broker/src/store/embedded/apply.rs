@@ -55,6 +55,11 @@ pub fn apply(placed: &Placed<'_>, rows: &mut Staged<'_>, totals: &mut Totals) ->
             }
         }
         RecordV1::Settled(_) => {}
+        RecordV1::Lost(entries) => {
+            for (leaf, entry) in (placed.leaf..).zip(entries) {
+                chains::alone(*entry, leaf, placed.at, rows)?;
+            }
+        }
     }
     totals.leaves = totals.leaves.max(placed.leaf.saturating_add(prepared.entries.len() as u64));
     Ok(())

@@ -44,6 +44,15 @@ pub fn begin(new: &NewLeaf<'_>, rows: &mut Staged<'_>) -> Result<LeafRow, StoreE
     Ok(LeafRow { entry, seq, event, at, next_of_sender: 0, before: seq, before_of_delivery: seq, head: None })
 }
 
+/// Puts a leaf that is known by its entry only: it belongs to no dispatch and no sender.
+pub fn alone(entry: [u8; 32], leaf: u64, at: Location, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+    let (event, before) = (Event::SubmissionRejection, leaf);
+    let made =
+        LeafRow { entry, seq: leaf, event, at, next_of_sender: 0, before, before_of_delivery: before, head: None };
+    rows.put(keys::leaf(leaf), row(&made)?);
+    Ok(())
+}
+
 /// Puts a leaf that follows others of its dispatch; `of_delivery` is the newest of its delivery before it, if any.
 /// `head` belongs to the acceptance and is to be put by the caller.
 pub fn follow(

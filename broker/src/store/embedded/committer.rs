@@ -32,6 +32,8 @@ pub enum Request {
     Record(Box<Prepared>, Answer<Recorded>),
     /// A record that no decision stands before: notices, bodies copied forward, pruned dispatches.
     Plain(Box<Prepared>, Answer<()>),
+    /// Leaves that were signed before the data was put back, and the place of the first.
+    Import(Vec<Prepared>, u64, Answer<u64>),
     /// Records of this journal segment stand in evidence now.
     Moved(u64, Vec<Moved>, Answer<()>),
     /// This journal segment is in use no more.
@@ -76,6 +78,7 @@ impl Request {
             Self::Accept(_, to) => drop(to.send(Err(error))),
             Self::Reject(_, to) => drop(to.send(Err(error))),
             Self::Record(_, to) => drop(to.send(Err(error))),
+            Self::Import(_, _, to) => drop(to.send(Err(error))),
             Self::Plain(_, to) | Self::Moved(_, _, to) | Self::Freed(_, to) | Self::Close(to) => {
                 drop(to.send(Err(error)));
             }
@@ -96,6 +99,7 @@ impl Request {
             | Self::Reject(prepared, _)
             | Self::Record(prepared, _)
             | Self::Plain(prepared, _) => prepared.frame_bytes(),
+            Self::Import(all, _, _) => all.iter().map(Prepared::frame_bytes).sum(),
             _ => 0,
         }
     }
@@ -219,6 +223,12 @@ impl Committer {
         totals: &mut Totals,
         replies: &mut Vec<Reply>,
     ) -> Result<(), StoreError> {
+        if matches!(request, Request::Accept(..) | Request::Reject(..) | Request::Record(..))
+            && let Some(frozen) = self.shared.frozen()
+        {
+            request.refuse(frozen);
+            return Ok(());
+        }
         match request {
             Request::Accept(prepared, to) => match self.decide_accept(&prepared, staged, totals) {
                 Ok(None) => {
@@ -247,6 +257,17 @@ impl Committer {
             Request::Plain(prepared, to) => {
                 self.add(&prepared, staged, totals)?;
                 replies.push(Reply::Done(to));
+            }
+            Request::Import(all, first, to) => {
+                let mut taken = 0;
+                for (prepared, leaf) in all.iter().zip(first..) {
+                    if !fits_in_place(prepared, leaf, staged, totals)? {
+                        break;
+                    }
+                    self.add(prepared, staged, totals)?;
+                    taken += 1;
+                }
+                replies.push(Reply::Leaf(to, taken));
             }
             Request::Moved(segment, moved, to) => {
                 point_to_evidence(segment, &moved, staged)?;
@@ -413,6 +434,24 @@ fn decide_record(prepared: &Prepared, staged: &Staged<'_>) -> Result<Option<Reco
         return Err(refuse(format!("the delivery of {seq} to {recipient} has ended and cannot wait again")));
     }
     Ok(None)
+}
+
+/// Whether a leaf of before may stand at this place: it is the log's next one, and follows what stands before it.
+fn fits_in_place(prepared: &Prepared, leaf: u64, staged: &Staged<'_>, totals: &Totals) -> Result<bool, StoreError> {
+    if leaf != totals.leaves {
+        return Ok(false);
+    }
+    match &prepared.record {
+        RecordV1::Accepted(accepted) => {
+            Ok(remembered(&accepted.id, &accepted.sender, totals.newest_ms, staged)?.is_none())
+        }
+        RecordV1::Event(_) => match decide_record(prepared, staged) {
+            Ok(stale) => Ok(stale.is_none()),
+            Err(StoreError::Io { .. }) => Ok(false),
+            Err(error) => Err(error),
+        },
+        _ => Ok(true),
+    }
 }
 
 /// Points rows that still point into the journal segment to the records' copies.

@@ -136,6 +136,21 @@ impl EvidenceFiles {
         Some(self.file(number)?.file)
     }
 
+    /// Every file with its number, and how many of its bytes are durable and whole.
+    pub fn ends(&self) -> Result<Vec<(u64, PathBuf, u64)>, StoreError> {
+        let end = *self.end();
+        let files = self.files.read().unwrap_or_else(PoisonError::into_inner);
+        let mut ends = Vec::with_capacity(files.len());
+        for (number, file) in files.range(..=end.file) {
+            let len = match *number == end.file {
+                true => end.offset,
+                false => file.file.len().map_err(io_error("reading the evidence"))?,
+            };
+            ends.push((*number, self.path(*number), len));
+        }
+        Ok(ends)
+    }
+
     /// The last journal segment that stands here wholly; 0 if none does.
     pub fn settled(&self) -> u64 {
         self.settled.load(Ordering::Acquire)

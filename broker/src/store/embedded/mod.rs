@@ -10,6 +10,7 @@ mod aside;
 mod chains;
 mod committer;
 mod config;
+mod cut;
 mod evidence;
 mod index;
 mod journal;
@@ -17,6 +18,7 @@ mod keys;
 mod layout;
 mod leaves;
 mod reads;
+mod rebuild;
 mod record;
 mod recover;
 mod segments;
@@ -30,6 +32,7 @@ mod walk;
 
 use std::any::Any;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -39,7 +42,9 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use config::{EmbeddedConfig, IndexKind, MIN_SEGMENT_BYTES};
+pub use cut::Cut;
 pub use index::{Index, MemoryIndex};
+pub use rebuild::{Rebuilt, rebuild};
 
 use self::committer::{Committer, Request};
 use self::evidence::EvidenceFiles;
@@ -52,8 +57,8 @@ use self::settle::Settler;
 use self::shared::Shared;
 use self::view::View;
 use super::{
-    Acceptance, Accepted, Answer, Body, BodySource, Counts, Delivery, Dispatch, JournalPlace, Record, Recorded,
-    Rejection, Seq, Store, StoreError, StoredEvidence, Waiting,
+    Acceptance, Accepted, Answer, Body, BodySource, Counts, Delivery, Dispatch, Earlier, JournalPlace, Record,
+    Recorded, Rejection, Seq, Store, StoreError, StoredEvidence, Waiting,
 };
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
@@ -80,11 +85,8 @@ pub struct EmbeddedStore {
 impl EmbeddedStore {
     /// Opens `dir`, recovering what a crash left. Blocks until the store may answer: seconds if the index is built anew.
     pub fn open(dir: &Path, config: EmbeddedConfig, disk: Arc<dyn Disk>) -> Result<Arc<Self>, StoreError> {
-        disk.create_dir_all(dir).map_err(io_error("creating the data folder"))?;
-        let lock = disk.lock(&dir.join("lock")).map_err(|e| StoreError::Io {
-            operation: "locking the data folder",
-            found: format!("{}: {e}; another process may have it open", dir.display()),
-        })?;
+        let lock = lock(disk.as_ref(), dir)?;
+        whole(disk.as_ref(), dir)?;
         // Before everything else: on a full disk the rest opens only with the ballast's room.
         let space = Space::open(disk.clone(), dir, config.space).map_err(io_error("looking at the disk"))?;
         let watching = space.start(config.look_every).map_err(io_error("starting a thread of the store"))?;
@@ -117,7 +119,8 @@ impl EmbeddedStore {
         let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
         let segments = Segments::open(disk.clone(), &dir.join("journal"), config)?;
         recover::check_order(&segments, &evidence)?;
-        let recovery = Recovery { segments: &segments, evidence: &evidence };
+        let built = AtomicU64::new(0);
+        let recovery = Recovery { segments: &segments, evidence: &evidence, built: &built };
         let index = state::open(disk.as_ref(), dir, config)?;
         let (view, writer) = start_view(index, config, space)?;
         let caught_up = match recovery.catch_up(&view) {
@@ -297,6 +300,27 @@ fn spawn(
     })
 }
 
+/// Refuses a folder in which a restore was broken off: it is neither the old data nor the new.
+fn whole(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+    match disk.exists(&dir.join("restoring")) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(StoreError::Io {
+            operation: "opening the data folder",
+            found: format!("a restore to {} was broken off; run the same restore again", dir.display()),
+        }),
+        Err(e) => Err(io_error("opening the data folder")(e)),
+    }
+}
+
+/// Only one process at a time has the folder.
+pub(crate) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Any + Send + Sync>, StoreError> {
+    disk.create_dir_all(dir).map_err(io_error("creating the data folder"))?;
+    disk.lock(&dir.join("lock")).map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => StoreError::Locked(dir.to_owned()),
+        _ => io_error("locking the data folder")(e),
+    })
+}
+
 fn start_view(
     index: Arc<dyn Index>,
     config: &EmbeddedConfig,
@@ -333,6 +357,17 @@ impl Store for EmbeddedStore {
     fn put_notices(&self, notices: Vec<(String, Vec<u8>)>) -> Answer<'static, ()> {
         let notices = notices.into_iter().map(|(name, bytes)| NoticeV1 { name, bytes }).collect();
         self.put(Prepared::new(RecordV1::Notices(notices), vec![]), Request::Plain)
+    }
+
+    fn import(&self, leaf: u64, earlier: Vec<Earlier>) -> Answer<'static, u64> {
+        match earlier.into_iter().map(Prepared::earlier).collect::<Result<_, _>>() {
+            Ok(prepared) => self.ask(|to| Request::Import(prepared, leaf, to)),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
+    }
+
+    fn freeze(&self, why: Option<String>) {
+        *self.shared.frozen.write().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
@@ -387,6 +422,10 @@ impl Store for EmbeddedStore {
         limit: usize,
     ) -> Result<Vec<StoredEvidence>, StoreError> {
         self.shared.reads().evidence_for_sender(sender, from, limit)
+    }
+
+    fn handovers(&self, from: u64, limit: usize) -> Result<(u64, Vec<StoredEvidence>), StoreError> {
+        self.shared.reads().handovers(from, limit)
     }
 
     fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError> {

@@ -305,6 +305,18 @@ impl Reads<'_> {
         Ok(stored)
     }
 
+    pub fn handovers(&self, from: u64, limit: usize) -> Result<(u64, Vec<StoredEvidence>), StoreError> {
+        let rows = self.rows().scan(&keys::leaf(from), &end_of(b"l"), limit)?;
+        let next = rows.last().and_then(|(key, _)| last_number(key)).map_or(from, |last| last + 1);
+        let mut leaves = Vec::new();
+        for (key, row) in &rows {
+            if read_row::<LeafRow>(row)?.event == Event::ContentHandover {
+                leaves.extend(last_number(key));
+            }
+        }
+        Ok((next, self.stored(leaves)?))
+    }
+
     pub fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError> {
         let rows = self.rows().scan(&keys::leaf(from), &end_of(b"l"), limit)?;
         rows.iter().map(|(_, row)| log_entry(row)).collect()

@@ -12,7 +12,7 @@ use docaxis_protocol::{
 use serde::{Deserialize, Serialize};
 
 use super::layout::{FRAME_HEADER_BYTES, FrameHeader, NO_LEAF};
-use crate::store::{Acceptance, Body, DeliveryState, Record, Rejection, StoreError};
+use crate::store::{Acceptance, Body, DeliveryState, Earlier, Record, Rejection, StoreError};
 
 /// The largest encoded record: 4,096 refusals at once, an envelope and its certificates stay below.
 pub const MAX_META_BYTES: usize = 12 << 20;
@@ -29,6 +29,8 @@ pub enum RecordV1 {
     Pruned(Vec<PrunedV1>),
     /// In evidence only: everything of this journal segment stands before.
     Settled(u64),
+    /// Entries of leaves that nobody held when the log was made whole after a restore.
+    Lost(Vec<[u8; 32]>),
 }
 
 /// The tags of some records, as they stand in the first four bytes of the encoding.
@@ -191,6 +193,16 @@ impl Prepared {
         Self::new(RecordV1::Event(Box::new(record)), vec![])
     }
 
+    /// A leaf that was signed before.
+    pub fn earlier(earlier: Earlier) -> Result<Self, StoreError> {
+        match earlier {
+            Earlier::Accepted(acceptance) => Self::accepted(*acceptance),
+            Earlier::Rejected(rejection) => Self::rejected(*rejection),
+            Earlier::Event(record) => Self::event(*record),
+            Earlier::Lost(entry) => Self::new(RecordV1::Lost(vec![entry.0]), vec![]),
+        }
+    }
+
     /// Bodies by themselves: copied forward, or brought once more.
     pub fn bodies(bodies: Vec<Body>) -> Result<Self, StoreError> {
         let size = |body: &Body| {
@@ -234,6 +246,7 @@ fn entries_of(record: &RecordV1) -> Vec<Entry> {
             .collect(),
         RecordV1::Rejected(rejected) => vec![Entry::of(&rejected.evidence)],
         RecordV1::Event(event) => vec![Entry::of(&event.evidence)],
+        RecordV1::Lost(entries) => entries.iter().map(|entry| Entry { log: *entry, evidence: *entry }).collect(),
         RecordV1::Notices(_) | RecordV1::Bodies(_) | RecordV1::Pruned(_) | RecordV1::Settled(_) => vec![],
     }
 }

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::apply::{Placed, apply, keep_bodies};
@@ -115,6 +116,8 @@ fn sync(segment: &Segment, last: Option<&(u64, Vec<u8>, bool)>) -> Result<(), St
 pub struct Recovery<'a> {
     pub segments: &'a Segments,
     pub evidence: &'a EvidenceFiles,
+    /// Records applied while the index was built anew: for whoever asked for it.
+    pub built: &'a AtomicU64,
 }
 
 /// Rows on their way into the index.
@@ -233,6 +236,7 @@ impl Recovery<'_> {
         applier.totals.applied = end.next;
         applier.merge()?;
         let (records, totals) = (applier.applied, applier.totals);
+        self.built.store(records, Ordering::Relaxed);
         let ms = u64::try_from(applier.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(records, leaves = totals.leaves, ms, "the index is built");
         Ok((end, totals))

@@ -5,8 +5,8 @@
 //! written; the file freed. It changes nothing itself but evidence and spares: all else goes through the committer.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -70,8 +70,12 @@ impl Settler {
     fn round(&mut self, seen: &mut (u64, Instant)) -> Result<(), StoreError> {
         // Where one finds no room, another may make some: pruning and freeing are not held up by a copy.
         let mut full = None;
-        let steps: [fn(&mut Self) -> Result<(), StoreError>; 4] =
-            [|it| it.settle_full(), |it| it.prune(), |it| it.free(), |it| it.prepare()];
+        let steps: [fn(&mut Self) -> Result<(), StoreError>; 4] = [
+            |it| it.settle_full(),
+            |it| it.unless_held(|it| it.prune()),
+            |it| it.unless_held(Self::free),
+            |it| it.prepare(),
+        ];
         for step in steps {
             match step(self) {
                 Err(error @ StoreError::DiskFull(_)) => full = full.or(Some(error)),
@@ -96,6 +100,13 @@ impl Settler {
     /// Spares are for what comes: on a disk where nothing new is finished, their room is better used by evidence.
     fn prepare(&self) -> Result<(), StoreError> {
         if self.shared.space.level() < Level::DrainOnly { self.shared.segments.prepare() } else { Ok(()) }
+    }
+
+    /// Nothing goes while a backup still reads it.
+    fn unless_held(&mut self, step: fn(&mut Self) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
+        let held = shared.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if *held > 0 { Ok(()) } else { step(self) }
     }
 
     fn ask(&self, request: impl FnOnce(Answer<()>) -> Request) -> Result<(), StoreError> {

@@ -1,7 +1,7 @@
 //! What the engine's threads share: files, view, and whether the store still stands.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
@@ -25,6 +25,10 @@ pub struct Shared {
     pub evidence: EvidenceFiles,
     pub blobs: Arc<BlobStore>,
     pub space: Arc<Space>,
+    /// Why nothing new is recorded, while the log is being made whole again.
+    pub frozen: RwLock<Option<String>>,
+    /// Cuts that are held. The settler prunes and frees under this lock, and only while there is none.
+    pub held: Mutex<u32>,
     poison: Mutex<Option<StoreError>>,
     totals: Mutex<Totals>,
     size: watch::Sender<u64>,
@@ -43,7 +47,19 @@ impl Shared {
     ) -> Self {
         let (poison, size) = (Mutex::new(None), watch::Sender::new(totals.leaves));
         let totals = Mutex::new(totals);
-        Self { view, segments, evidence, blobs, space, poison, totals, size, groups: AtomicU64::new(0) }
+        Self {
+            view,
+            segments,
+            evidence,
+            blobs,
+            space,
+            held: Mutex::default(),
+            frozen: RwLock::default(),
+            poison,
+            totals,
+            size,
+            groups: AtomicU64::new(0),
+        }
     }
 
     fn poison_cell(&self) -> MutexGuard<'_, Option<StoreError>> {
@@ -57,6 +73,11 @@ impl Shared {
     /// Why nothing is acknowledged any more.
     pub fn poison(&self) -> Option<StoreError> {
         self.poison_cell().clone()
+    }
+
+    /// Why nothing new is recorded.
+    pub fn frozen(&self) -> Option<StoreError> {
+        self.frozen.read().unwrap_or_else(PoisonError::into_inner).clone().map(StoreError::Frozen)
     }
 
     /// From now on nothing is acknowledged. The first reason stays.

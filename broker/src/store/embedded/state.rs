@@ -102,6 +102,12 @@ pub fn distrust(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     write(disk, dir, "unreadable")
 }
 
+/// Counts the index as open, so that one which was half built is not believed, and empties it.
+pub fn begin_anew(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
+    write(disk, dir, &disk.boot_id()).map_err(io_error("noting that the index is open"))?;
+    empty(dir, config)
+}
+
 /// An empty index.
 pub fn empty(dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
     match &config.index {

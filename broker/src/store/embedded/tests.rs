@@ -3,6 +3,7 @@
 mod blobs;
 mod claims;
 mod crash;
+mod cut;
 mod damage;
 mod full;
 mod index;
