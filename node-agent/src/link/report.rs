@@ -144,3 +144,64 @@ fn cut_to_frame(rows: &mut Vec<StatementRow>) -> bool {
     rows.truncate(fits);
     cut
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use docaxis_protocol::envelope::Chain;
+    use docaxis_protocol::frame::Reported;
+    use docaxis_protocol::key::SecretKey;
+    use docaxis_protocol::{Digest, DispatchId, ReasonCode, SealedStatement, Statement, statement};
+
+    use super::*;
+    use crate::link::testing::{Exchange, code};
+    use crate::mailbox::{Take, Taken};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_statement_behind_256_that_stay_refused_for_now_has_its_turn() {
+        let mut exchange = Exchange::start();
+        let node = exchange.join("h37", &["H37.DN.001"]);
+        let agent = exchange.agent(&node, "agent");
+        let hour_ago = agent.shared.env.now().minus(Duration::from_secs(3_600));
+        let count = MAX_BATCH + 1;
+        for n in 0..count {
+            let mut random = [0; 10];
+            random[..8].copy_from_slice(&(n as u64).to_be_bytes());
+            let statement = Statement {
+                kind_of_bytes: statement::TYPE.into(),
+                exchange: "docaxis.example/test".parse().unwrap(),
+                event: Event::ContentHandoverFailure,
+                dispatch: DispatchId::from_parts(hour_ago, random),
+                envelope_sha256: Digest::of(&random),
+                recipient: code("H37.DN.001"),
+                time: hour_ago,
+                reasons: vec![ReasonCode::BadSeal.because("x")],
+                acting: None,
+            };
+            let take = Take {
+                id: statement.dispatch,
+                recipient: statement.recipient.clone(),
+                envelope_sha256: statement.envelope_sha256,
+                event: statement.event,
+                time: statement.time,
+                statement: SealedStatement::seal(&statement, &SecretKey::from_seed(&[2; 32]), Chain::default())
+                    .unwrap(),
+                body: None,
+            };
+            assert_eq!(agent.shared.mailbox.take(take).await.unwrap(), Taken::New);
+        }
+        let link = exchange.accept().await;
+        let mut reported = BTreeSet::new();
+        for _ in 0..2 {
+            let (Frame::Report(report), mut stream) = link.next("Report").await else { panic!() };
+            let named = |one: &SealedStatement| Statement::parse(&one.bytes).unwrap().dispatch;
+            reported.extend(report.statements.iter().map(named));
+            let later = ReasonCode::Busy.because("later");
+            let answers = report.statements.iter().map(|_| Err(later.clone())).collect();
+            stream.write(&Frame::Reported(Reported { answers })).await.unwrap();
+        }
+        assert_eq!(reported.len(), count);
+        agent.shutdown().await.unwrap();
+    }
+}
