@@ -410,7 +410,7 @@ fn the_bodies_of_what_was_sent_stay_whatever_has_become_of_it() {
 }
 
 #[test]
-fn a_database_of_the_first_version_keeps_everything_and_takes_what_the_second_brought() {
+fn a_database_of_the_first_version_keeps_everything_and_takes_what_later_ones_brought() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("mailbox.db");
     // As the first program made it, with a dispatch and a statement in it.
@@ -436,7 +436,7 @@ fn a_database_of_the_first_version_keeps_everything_and_takes_what_the_second_br
                     Ok((version, second))
                 })
                 .await;
-            assert_eq!(found.unwrap(), (2, 0));
+            assert_eq!(found.unwrap(), (3, 0));
         });
         mailbox.close();
     }
