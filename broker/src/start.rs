@@ -78,9 +78,11 @@ impl Broker {
         let trust = Trust::new(identity.origin.clone(), &identity.common)?;
         let links = Arc::new(Links::default());
         let embedded = open_store(config)?;
+        docaxis_failpoints::failpoint!("broker.start.recovered");
         let blobs = embedded.blobs();
         let store: Arc<dyn Store> = embedded.clone();
         let keeper = LogKeeper::open(&section.data.join("log"), &identity.origin, identity.log_key.clone(), &*store)?;
+        docaxis_failpoints::failpoint!("broker.start.log-agreed");
         let exchange = Arc::new(exchange(config, &identity, store, blobs, &keeper, trust.clone(), links.clone())?);
         exchange.restore_notices()?;
         let (stop, stopped) = watch::channel(false);

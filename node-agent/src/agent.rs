@@ -130,7 +130,9 @@ impl Agent {
         let lock = lock(&data)?;
         let mailbox = Mailbox::open(&data.join("mailbox.db"))?;
         let parts = Arc::new(Parts::open(data.join("parts"))?);
+        docaxis_failpoints::failpoint!("agent.start.opened");
         clear_orphans(&mailbox, &parts)?;
+        docaxis_failpoints::failpoint!("agent.start.cleared");
         let now = env.now();
         let shared = Arc::new(Shared {
             config,

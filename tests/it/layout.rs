@@ -108,8 +108,10 @@ fn imports_point_one_way() {
     let set = |names: &[&str]| -> BTreeSet<String> { names.iter().map(|&name| name.to_owned()).collect() };
     assert_eq!(ours("docaxis-protocol"), set(&[]));
     assert_eq!(ours("docaxis-certs"), set(&["docaxis-protocol"]));
-    assert_eq!(ours("docaxis-broker"), set(&["docaxis-certs", "docaxis-protocol"]));
-    assert_eq!(ours("docaxis-node-agent"), set(&["docaxis-certs", "docaxis-protocol"]));
+    assert_eq!(ours("docaxis-failpoints"), set(&[]));
+    let below = set(&["docaxis-certs", "docaxis-failpoints", "docaxis-protocol"]);
+    assert_eq!(ours("docaxis-broker"), below);
+    assert_eq!(ours("docaxis-node-agent"), below);
 }
 
 #[test]

@@ -6,9 +6,12 @@ mod audit_verify;
 mod cli;
 mod enrol;
 mod exchange;
+#[cfg(debug_assertions)]
+mod failpoints;
 mod kill;
 mod layout;
 mod link;
+mod load;
 mod net;
 mod proof;
 mod raw;

@@ -166,6 +166,7 @@ impl Exchange {
             Err((admitted, reason)) => return self.reject_admitted(admitted, reason).await,
         };
         let evidence = sealed.evidence.clone();
+        docaxis_failpoints::failpoint!("broker.accept.signed");
         let (rejected, digest) = (sealed.envelope.clone(), sealed.envelope_sha256);
         let done = match self.store.accept(sealed).await? {
             Accepted::New(seq) => {
@@ -182,6 +183,7 @@ impl Exchange {
                 self.reject(&envelope, digest, rejected, reason).await?
             }
         };
+        docaxis_failpoints::failpoint!("broker.accept.committed");
         Ok(done)
     }
 
@@ -251,7 +253,9 @@ impl Exchange {
         let evidence = self.issuer.rejection(envelope, digest, reason)?;
         let sender = envelope.sender.agency.clone();
         let rejection = Rejection { sender, id: envelope.id, envelope: sealed, evidence: evidence.clone() };
+        docaxis_failpoints::failpoint!("broker.reject.signed");
         let leaf = self.store.reject(rejection).await?;
+        docaxis_failpoints::failpoint!("broker.reject.committed");
         self.ring_sender(&envelope.sender.agency);
         Ok(Done { intake: frame::Intake::Rejected, leaf, evidence })
     }

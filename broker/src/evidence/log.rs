@@ -167,12 +167,15 @@ impl LogKeeper {
         if size == before && !self.reader.checkpoint().1.is_empty() {
             return Ok(size);
         }
+        docaxis_failpoints::failpoint!("broker.log.tiles-written");
         let checkpoint = Checkpoint { origin: self.key.name().to_owned(), size, root: self.tiles.root() };
         let note = checkpoint.sign(&self.key, &self.secret).to_string();
         write_durably(&self.folder.join("checkpoint"), note.as_bytes())?;
+        docaxis_failpoints::failpoint!("broker.log.checkpoint-written");
         let mut published = self.reader.published.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         *published = Published { size, note };
         self.tiles.remove_outgrown(&earlier)?;
+        docaxis_failpoints::failpoint!("broker.log.outgrown-removed");
         Ok(size)
     }
 }

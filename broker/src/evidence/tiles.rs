@@ -22,6 +22,7 @@ pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
+    docaxis_failpoints::failpoint!("broker.log.file-synced");
     fs::rename(&temporary, path)?;
     File::open(folder)?.sync_all()
 }

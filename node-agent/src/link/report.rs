@@ -73,6 +73,7 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
         return Ok(false);
     }
     let mut stream = session.open().await?;
+    docaxis_failpoints::failpoint!("agent.report.sending");
     stream.write(&Frame::Report(Report { statements: due.iter().map(|row| row.sealed.clone()).collect() })).await?;
     stream.finish();
     let answers = match stream.read(Class::Large).await? {
@@ -83,6 +84,7 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
         }
         other => return Err(LinkError::Unexpected { found: other.name(), expected: "Reported" }),
     };
+    docaxis_failpoints::failpoint!("agent.report.answered");
     let mut postponed = false;
     let mut bad = None;
     for (row, answer) in due.into_iter().zip(answers) {
@@ -113,6 +115,7 @@ async fn report(session: &Session, connected: Timestamp) -> Result<bool, LinkErr
             }
         }
     }
+    docaxis_failpoints::failpoint!("agent.report.stored");
     shared.changed();
     match bad {
         Some(error) => Err(error),

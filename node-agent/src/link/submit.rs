@@ -118,6 +118,7 @@ async fn send_one(session: &Session, row: OutgoingRow) -> Result<(), LinkError> 
             return postpone(session, &row, at, why).await;
         }
     }
+    docaxis_failpoints::failpoint!("agent.submit.settled");
     shared.changed();
     Ok(())
 }
@@ -138,8 +139,10 @@ async fn try_once(session: &Session, row: &OutgoingRow) -> Result<(Done, Evidenc
     let mut stream = session.open().await?;
     // Lower numbers would be sent later; urgent dispatches go before normal ones on a busy link.
     let _closed = stream.send.set_priority(i32::from(envelope.priority));
+    docaxis_failpoints::failpoint!("agent.submit.sending");
     stream.write(&Frame::Submit(Submit { envelope: row.sealed.clone(), inline })).await?;
     stream.write_raw(Bytes::from(bodies)).await?;
+    docaxis_failpoints::failpoint!("agent.submit.sent");
     // A broker that has seen enough answers before all bodies are sent: then its answer counts, not our failed write.
     let mut early = None;
     for _ in 0..MAX_ROUNDS {
@@ -149,6 +152,7 @@ async fn try_once(session: &Session, row: &OutgoingRow) -> Result<(Done, Evidenc
         };
         match frame {
             Frame::Need(Need { parts }) => {
+                docaxis_failpoints::failpoint!("agent.submit.needed");
                 for (index, offset) in parts {
                     let part = envelope.parts.get(usize::from(index)).filter(|part| offset <= part.size);
                     let Some(part) = part else {
@@ -163,6 +167,7 @@ async fn try_once(session: &Session, row: &OutgoingRow) -> Result<(Done, Evidenc
             Frame::Done(done) => {
                 stream.finish();
                 let evidence = verify(session, row, &done)?;
+                docaxis_failpoints::failpoint!("agent.submit.answered");
                 return Ok((done, evidence));
             }
             other => return Err(LinkError::Unexpected { found: other.name(), expected: "Need or Done" }),

@@ -175,10 +175,12 @@ fn commit(connection: &Connection, batch: Vec<Write>, poisoned: Option<&str>) ->
         }
         None => run_all(connection, batch, &mut tells),
     };
+    docaxis_failpoints::failpoint!("agent.mailbox.committed");
     let told = result.clone().map_err(MailboxError::Poisoned);
     for tell in tells {
         tell(told.clone());
     }
+    docaxis_failpoints::failpoint!("agent.mailbox.told");
     if result.is_err() && !connection.is_autocommit() {
         // What was not committed is undone by closing, at the latest.
         let _undone = connection.execute_batch("ROLLBACK");
@@ -189,12 +191,14 @@ fn commit(connection: &Connection, batch: Vec<Write>, poisoned: Option<&str>) ->
 fn run_all(connection: &Connection, batch: Vec<Write>, tells: &mut Vec<Tell>) -> Result<(), String> {
     let run = |sql: &str| connection.execute_batch(sql).map_err(|e| e.to_string());
     run("BEGIN IMMEDIATE")?;
+    docaxis_failpoints::failpoint!("agent.mailbox.begun");
     for job in batch {
         run("SAVEPOINT one")?;
         let (keep, tell) = job(connection);
         tells.push(tell);
         run(if keep { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" })?;
     }
+    docaxis_failpoints::failpoint!("agent.mailbox.filled");
     run("COMMIT")
 }
 

@@ -38,6 +38,7 @@ fn believed(disk: &dyn Disk, dir: &Path) -> bool {
 pub fn open(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
     let believed = believed(disk, dir);
     write(disk, dir, &disk.boot_id()).map_err(io_error("noting that the index is open"))?;
+    docaxis_failpoints::failpoint!("broker.start.index-noted");
     if !believed {
         return empty(dir, config);
     }

@@ -140,7 +140,9 @@ impl View {
             };
             progress.keys = 0;
             drop(progress);
+            docaxis_failpoints::failpoint!("broker.index.writing");
             let done = self.base.apply(&batch);
+            docaxis_failpoints::failpoint!("broker.index.written");
             let mut progress = self.progress();
             match done {
                 Ok(()) => {
