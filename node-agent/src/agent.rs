@@ -190,6 +190,11 @@ impl AgentHandle {
         self.stop_and_join()
     }
 
+    /// Why the agent cannot go on, if a commit failed: the process must stop and be started again.
+    pub fn poisoned(&self) -> Option<String> {
+        self.shared.mailbox.poisoned()
+    }
+
     fn stop_and_join(&mut self) -> Result<(), AgentError> {
         self.stop.send_replace(true);
         let mut panicked = false;

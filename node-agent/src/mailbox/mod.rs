@@ -21,7 +21,7 @@ pub use rows::{DeliveryState, InState, OutState};
 pub use statements::{Stated, StatementRow};
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
@@ -69,6 +69,7 @@ pub struct Mailbox {
     writer: mpsc::Sender<Job<Write>>,
     reader: mpsc::Sender<Job<Read>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    failed: Arc<OnceLock<String>>,
 }
 
 impl Mailbox {
@@ -83,11 +84,18 @@ impl Mailbox {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| MailboxError::Thread(Arc::new(e)))
         };
+        let failed = Arc::<OnceLock<String>>::default();
+        let failing = failed.clone();
         let threads = vec![
-            spawn("mailbox-write", Box::new(move || write_loop(connection, writes)))?,
+            spawn("mailbox-write", Box::new(move || write_loop(connection, writes, &failing)))?,
             spawn("mailbox-read", Box::new(move || read_loop(&reading, reads)))?,
         ];
-        Ok(Self { writer, reader, threads: Mutex::new(threads) })
+        Ok(Self { writer, reader, threads: Mutex::new(threads), failed })
+    }
+
+    /// Why nothing more is taken, after a commit failed: the process must stop and be started again.
+    pub fn poisoned(&self) -> Option<String> {
+        self.failed.get().cloned()
     }
 
     /// Runs `work` in the next transaction; answers after its commit. If `work` fails, its changes alone are undone.
@@ -135,8 +143,7 @@ impl Mailbox {
     }
 }
 
-fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>) {
-    let mut poisoned: Option<String> = None;
+fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>, failed: &OnceLock<String>) {
     let mut closing = false;
     while !closing {
         let mut batch = Vec::new();
@@ -154,9 +161,8 @@ fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>) {
                 Err(_) => break,
             }
         }
-        if let Err(error) = commit(&connection, batch, poisoned.as_deref()) {
+        if let Err(error) = commit(&connection, batch, failed) {
             tracing::error!(%error, "the mailbox could not commit; it takes nothing more until a restart");
-            poisoned = Some(error);
         }
     }
     if let Err((_, error)) = connection.close() {
@@ -165,9 +171,9 @@ fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>) {
 }
 
 /// Answers come after the COMMIT, never before: whoever is told "done" may rely on it after a power cut.
-fn commit(connection: &Connection, batch: Vec<Write>, poisoned: Option<&str>) -> Result<(), String> {
+fn commit(connection: &Connection, batch: Vec<Write>, failed: &OnceLock<String>) -> Result<(), String> {
     let mut tells = Vec::with_capacity(batch.len());
-    let result = match poisoned {
+    let result = match failed.get() {
         Some(why) => {
             // The jobs are dropped unrun: their callers see a closed mailbox.
             tracing::warn!(why, waiting = batch.len(), "writes are refused");
@@ -176,6 +182,10 @@ fn commit(connection: &Connection, batch: Vec<Write>, poisoned: Option<&str>) ->
         None => run_all(connection, batch, &mut tells),
     };
     docaxis_failpoints::failpoint!("agent.mailbox.committed");
+    if let Err(error) = &result {
+        // Set before the first refusal leaves: who is refused must find the mailbox refusing.
+        failed.get_or_init(|| error.clone());
+    }
     let told = result.clone().map_err(MailboxError::Poisoned);
     for tell in tells {
         tell(told.clone());

@@ -250,3 +250,17 @@ fn a_database_of_a_newer_program_is_not_touched() {
     drop(connection);
     assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 2 })));
 }
+
+#[test]
+fn after_a_failed_commit_nothing_more_is_taken_and_the_mailbox_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+    let runtime = runtime();
+    assert_eq!(mailbox.poisoned(), None);
+    // The transaction is gone when the writer comes to its end, as after an error of the disk.
+    let failed = runtime.block_on(mailbox.write(|connection| Ok(connection.execute_batch("COMMIT")?))).unwrap_err();
+    let why = mailbox.poisoned().unwrap();
+    assert!(matches!(failed, MailboxError::Poisoned(told) if told == why));
+    assert!(matches!(runtime.block_on(mailbox.queue(queued(1))), Err(MailboxError::Closed)));
+    mailbox.close();
+}
