@@ -12,6 +12,7 @@ mod proofs;
 mod rows;
 mod schema;
 mod statements;
+mod wal;
 
 pub use agencies::{AgencyRow, Resolved};
 pub use incoming::{Destroyed, IncomingRow, Take, TakeBody, Taken};
@@ -73,8 +74,9 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// Opens or makes the database in this file.
+    /// Opens or makes the database in this file. A damaged log of the database is refused.
     pub fn open(path: &Path) -> Result<Self, MailboxError> {
+        wal::check(path)?;
         let mut connection = Connection::open(path)?;
         schema::prepare(&mut connection)?;
         let reading = Connection::open(path)?;
