@@ -190,7 +190,7 @@ impl AgentHandle {
         self.stop_and_join()
     }
 
-    /// Why the agent cannot go on, if a commit failed: the process must stop and be started again.
+    /// Why the agent cannot go on, if its disk failed: the process must stop and be started again.
     pub fn poisoned(&self) -> Option<String> {
         self.shared.mailbox.poisoned()
     }

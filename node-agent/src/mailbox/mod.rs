@@ -95,7 +95,7 @@ impl Mailbox {
         Ok(Self { writer, reader, threads: Mutex::new(threads), failed })
     }
 
-    /// Why nothing more is taken, after a commit failed: the process must stop and be started again.
+    /// Why nothing more is taken, after a commit or a read of the disk failed: the process must stop and be started again.
     pub fn poisoned(&self) -> Option<String> {
         self.failed.get().cloned()
     }
@@ -106,8 +106,10 @@ impl Mailbox {
         work: impl FnOnce(&Connection) -> Result<T, MailboxError> + Send + 'static,
     ) -> Result<T, MailboxError> {
         let (tell, told) = oneshot::channel();
+        let failed = self.failed.clone();
         let job: Write = Box::new(move |connection| {
             let result = work(connection);
+            note_lost_disk(&failed, &result);
             let keep = result.is_ok();
             let answer = move |committed: Result<(), MailboxError>| {
                 // Nobody may be waiting any more; the change stays either way.
@@ -124,8 +126,11 @@ impl Mailbox {
         work: impl FnOnce(&Connection) -> Result<T, MailboxError> + Send + 'static,
     ) -> Result<T, MailboxError> {
         let (tell, told) = oneshot::channel();
+        let failed = self.failed.clone();
         let job: Read = Box::new(move |connection| {
-            let _gone = tell.send(work(connection));
+            let result = work(connection);
+            note_lost_disk(&failed, &result);
+            let _gone = tell.send(result);
         });
         self.reader.send(Job::Run(job)).await.map_err(|_| MailboxError::Closed)?;
         told.await.unwrap_or(Err(MailboxError::Closed))
@@ -142,6 +147,15 @@ impl Mailbox {
                 tracing::error!("a thread of the mailbox had panicked");
             }
         }
+    }
+}
+
+/// A database that cannot be read takes nothing more either, and the process must not look alive until a write shows it.
+fn note_lost_disk<T>(failed: &OnceLock<String>, result: &Result<T, MailboxError>) {
+    if let Err(MailboxError::Sql(error)) = result
+        && error.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure)
+    {
+        failed.get_or_init(|| error.to_string());
     }
 }
 
