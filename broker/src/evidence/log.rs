@@ -98,7 +98,9 @@ impl LogKeeper {
     /// Opens the log below `folder` and makes it agree with the store.
     pub fn open(folder: &Path, origin: &Origin, secret: SecretKey, store: &dyn Store) -> Result<Self, LogError> {
         let key = VerifierKey::new(origin.as_str(), KeyKind::Ed25519, secret.public())?;
-        let (tiles, note) = match std::fs::read_to_string(folder.join("checkpoint")) {
+        // Whatever bytes are there: what is no text is no checkpoint either, and is called so.
+        let note = std::fs::read(folder.join("checkpoint")).map(|note| String::from_utf8_lossy(&note).into_owned());
+        let (tiles, note) = match note {
             Ok(note) => {
                 let signed = Checkpoint::open(&note, &key, &[], 0)?.checkpoint;
                 (Self::agree(folder, &signed, store)?, note)
