@@ -59,6 +59,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command, out: Out) -> Result<(), Failure> {
+    #[cfg(debug_assertions)]
+    crate::failpoint::arm()?;
     match command {
         Command::Demo(args) => demo::run(&args, out),
         Command::Ca(command) => ca::run(command, out),

@@ -12,5 +12,7 @@ pub mod confirm;
 pub mod control;
 pub mod demo;
 pub mod doc;
+#[cfg(debug_assertions)]
+mod failpoint;
 pub mod out;
 mod serve;

@@ -81,11 +81,13 @@ impl Broker {
         let trust = Trust::new(identity.origin.clone(), &identity.common)?;
         let links = Arc::new(Links::default());
         let embedded = open_store(config)?;
+        docaxis_failpoints::failpoint!("broker.start.recovered");
         let blobs = embedded.blobs();
         let store: Arc<dyn Store> = embedded.clone();
         let mark = Mark::read(&section.data, SystemEnv.now())?;
         let log = section.data.join("log");
         let keeper = LogKeeper::open(&log, &identity.origin, identity.log_key.clone(), &*store, mark.is_none())?;
+        docaxis_failpoints::failpoint!("broker.start.log-agreed");
         let (space, parts) = (embedded.space(), (blobs, &keeper, mark));
         let exchange = Arc::new(exchange(config, &identity, store, space, parts, trust.clone(), links.clone())?);
         exchange.restore_notices()?;

@@ -150,7 +150,9 @@ impl Agent {
         let full = space.clone();
         let mailbox = Mailbox::open_with(&data.join("mailbox.db"), move || full.ran_out())?;
         let parts = Arc::new(Parts::open(data.join("parts"))?);
+        docaxis_failpoints::failpoint!("agent.start.opened");
         clear_orphans(&mailbox, &parts)?;
+        docaxis_failpoints::failpoint!("agent.start.cleared");
         let now = env.now();
         let shared = Arc::new(Shared {
             config,
@@ -214,6 +216,11 @@ impl AgentHandle {
     /// The same for a caller without a runtime. Not to be called on an asynchronous thread.
     pub fn shutdown_blocking(mut self) -> Result<(), AgentError> {
         self.stop_and_join()
+    }
+
+    /// Why the agent cannot go on, if its disk failed: the process must stop and be started again.
+    pub fn poisoned(&self) -> Option<String> {
+        self.shared.mailbox.poisoned()
     }
 
     fn stop_and_join(&mut self) -> Result<(), AgentError> {

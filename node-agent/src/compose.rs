@@ -161,12 +161,14 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId,
     }
     let drafts = draft.parts;
     let stored = shared.blocking(move |parts| store_all(&parts, drafts, max_part_bytes)).await?;
+    docaxis_failpoints::failpoint!("agent.compose.stored");
     envelope.parts = stored.iter().map(|(part, _)| part.clone()).collect();
     let queued = queue(shared, &envelope, &draft.from, seal, draft.idempotency_key, now).await;
     let bodies: Vec<Digest> = envelope.parts.iter().map(|part| part.sha256).collect();
     drop(stored);
     match queued {
         Ok(id) => {
+            docaxis_failpoints::failpoint!("agent.compose.queued");
             shared.outbox.notify_one();
             shared.changed();
             Ok(id)
@@ -202,6 +204,7 @@ async fn queue(
         parts: parts.into_iter().collect(),
         idempotency,
     };
+    docaxis_failpoints::failpoint!("agent.compose.sealed");
     match shared.mailbox.queue(queued).await? {
         Ok(id) => Ok(id),
         Err(IdempotencyConflict { id }) => {

@@ -55,8 +55,10 @@ pub(crate) async fn state(
     };
     let sealed = SealedStatement::seal(&said, &seal.key, seal.chain.clone())
         .map_err(|e| Refused::Rule(ReasonCode::Other.because(e.to_string())))?;
+    docaxis_failpoints::failpoint!("agent.officer.sealed");
     match shared.mailbox.state(id, recipient.clone(), envelope_sha256, event, sealed).await? {
         Stated::New => {
+            docaxis_failpoints::failpoint!("agent.officer.stated");
             shared.reports.notify_one();
             shared.changed();
             Ok(())

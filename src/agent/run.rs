@@ -18,7 +18,10 @@ pub fn run(arg: &AgentArg, out: Out) -> Result<(), Failure> {
     let node = identity.node.clone();
     let agent = Agent::start(config, identity, Env::real()).map_err(|e| start_failure(&e))?;
     out.data(&json!({"node": node}), format!("node {node} runs"))?;
-    serve::wait_for_stop(|| None)?;
+    serve::wait_for_stop(|| {
+        let failed = |why| format!("the mailbox takes nothing more: {why}; start the agent again");
+        agent.poisoned().map(|why| Failure::other(failed(why)))
+    })?;
     agent.shutdown_blocking().map_err(|e| Failure::other(chain(&e)))
 }
 

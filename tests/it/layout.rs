@@ -109,7 +109,8 @@ fn imports_point_one_way() {
     assert_eq!(ours("docaxis-protocol"), set(&[]));
     assert_eq!(ours("docaxis-certs"), set(&["docaxis-protocol"]));
     assert_eq!(ours("docaxis-backup"), set(&["docaxis-protocol"]));
-    let below = set(&["docaxis-backup", "docaxis-certs", "docaxis-protocol"]);
+    assert_eq!(ours("docaxis-failpoints"), set(&[]));
+    let below = set(&["docaxis-backup", "docaxis-certs", "docaxis-failpoints", "docaxis-protocol"]);
     assert_eq!([ours("docaxis-broker"), ours("docaxis-node-agent")], [below.clone(), below]);
 }
 

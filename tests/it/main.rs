@@ -7,9 +7,12 @@ mod cli;
 mod damage;
 mod enrol;
 mod exchange;
+#[cfg(debug_assertions)]
+mod failpoints;
 mod kill;
 mod layout;
 mod link;
+mod load;
 mod net;
 mod proof;
 mod raw;

@@ -138,7 +138,9 @@ impl BlobStore {
     /// Takes a body out of sight at once; [`BlobStore::remove_retired`] frees its room. The caller has made durable
     /// that nothing names it.
     pub fn retire(&self, sha256: &Digest) -> io::Result<()> {
-        match self.disk.rename(&self.path(sha256), &self.dir.join(RETIRED).join(sha256.to_string())) {
+        let retired = self.disk.rename(&self.path(sha256), &self.dir.join(RETIRED).join(sha256.to_string()));
+        docaxis_failpoints::failpoint!("broker.blob.retired");
+        match retired {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
@@ -148,6 +150,7 @@ impl BlobStore {
         let dir = self.dir.join(RETIRED);
         for name in self.disk.list(&dir)? {
             self.disk.remove(&dir.join(name))?;
+            docaxis_failpoints::failpoint!("broker.blob.removed");
         }
         Ok(())
     }
@@ -253,16 +256,21 @@ impl BlobWriter {
         if found != self.expected.sha256 {
             return Err(BlobError::DigestMismatch { expected: self.expected.sha256, found });
         }
+        docaxis_failpoints::failpoint!("broker.blob.written");
         // Contents first, then the name, then the name's folder: a name never stands for half a body.
         self.file.sync_data().map_err(|e| self.failed("syncing", e))?;
+        docaxis_failpoints::failpoint!("broker.blob.synced");
         let folder = self.target.parent().unwrap_or(Path::new("")).to_owned();
         self.disk.create_dir_all(&folder).map_err(|e| self.failed("creating the folder of", e))?;
         self.disk.rename(&self.temporary, &self.target).map_err(|e| self.failed("renaming", e))?;
+        docaxis_failpoints::failpoint!("broker.blob.renamed");
         self.finished = true;
         self.disk.sync_dir(&folder).map_err(|e| self.failed("syncing the folder of", e))?;
         // The folder may have been made a moment ago by another upload that has not synced its name yet.
         let above = folder.parent().unwrap_or(Path::new(""));
-        self.disk.sync_dir(above).map_err(|e| self.failed("syncing the folder above", e))
+        self.disk.sync_dir(above).map_err(|e| self.failed("syncing the folder above", e))?;
+        docaxis_failpoints::failpoint!("broker.blob.named");
+        Ok(())
     }
 
     fn failed(&self, operation: &'static str, source: io::Error) -> BlobError {

@@ -298,6 +298,7 @@ impl Exchange {
                 self.reject(&envelope, digest, sealed, reason).await?
             }
         };
+        docaxis_failpoints::failpoint!("broker.accept.committed");
         Ok(done)
     }
 
@@ -330,6 +331,7 @@ impl Exchange {
             return Ok(Err((Box::new(admitted), ReasonCode::TooLarge.because(text))));
         }
         let (sealed, evidence) = (acceptance.envelope.clone(), acceptance.evidence.clone());
+        docaxis_failpoints::failpoint!("broker.accept.signed");
         let answer = self.store.accept(acceptance);
         Ok(Ok(Box::new(Committing { envelope, digest, sealed, evidence, answer })))
     }
@@ -361,7 +363,9 @@ impl Exchange {
         let evidence = self.issuer.rejection(envelope, digest, reason)?;
         let sender = envelope.sender.agency.clone();
         let rejection = Rejection { sender, id: envelope.id, envelope: sealed, evidence: evidence.clone() };
+        docaxis_failpoints::failpoint!("broker.reject.signed");
         let leaf = self.store.reject(rejection).await?;
+        docaxis_failpoints::failpoint!("broker.reject.committed");
         self.ring_sender(&envelope.sender.agency);
         Ok(Done { intake: frame::Intake::Rejected, leaf, evidence })
     }

@@ -166,6 +166,7 @@ impl Exchange {
         }
         if !durable.is_empty() {
             self.store.put_notices(durable).await?;
+            docaxis_failpoints::failpoint!("broker.notices.committed");
         }
         let version = {
             let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);

@@ -234,6 +234,7 @@ impl Exchange {
     ) -> Result<Option<(u64, SignedEvidence)>, ExchangeError> {
         let (recipient, event, previous) = (about.recipient.clone(), about.event, about.previous);
         let (evidence, time) = self.issuer.delivery(dispatch, about)?;
+        docaxis_failpoints::failpoint!("broker.record.signed");
         let record = Record {
             seq: dispatch.seq.0,
             recipient,
@@ -246,6 +247,7 @@ impl Exchange {
         };
         match self.store.record(record).await? {
             Recorded::New(leaf) => {
+                docaxis_failpoints::failpoint!("broker.record.committed");
                 self.ring_sender(&dispatch.sender);
                 Ok(Some((leaf, evidence)))
             }
@@ -282,6 +284,7 @@ impl Exchange {
             };
             let delivery = self.delivery(seq, &recipient)?;
             if let Decision::Record { event, state, reasons } = on_time(delivery.state, self.now(), dispatch.expires) {
+                docaxis_failpoints::failpoint!("broker.expire.due");
                 let about = DeliveryEvidence {
                     event,
                     recipient,
@@ -293,6 +296,7 @@ impl Exchange {
                     late_after: None,
                 };
                 done += usize::from(self.record(&dispatch, about, None, state).await?.is_some());
+                docaxis_failpoints::failpoint!("broker.expire.recorded");
                 self.forget_if_over(seq)?;
             }
         }

@@ -146,7 +146,9 @@ impl LogKeeper {
         may_sign: bool,
     ) -> Result<Self, LogError> {
         let key = VerifierKey::new(origin.as_str(), KeyKind::Ed25519, secret.public())?;
-        let (tiles, note) = match std::fs::read_to_string(folder.join("checkpoint")) {
+        // Whatever bytes are there: what is no text is no checkpoint either, and is called so.
+        let note = std::fs::read(folder.join("checkpoint")).map(|note| String::from_utf8_lossy(&note).into_owned());
+        let (tiles, note) = match note {
             Ok(note) => {
                 let signed = Checkpoint::open(&note, &key, &[], 0)?.checkpoint;
                 (Self::agree(folder, &signed, store)?, note)
@@ -248,12 +250,15 @@ impl LogKeeper {
         if size == before && !self.reader.checkpoint().1.is_empty() {
             return Ok(size);
         }
+        docaxis_failpoints::failpoint!("broker.log.tiles-written");
         let checkpoint = Checkpoint { origin: self.key.name().to_owned(), size, root: self.tiles.root() };
         let note = checkpoint.sign(&self.key, &self.secret).to_string();
         write_durably(&self.folder.join("checkpoint"), note.as_bytes())?;
+        docaxis_failpoints::failpoint!("broker.log.checkpoint-written");
         let mut published = self.reader.published.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         *published = Published { size, note };
         self.tiles.remove_outgrown(&earlier)?;
+        docaxis_failpoints::failpoint!("broker.log.outgrown-removed");
         Ok(size)
     }
 }

@@ -29,6 +29,7 @@ fn write_and_rename(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
+        docaxis_failpoints::failpoint!("broker.log.file-synced");
         fs::rename(&temporary, path)
     };
     if let Err(error) = write() {

@@ -199,6 +199,7 @@ async fn converse(
 ) -> Result<Offered, StreamError> {
     let Offering { offer, bodies: inline, dispatch } = offering;
     let recipient = offer.recipient.clone();
+    docaxis_failpoints::failpoint!("broker.offer.sending");
     io::write(send, &Frame::Offer(offer)).await?;
     for body in &inline {
         // A node that has the dispatch already stops the bodies and answers with its statement of then.
@@ -206,6 +207,7 @@ async fn converse(
             break;
         }
     }
+    docaxis_failpoints::failpoint!("broker.offer.sent");
     let sealed = loop {
         let answer = tokio::time::timeout(HANDOVER_TIMEOUT, io::read_unhurried(recv, Class::Large, "Handover"));
         match answer.await.unwrap_or(Err(IoError::Stalled))? {
@@ -228,6 +230,7 @@ async fn converse(
             other => return Err(IoError::Unexpected { expected: "Need or Handover", found: other.name() }.into()),
         }
     };
+    docaxis_failpoints::failpoint!("broker.handover.read");
     let about_this = Statement::parse(&sealed.bytes).is_ok_and(|s| {
         s.dispatch == dispatch.id && s.recipient == recipient && s.envelope_sha256 == dispatch.envelope_sha256
     });
@@ -238,8 +241,10 @@ async fn converse(
     }
     match exchange.state(node, sealed).await? {
         Ok(outcome) => {
+            docaxis_failpoints::failpoint!("broker.handover.answering");
             io::write(send, &Frame::Recorded(outcome)).await?;
             io::finish(send);
+            docaxis_failpoints::failpoint!("broker.handover.answered");
             Ok(Offered::Recorded)
         }
         Err(reason) => {

@@ -220,6 +220,7 @@ async fn take_report(
             .because(format!("{} statements in one report; the limit is {MAX_BATCH}", report.statements.len()));
         return Ok(io::refuse(send, reason, exchange.now()).await?);
     }
+    docaxis_failpoints::failpoint!("broker.report.read");
     let mut answers = Vec::with_capacity(report.statements.len());
     let mut bytes = 0;
     for statement in report.statements {
@@ -232,8 +233,10 @@ async fn take_report(
         bytes += answer.as_ref().map_or(0, |outcome| outcome.evidence.bytes.len());
         answers.push(answer);
     }
+    docaxis_failpoints::failpoint!("broker.report.answering");
     io::write(send, &Frame::Reported(Reported { answers })).await?;
     io::finish(send);
+    docaxis_failpoints::failpoint!("broker.report.answered");
     Ok(())
 }
 
@@ -261,7 +264,9 @@ async fn feed_evidence(
                 *cursor = newest.leaf + 1;
                 found = true;
                 for batch in split(news) {
+                    docaxis_failpoints::failpoint!("broker.follow.sending");
                     io::write(send, &Frame::Evidence(batch)).await?;
+                    docaxis_failpoints::failpoint!("broker.follow.sent");
                 }
             }
         }
@@ -307,6 +312,7 @@ async fn give_proofs(exchange: &Arc<Exchange>, leaves: Vec<u64>, send: &mut Send
         Ok(proofs) => {
             io::write(send, &Frame::Proofs(proofs)).await?;
             io::finish(send);
+            docaxis_failpoints::failpoint!("broker.proofs.sent");
         }
         Err(error) => {
             tracing::error!(%error, "the log gives no proof");
@@ -366,10 +372,13 @@ async fn serve_authority(exchange: Arc<Exchange>, connection: Connection) {
 }
 
 async fn take_notices(exchange: &Arc<Exchange>, notices: Notices, send: &mut SendStream) -> Result<(), StreamError> {
+    docaxis_failpoints::failpoint!("broker.notices.read");
     match exchange.publish(notices).await {
         Ok(version) => {
+            docaxis_failpoints::failpoint!("broker.notices.answering");
             io::write(send, &Frame::Published(version)).await?;
             io::finish(send);
+            docaxis_failpoints::failpoint!("broker.notices.answered");
             Ok(())
         }
         Err(error) => {

@@ -51,11 +51,15 @@ pub async fn serve(
     for (index, size) in sizes {
         inline.push((index, bodies::receive_small(recv, size).await?));
     }
+    docaxis_failpoints::failpoint!("broker.submit.read");
     let done = match exchange.look(node, envelope, sealed, inline).await? {
         Intake::Answered(done) => done,
         Intake::Refused(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
         Intake::Admitted(admitted) => match collect(exchange, admitted, send, recv).await? {
-            Ok(admitted) => exchange.accept(admitted).await?,
+            Ok(admitted) => {
+                docaxis_failpoints::failpoint!("broker.submit.collected");
+                exchange.accept(admitted).await?
+            }
             Err((admitted, reason)) if admitted.is_known() => {
                 return Ok(io::refuse(send, reason, exchange.now()).await?);
             }
@@ -74,12 +78,14 @@ async fn collect(
     send: &mut SendStream,
     recv: &mut RecvStream,
 ) -> Result<Collected, StreamError> {
+    docaxis_failpoints::failpoint!("broker.submit.admitted");
     if admitted.missing.is_empty() {
         return Ok(Ok(admitted));
     }
     let missing = admitted.missing.clone();
     let need = Need { parts: missing.iter().map(|(index, _)| (*index, 0)).collect() };
     io::write(send, &Frame::Need(need)).await?;
+    docaxis_failpoints::failpoint!("broker.submit.needed");
     for (index, part) in missing {
         match usize::try_from(part.size) {
             Ok(size) if size <= MAX_INLINE_BODY_BYTES => {
@@ -103,7 +109,9 @@ async fn collect(
 }
 
 async fn answer(send: &mut SendStream, done: Done) -> Result<(), StreamError> {
+    docaxis_failpoints::failpoint!("broker.submit.answering");
     io::write(send, &Frame::Done(done)).await?;
     io::finish(send);
+    docaxis_failpoints::failpoint!("broker.submit.answered");
     Ok(())
 }

@@ -140,17 +140,25 @@ async fn part(State(shared): State<Arc<Shared>>, Path((id, n)): Path<(String, us
     let mut reader = open.reader;
     // Ends by itself when the caller goes away: then nobody takes the chunks.
     let _detached = tokio::task::spawn_blocking(move || {
+        // The last chunk leaves only when the whole body has its digest: nobody gets all of a damaged one.
+        let mut held = None::<Bytes>;
         loop {
-            let next = match reader.next_chunk() {
-                Ok(Some(chunk)) => Ok(Bytes::from(chunk)),
-                Ok(None) => return,
-                // The answer is cut short of its length: the caller sees that it is not whole.
-                Err(error) => Err(std::io::Error::other(error)),
+            let ready = match reader.next_chunk() {
+                Ok(Some(chunk)) => held.replace(chunk.into()).map(Ok),
+                Ok(None) => break,
+                Err(error) => {
+                    shared.alarm(format!("part {n} of dispatch {id} cannot be given out: {error}"));
+                    held = None;
+                    Some(Err(std::io::Error::other(error)))
+                }
             };
-            let failed = next.is_err();
-            if chunks.blocking_send(next).is_err() || failed {
+            let failed = matches!(ready, Some(Err(_)));
+            if ready.is_some_and(|ready| chunks.blocking_send(ready).is_err()) || failed {
                 return;
             }
+        }
+        if let Some(last) = held {
+            let _gone = chunks.blocking_send(Ok(last));
         }
     });
     let mut response = Response::new(Body::new(Chunks { body, left: size }));

@@ -12,6 +12,14 @@ use crate::AgentError;
 use crate::link::testing::Exchange;
 
 async fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> (u16, Vec<u8>) {
+    let mut answer = raw_call(socket, method, path, body).await;
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let status = std::str::from_utf8(&answer[9..12]).unwrap().parse().unwrap();
+    (status, answer.split_off(end + 4))
+}
+
+/// Everything that comes until the end of the connection.
+async fn raw_call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Vec<u8> {
     let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = format!(
@@ -21,9 +29,7 @@ async fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> 
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
-    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
-    let status = std::str::from_utf8(&answer[9..12]).unwrap().parse().unwrap();
-    (status, answer.split_off(end + 4))
+    answer
 }
 
 fn json_of(answer: (u16, Vec<u8>)) -> (u16, Value) {
@@ -94,4 +100,35 @@ async fn a_dispatch_is_queued_shown_and_its_part_read_back_over_the_socket() {
 
     agent.shutdown().await.unwrap();
     assert!(!socket.exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_is_damaged_on_disk_is_never_given_out_whole_and_is_an_alarm() {
+    let mut exchange = Exchange::start();
+    let node = exchange.join("g22", &["000.00.00.G22"]);
+    let agent = exchange.agent(&node, "agent");
+    let data = exchange.config("agent").agent.data;
+    let socket = data.join("control.sock");
+    // One that is read at once, and one in several chunks of which the last is small.
+    for size in [1_000, 3 * crate::parts::CHUNK_BYTES + 1_000] {
+        let body = vec![7u8; size];
+        let file = exchange.folder.path().join("a file.pdf");
+        std::fs::write(&file, &body).unwrap();
+        let draft = json!({
+            "from": "000.00.00.G22", "to": ["H37.DN.001"], "document": {"Subject": "x"},
+            "parts": [{"name": "a.pdf", "path": file}],
+        });
+        let (status, made) = json_of(call(&socket, "POST", "/v1/dispatches", Some(&draft)).await);
+        assert_eq!(status, 202);
+        let path = format!("/v1/dispatches/{}/parts/0", made["id"].as_str().unwrap());
+        let mut damaged = body.clone();
+        damaged[size - 1] ^= 1;
+        let sha256 = Digest::of(&body).to_string();
+        std::fs::write(data.join("parts").join(&sha256[..2]).join(&sha256), &damaged).unwrap();
+        let answer = raw_call(&socket, "GET", &path, None).await;
+        assert!(!answer.ends_with(&damaged[size - 1_000..]), "the last bytes of {size} came");
+        let alarms = agent.status().await.unwrap().alarms;
+        assert!(alarms.last().is_some_and(|alarm| alarm.text.contains(&sha256)), "{alarms:?}");
+    }
+    agent.shutdown().await.unwrap();
 }

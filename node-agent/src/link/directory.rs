@@ -59,6 +59,7 @@ async fn take(session: &Session, notices: Notices) -> Result<(), LinkError> {
     for (issuer, pem) in notices.crls {
         take_crl(session, &issuer, &pem);
     }
+    docaxis_failpoints::failpoint!("agent.directory.read");
     let mut entries = Vec::with_capacity(notices.entries.len());
     for signed in notices.entries {
         let entry = SignedEntry { bytes: signed.bytes.clone(), signature: signed.signature };
@@ -82,6 +83,7 @@ async fn take(session: &Session, notices: Notices) -> Result<(), LinkError> {
     }
     let ours = entries.iter().any(|entry| entry.node.as_ref() == Some(&identity.node));
     shared.mailbox.store_agencies(notices.version, entries).await?;
+    docaxis_failpoints::failpoint!("agent.directory.stored");
     if ours {
         session.hosting.notify_one();
     }

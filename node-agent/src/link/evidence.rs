@@ -80,6 +80,7 @@ async fn follow_once(session: &Session, agencies: Vec<AgencyCode>, failures: &mu
             Frame::Evidence(items) => items,
             other => return Err(LinkError::Unexpected { found: other.name(), expected: "Evidence" }),
         };
+        docaxis_failpoints::failpoint!("agent.follow.read");
         let mut batch = Vec::with_capacity(items.len());
         let mut bad = None;
         for item in items {
@@ -93,6 +94,7 @@ async fn follow_once(session: &Session, agencies: Vec<AgencyCode>, failures: &mu
         }
         // What came before a bad piece is good, and is not asked for again.
         let done = session.shared.mailbox.follow(batch).await?;
+        docaxis_failpoints::failpoint!("agent.follow.stored");
         done.alarms.into_iter().for_each(|alarm| session.shared.alarm(alarm));
         if done.stored > 0 {
             session.shared.changed();
@@ -192,6 +194,7 @@ async fn fetch_once(session: &Session, after: &mut Option<MissingProof>) -> Resu
         Frame::Proofs(proofs) => proofs,
         other => return Err(LinkError::Unexpected { found: other.name(), expected: "Proofs" }),
     };
+    docaxis_failpoints::failpoint!("agent.proofs.read");
     let mut good = Vec::new();
     let mut newest = None;
     for (leaf, proof) in proofs.into_iter().filter(|(leaf, _)| leaves.contains(leaf)) {
@@ -219,6 +222,7 @@ async fn fetch_once(session: &Session, after: &mut Option<MissingProof>) -> Resu
     }
     if !good.is_empty() {
         shared.mailbox.store_proofs(good).await?;
+        docaxis_failpoints::failpoint!("agent.proofs.stored");
         shared.changed();
     }
     Ok(())

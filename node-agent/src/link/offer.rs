@@ -58,19 +58,24 @@ async fn handle(session: &Session, stream: &mut Stream, offer: Offer) -> Result<
     let envelope = Envelope::parse(&offer.envelope.bytes).map_err(|e| Problem::Unsigned(e.reason()))?;
     let sha256 = offer.envelope.digest();
     let inline = read_inline(stream, &envelope, &offer.inline).await?;
+    docaxis_failpoints::failpoint!("agent.offer.read");
     let known = shared.mailbox.handover_statement(envelope.id, offer.recipient.clone(), sha256).await?;
     let sealed = match known {
         // Stated once, stated for ever: the same bytes, whatever the clock or the certificates say now.
         Some(sealed) => sealed,
         None => take(session, stream, &offer, &envelope, sha256, inline).await?,
     };
+    docaxis_failpoints::failpoint!("agent.offer.taken");
     stream.write(&Frame::Handover(sealed.clone())).await?;
+    docaxis_failpoints::failpoint!("agent.offer.stated");
     let outcome = match stream.read(Class::Large).await? {
         Frame::Recorded(outcome) => outcome,
         other => return Err(LinkError::Unexpected { found: other.name(), expected: "Recorded" }.into()),
     };
     stream.finish();
+    docaxis_failpoints::failpoint!("agent.offer.recorded");
     record(session, sealed, outcome).await?;
+    docaxis_failpoints::failpoint!("agent.offer.shown");
     Ok(())
 }
 
@@ -138,6 +143,7 @@ async fn take(
             },
         }
     }
+    docaxis_failpoints::failpoint!("agent.offer.fetched");
     let mut pins = Vec::new();
     let body = body.map(|(parts, fetched)| {
         pins = fetched.pins;
@@ -183,6 +189,7 @@ async fn state(
             time,
             body: body.take(),
         };
+        docaxis_failpoints::failpoint!("agent.offer.sealed");
         match shared.mailbox.take(take).await? {
             Taken::New => {
                 if let Some(reason) = &fault {

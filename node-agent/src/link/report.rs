@@ -86,6 +86,7 @@ async fn report(session: &Session, connected: Timestamp, after: &mut Option<Stat
         return Ok(more);
     }
     let mut stream = session.open().await?;
+    docaxis_failpoints::failpoint!("agent.report.sending");
     stream.write(&Frame::Report(Report { statements: due.iter().map(|row| row.sealed.clone()).collect() })).await?;
     stream.finish();
     let answers = match stream.read(Class::Large).await? {
@@ -96,6 +97,7 @@ async fn report(session: &Session, connected: Timestamp, after: &mut Option<Stat
         }
         other => return Err(LinkError::Unexpected { found: other.name(), expected: "Reported" }),
     };
+    docaxis_failpoints::failpoint!("agent.report.answered");
     let mut bad = None;
     for (row, answer) in due.into_iter().zip(answers) {
         match answer {
@@ -125,6 +127,7 @@ async fn report(session: &Session, connected: Timestamp, after: &mut Option<Stat
             }
         }
     }
+    docaxis_failpoints::failpoint!("agent.report.stored");
     shared.changed();
     match bad {
         Some(error) => Err(error),

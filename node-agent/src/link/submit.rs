@@ -137,6 +137,7 @@ async fn send_one(session: &Session, row: OutgoingRow) -> Result<(), LinkError> 
             return postpone(session, &row, at, why).await;
         }
     }
+    docaxis_failpoints::failpoint!("agent.submit.settled");
     shared.changed();
     Ok(())
 }
@@ -191,8 +192,10 @@ async fn converse(
     (inline, bodies): (Vec<u16>, Vec<u8>),
 ) -> Result<(Done, Evidence), LinkError> {
     let shared = &session.shared;
+    docaxis_failpoints::failpoint!("agent.submit.sending");
     stream.write(&Frame::Submit(Submit { envelope: row.sealed.clone(), inline })).await?;
     stream.write_raw(Bytes::from(bodies)).await?;
+    docaxis_failpoints::failpoint!("agent.submit.sent");
     // A broker that has seen enough answers before all bodies are sent: then its answer counts, not our failed write.
     let mut early = None;
     for _ in 0..MAX_ROUNDS {
@@ -202,6 +205,7 @@ async fn converse(
         };
         match frame {
             Frame::Need(Need { parts }) => {
+                docaxis_failpoints::failpoint!("agent.submit.needed");
                 for (index, offset) in parts {
                     let part = envelope.parts.get(usize::from(index)).filter(|part| offset <= part.size);
                     let Some(part) = part else {
@@ -216,6 +220,7 @@ async fn converse(
             Frame::Done(done) => {
                 stream.finish();
                 let evidence = verify(session, row, &done)?;
+                docaxis_failpoints::failpoint!("agent.submit.answered");
                 return Ok((done, evidence));
             }
             other => return Err(LinkError::Unexpected { found: other.name(), expected: "Need or Done" }),

@@ -61,6 +61,8 @@ pub struct IncomingRow {
     pub recipient: AgencyCode,
     pub sender: AgencyCode,
     pub sealed: SealedEnvelope,
+    /// Of the envelope as it came: whoever shows it compares.
+    pub envelope_sha256: Digest,
     pub acceptance: SignedEvidence,
     pub acceptance_leaf: u64,
     pub taken: Timestamp,
@@ -69,12 +71,13 @@ pub struct IncomingRow {
     pub reason: Option<Reason>,
 }
 
-const COLUMNS: &str = "seq, id, recipient, sender, envelope, seal, chain, acceptance, acceptance_signature, \
+const COLUMNS: &str = "seq, id, recipient, sender, envelope, envelope_sha256, seal, chain, acceptance, acceptance_signature, \
                        acceptance_leaf, taken, state, since, reason";
 
 fn incoming(row: &Row<'_>) -> rusqlite::Result<Result<IncomingRow, MailboxError>> {
     let (id, envelope): (Vec<u8>, Vec<u8>) = (row.get("id")?, row.get("envelope")?);
     let (seal, chain): (Vec<u8>, Vec<u8>) = (row.get("seal")?, row.get("chain")?);
+    let envelope_sha256: Vec<u8> = row.get("envelope_sha256")?;
     let (recipient, sender, state): (String, String, String) =
         (row.get("recipient")?, row.get("sender")?, row.get("state")?);
     let (acceptance, acceptance_signature): (Vec<u8>, Vec<u8>) =
@@ -89,6 +92,7 @@ fn incoming(row: &Row<'_>) -> rusqlite::Result<Result<IncomingRow, MailboxError>
             recipient: rows::name("agency code", &recipient)?,
             sender: rows::name("agency code", &sender)?,
             sealed: rows::sealed(envelope, &seal, &chain)?,
+            envelope_sha256: rows::digest(envelope_sha256)?,
             acceptance: SignedEvidence {
                 bytes: acceptance,
                 signature: RawSignature::from_slice(&acceptance_signature)

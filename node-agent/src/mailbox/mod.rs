@@ -13,6 +13,7 @@ mod proofs;
 mod rows;
 mod schema;
 mod statements;
+mod wal;
 
 pub use agencies::{AgencyRow, Resolved};
 pub use held::{begin_epoch, snapshot};
@@ -23,7 +24,7 @@ pub use rows::{DeliveryState, InState, OutState};
 pub use statements::{Stated, StatementKey, StatementRow};
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use rusqlite::Connection;
@@ -78,16 +79,18 @@ pub struct Mailbox {
     writer: mpsc::Sender<Job<Write>>,
     reader: mpsc::Sender<Job<Read>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    failed: Arc<OnceLock<String>>,
 }
 
 impl Mailbox {
-    /// Opens or makes the database in this file.
+    /// Opens or makes the database in this file. A damaged log of the database is refused.
     pub fn open(path: &Path) -> Result<Self, MailboxError> {
         Self::open_with(path, || ())
     }
 
     /// The same; `full` is called when a write has found no room on the disk.
     pub fn open_with(path: &Path, full: impl Fn() + Send + 'static) -> Result<Self, MailboxError> {
+        wal::check(path)?;
         let mut connection = Connection::open(path)?;
         schema::prepare(&mut connection)?;
         let reading = Connection::open(path)?;
@@ -97,11 +100,18 @@ impl Mailbox {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| MailboxError::Thread(Arc::new(e)))
         };
+        let failed = Arc::<OnceLock<String>>::default();
+        let failing = failed.clone();
         let threads = vec![
-            spawn("mailbox-write", Box::new(move || write_loop(connection, writes, full)))?,
+            spawn("mailbox-write", Box::new(move || write_loop(connection, writes, full, &failing)))?,
             spawn("mailbox-read", Box::new(move || read_loop(&reading, reads)))?,
         ];
-        Ok(Self { writer, reader, threads: Mutex::new(threads) })
+        Ok(Self { writer, reader, threads: Mutex::new(threads), failed })
+    }
+
+    /// Why nothing more is taken, after a commit or a read of the disk failed: the process must stop and be started again.
+    pub fn poisoned(&self) -> Option<String> {
+        self.failed.get().cloned()
     }
 
     /// Runs `work` in the next transaction; answers after its commit. If `work` fails, its changes alone are undone.
@@ -110,8 +120,10 @@ impl Mailbox {
         work: impl FnOnce(&Connection) -> Result<T, MailboxError> + Send + 'static,
     ) -> Result<T, MailboxError> {
         let (tell, told) = oneshot::channel();
+        let failed = self.failed.clone();
         let job: Write = Box::new(move |connection| {
             let result = connection.and_then(work);
+            note_lost_disk(&failed, &result);
             let keep = result.as_ref().map(drop).map_err(Clone::clone);
             let answer = move |committed: Result<(), MailboxError>| {
                 // Nobody may be waiting any more; the change stays either way.
@@ -128,8 +140,11 @@ impl Mailbox {
         work: impl FnOnce(&Connection) -> Result<T, MailboxError> + Send + 'static,
     ) -> Result<T, MailboxError> {
         let (tell, told) = oneshot::channel();
+        let failed = self.failed.clone();
         let job: Read = Box::new(move |connection| {
-            let _gone = tell.send(work(connection));
+            let result = work(connection);
+            note_lost_disk(&failed, &result);
+            let _gone = tell.send(result);
         });
         self.reader.send(Job::Run(job)).await.map_err(|_| MailboxError::Closed)?;
         told.await.unwrap_or(Err(MailboxError::Closed))
@@ -149,8 +164,21 @@ impl Mailbox {
     }
 }
 
-fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>, full: impl Fn()) {
-    let mut poisoned: Option<String> = None;
+/// A database that cannot be read takes nothing more either, and the process must not look alive until a write shows it.
+fn note_lost_disk<T>(failed: &OnceLock<String>, result: &Result<T, MailboxError>) {
+    if let Err(MailboxError::Sql(error)) = result
+        && error.sqlite_error_code() == Some(rusqlite::ErrorCode::SystemIoFailure)
+    {
+        failed.get_or_init(|| error.to_string());
+    }
+}
+
+fn write_loop(
+    connection: Connection,
+    mut jobs: mpsc::Receiver<Job<Write>>,
+    full: impl Fn(),
+    failed: &OnceLock<String>,
+) {
     let mut closing = false;
     while !closing {
         let mut batch = Vec::new();
@@ -168,15 +196,15 @@ fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>, full
                 Err(_) => break,
             }
         }
-        match commit(&connection, batch, poisoned.as_deref()) {
+        let refusing = failed.get().is_some();
+        match commit(&connection, batch, failed) {
             Ok(()) => {}
             // Undone as a whole: the next one may find room.
             Err(MailboxError::Full) => full(),
-            Err(error) if poisoned.is_none() => {
+            Err(error) if refusing => tracing::warn!(%error, "writes are refused"),
+            Err(error) => {
                 tracing::error!(%error, "the mailbox could not commit; it takes nothing more until a restart");
-                poisoned = Some(error.to_string());
             }
-            Err(error) => tracing::warn!(%error, "writes are refused"),
         }
     }
     if let Err((_, error)) = connection.close() {
@@ -186,13 +214,14 @@ fn write_loop(connection: Connection, mut jobs: mpsc::Receiver<Job<Write>>, full
 
 /// Answers come after the COMMIT, never before: whoever is told "done" may rely on it after a power cut. On an error
 /// nothing of the batch is kept.
-fn commit(connection: &Connection, batch: Vec<Write>, poisoned: Option<&str>) -> Result<(), MailboxError> {
+fn commit(connection: &Connection, batch: Vec<Write>, failed: &OnceLock<String>) -> Result<(), MailboxError> {
     let mut tells = Vec::with_capacity(batch.len());
     let mut jobs = batch.into_iter();
-    let mut result = match poisoned {
+    let mut result = match failed.get() {
         Some(why) => Err(MailboxError::Poisoned(why.to_owned())),
         None => run_all(connection, &mut jobs, &mut tells),
     };
+    docaxis_failpoints::failpoint!("agent.mailbox.committed");
     if result.is_err()
         && !connection.is_autocommit()
         && let Err(error) = connection.execute_batch("ROLLBACK")
@@ -200,12 +229,19 @@ fn commit(connection: &Connection, batch: Vec<Write>, poisoned: Option<&str>) ->
         // What was not committed is undone by closing, at the latest.
         result = Err(MailboxError::Poisoned(error.to_string()));
     }
+    if let Err(error) = &result
+        && !matches!(error, MailboxError::Full)
+    {
+        // Set before the first refusal leaves: who is refused must find the mailbox refusing.
+        failed.get_or_init(|| error.to_string());
+    }
     if let Err(error) = &result {
         tells.extend(jobs.map(|job| job(Err(error.clone())).1));
     }
     for tell in tells {
         tell(result.clone());
     }
+    docaxis_failpoints::failpoint!("agent.mailbox.told");
     result
 }
 
@@ -216,6 +252,7 @@ fn run_all(
 ) -> Result<(), MailboxError> {
     let run = |sql: &str| connection.execute_batch(sql).map_err(failed_commit);
     run("BEGIN IMMEDIATE")?;
+    docaxis_failpoints::failpoint!("agent.mailbox.begun");
     for job in jobs {
         run("SAVEPOINT one")?;
         let (kept, tell) = job(Ok(connection));
@@ -226,6 +263,7 @@ fn run_all(
         }
         run(if kept.is_ok() { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" })?;
     }
+    docaxis_failpoints::failpoint!("agent.mailbox.filled");
     run("COMMIT")
 }
 

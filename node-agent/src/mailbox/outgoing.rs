@@ -33,6 +33,8 @@ pub struct OutgoingRow {
     pub id: DispatchId,
     pub sender: AgencyCode,
     pub sealed: SealedEnvelope,
+    /// Of the envelope as it was sealed: whoever shows it compares.
+    pub envelope_sha256: Digest,
     pub priority: u8,
     pub queued: Timestamp,
     pub state: OutState,
@@ -51,8 +53,7 @@ pub struct DeliveryRow {
     pub reason: Option<Reason>,
 }
 
-const COLUMNS: &str =
-    "seq, id, sender, envelope, seal, chain, priority, queued, state, since, attempts, next_attempt, trouble";
+const COLUMNS: &str = "seq, id, sender, envelope, envelope_sha256, seal, chain, priority, queued, state, since, attempts, next_attempt, trouble";
 
 /// A query's answer that still has to be read as domain values.
 type RowOf<T> = Result<T, MailboxError>;
@@ -61,6 +62,7 @@ fn outgoing(row: &Row<'_>) -> rusqlite::Result<RowOf<OutgoingRow>> {
     let (seal, chain): (Vec<u8>, Vec<u8>) = (row.get("seal")?, row.get("chain")?);
     let (sender, state): (String, String) = (row.get("sender")?, row.get("state")?);
     let (id, envelope): (Vec<u8>, Vec<u8>) = (row.get("id")?, row.get("envelope")?);
+    let envelope_sha256: Vec<u8> = row.get("envelope_sha256")?;
     let (seq, queued, since, next): (i64, i64, i64, i64) =
         (row.get("seq")?, row.get("queued")?, row.get("since")?, row.get("next_attempt")?);
     let (priority, attempts, trouble) = (row.get("priority")?, row.get("attempts")?, row.get("trouble")?);
@@ -70,6 +72,7 @@ fn outgoing(row: &Row<'_>) -> rusqlite::Result<RowOf<OutgoingRow>> {
             id: rows::dispatch(id)?,
             sender: rows::name("agency code", &sender)?,
             sealed: rows::sealed(envelope, &seal, &chain)?,
+            envelope_sha256: rows::digest(envelope_sha256)?,
             priority,
             queued: rows::time(queued),
             state: OutState::read(&state)?,

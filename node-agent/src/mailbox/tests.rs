@@ -452,3 +452,33 @@ fn a_database_of_a_newer_program_is_not_touched() {
     drop(connection);
     assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 3 })));
 }
+
+#[test]
+fn after_a_failed_commit_nothing_more_is_taken_and_the_mailbox_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+    let runtime = runtime();
+    assert_eq!(mailbox.poisoned(), None);
+    // The transaction is gone when the writer comes to its end, as after an error of the disk.
+    let failed = runtime.block_on(mailbox.write(|connection| Ok(connection.execute_batch("COMMIT")?))).unwrap_err();
+    let why = mailbox.poisoned().unwrap();
+    assert!(matches!(failed, MailboxError::Poisoned(told) if told == why));
+    assert!(matches!(runtime.block_on(mailbox.queue(queued(1))), Err(MailboxError::Closed)));
+    mailbox.close();
+}
+
+#[test]
+fn a_database_that_the_disk_does_not_give_is_said_to_be_lost_and_a_busy_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+    let runtime = runtime();
+    let fails = |code| {
+        let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+        runtime.block_on(mailbox.read(move |_| Err::<(), _>(error.into()))).unwrap_err()
+    };
+    assert!(matches!(fails(rusqlite::ffi::SQLITE_BUSY), MailboxError::Sql(_)));
+    assert_eq!(mailbox.poisoned(), None);
+    assert!(matches!(fails(rusqlite::ffi::SQLITE_IOERR), MailboxError::Sql(_)));
+    assert!(mailbox.poisoned().is_some());
+    mailbox.close();
+}

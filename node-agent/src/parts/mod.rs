@@ -246,12 +246,16 @@ impl Whole {
     /// Makes it durable under its digest.
     pub fn keep(self) -> Result<Stored, PartsError> {
         let parts = self.writer.parts.clone();
+        docaxis_failpoints::failpoint!("agent.part.written");
         self.writer.file.sync_all().map_err(failed("sync", &self.writer.path))?;
+        docaxis_failpoints::failpoint!("agent.part.synced");
         let pin = parts.pin(self.sha256);
         let path = parts.path(self.sha256);
         let fan = path.parent().unwrap_or(&parts.folder);
         fs::rename(&self.writer.path, &path).map_err(failed("rename to", &path))?;
+        docaxis_failpoints::failpoint!("agent.part.renamed");
         sync_folder(fan)?;
+        docaxis_failpoints::failpoint!("agent.part.named");
         Ok(Stored { sha256: self.sha256, size: self.size, pin })
     }
 }

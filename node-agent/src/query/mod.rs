@@ -15,13 +15,14 @@ pub(crate) use bundle::bundle;
 use std::time::Duration;
 
 use docaxis_protocol::envelope::{Envelope, Part};
-use docaxis_protocol::{AgencyCode, DispatchId, Event, ReasonCode, SealedEnvelope, Timestamp};
+use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Kind, Reason, ReasonCode, SealedEnvelope, Timestamp};
 use serde_json::Value;
 
 use crate::agent::{AgentHandle, Shared};
 use crate::compose::Refused;
 use crate::mailbox::{
-    AgencyRow, DeliveryRow, DeliveryState, EvidenceRow, InState, IncomingRow, OutState, OutgoingRow, StatementRow,
+    AgencyRow, DeliveryRow, DeliveryState, EvidenceRow, InState, IncomingRow, MailboxError, OutState, OutgoingRow,
+    StatementRow,
 };
 use crate::parts::PartReader;
 use crate::uplink::{LinkState, Whose};
@@ -167,7 +168,13 @@ pub(crate) async fn status(shared: &Shared) -> Result<StatusView, Refused> {
     })
 }
 
-fn read(sealed: &SealedEnvelope) -> Result<Envelope, Refused> {
+/// The envelope, if it is still the one with this digest: what rotted in the database is not shown as if it were said.
+fn read(sealed: &SealedEnvelope, sha256: Digest) -> Result<Envelope, Refused> {
+    let found = sealed.digest();
+    if found != sha256 {
+        let found = format!("its bytes have digest {found}; {sha256} was stored");
+        return Err(MailboxError::Damaged { what: "envelope", found }.into());
+    }
     Envelope::parse(&sealed.bytes).map_err(|e| Refused::Rule(e.reason()))
 }
 
@@ -188,9 +195,11 @@ async fn find(shared: &Shared, id: DispatchId) -> Result<(Option<OutgoingRow>, V
 
 pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView, Refused> {
     let (outgoing, incoming) = find(shared, id).await?;
-    let sealed = outgoing.as_ref().map(|row| &row.sealed).or(incoming.first().map(|row| &row.sealed));
-    let Some(sealed) = sealed else { return no_such(id) };
-    let envelope = read(sealed)?;
+    let sent = outgoing.as_ref().map(|row| (&row.sealed, row.envelope_sha256));
+    let Some((sealed, sha256)) = sent.or(incoming.first().map(|row| (&row.sealed, row.envelope_sha256))) else {
+        return no_such(id);
+    };
+    let envelope = read(sealed, sha256)?;
     let statements = shared.mailbox.statements(id).await?;
     let evidence = shared.mailbox.evidence_of(id).await?;
     let deliveries = shared.mailbox.deliveries(id).await?;
@@ -335,7 +344,7 @@ pub(crate) async fn list(
                 },
             };
             let rows = shared.mailbox.outgoing_page(whole, delivery, after, PAGE).await?;
-            rows.iter().map(summary_out).collect()
+            Ok(rows.iter().map(summary_out).collect())
         }
         Box::In => {
             let state = match state.map(InState::from_text) {
@@ -344,43 +353,52 @@ pub(crate) async fn list(
                 Some(_) => return unknown(state.unwrap_or_default()),
             };
             let rows = shared.mailbox.incoming_page(state, after, PAGE).await?;
-            rows.iter().map(summary_in).collect()
+            Ok(rows.iter().map(summary_in).collect())
         }
     }
 }
 
-fn summary_out(row: &OutgoingRow) -> Result<Summary, Refused> {
-    let envelope = read(&row.sealed)?;
-    Ok(Summary {
+fn summary_out(row: &OutgoingRow) -> Summary {
+    let envelope = read(&row.sealed, row.envelope_sha256);
+    let damage = envelope.as_ref().err().map(damaged);
+    let envelope = envelope.ok();
+    Summary {
         cursor: row.seq,
         id: row.id,
         which: Box::Out,
-        kind: envelope.kind,
+        kind: envelope.as_ref().map_or(Kind::New, |envelope| envelope.kind),
         state: row.state.as_str().into(),
         sender: row.sender.clone(),
         priority: row.priority,
-        subject: subject(&envelope),
+        subject: envelope.as_ref().map(subject).unwrap_or_default(),
         time: row.queued,
-        reason: row.trouble.clone(),
-        recipients: envelope.recipients,
-    })
+        reason: damage.or(row.trouble.clone()),
+        recipients: envelope.map(|envelope| envelope.recipients).unwrap_or_default(),
+    }
 }
 
-fn summary_in(row: &IncomingRow) -> Result<Summary, Refused> {
-    let envelope = read(&row.sealed)?;
-    Ok(Summary {
+fn summary_in(row: &IncomingRow) -> Summary {
+    let envelope = read(&row.sealed, row.envelope_sha256);
+    let damage = envelope.as_ref().err().map(damaged);
+    let envelope = envelope.ok();
+    Summary {
         cursor: row.seq,
         id: row.id,
         which: Box::In,
-        kind: envelope.kind,
+        kind: envelope.as_ref().map_or(Kind::New, |envelope| envelope.kind),
         state: row.state.as_str().into(),
         sender: row.sender.clone(),
         recipients: vec![row.recipient.clone()],
-        priority: envelope.priority,
-        subject: subject(&envelope),
+        priority: envelope.as_ref().map_or(0, |envelope| envelope.priority),
+        subject: envelope.as_ref().map(subject).unwrap_or_default(),
         time: row.taken,
-        reason: row.reason.clone(),
-    })
+        reason: damage.or(row.reason.clone()),
+    }
+}
+
+/// Why a line of a list says so little. The other lines are not to suffer for it.
+fn damaged(error: &Refused) -> Reason {
+    ReasonCode::DigestMismatch.because(error.to_string())
 }
 
 pub(crate) async fn evidence(shared: &Shared, id: DispatchId) -> Result<Vec<EvidenceRow>, Refused> {
@@ -390,11 +408,12 @@ pub(crate) async fn evidence(shared: &Shared, id: DispatchId) -> Result<Vec<Evid
 
 pub(crate) async fn part(shared: &Shared, id: DispatchId, n: usize) -> Result<OpenPart, Refused> {
     let (outgoing, incoming) = find(shared, id).await?;
-    let visible = incoming.iter().find(|row| row.state.is_visible()).map(|row| &row.sealed);
-    let Some(sealed) = outgoing.as_ref().map(|row| &row.sealed).or(visible) else {
+    let visible = incoming.iter().find(|row| row.state.is_visible()).map(|row| (&row.sealed, row.envelope_sha256));
+    let sent = outgoing.as_ref().map(|row| (&row.sealed, row.envelope_sha256));
+    let Some((sealed, sha256)) = sent.or(visible) else {
         return Err(Refused::Rule(ReasonCode::Withdrawn.because(format!("the parts of dispatch {id} were destroyed"))));
     };
-    let parts = read(sealed)?.parts;
+    let parts = read(sealed, sha256)?.parts;
     let Some(part) = parts.get(n).cloned() else {
         let text = format!("dispatch {id} has {} parts, counted from 0; there is no part {n}", parts.len());
         return Err(Refused::Rule(ReasonCode::NotFound.because(text)));
@@ -427,6 +446,19 @@ pub(crate) async fn wait(shared: &Shared, id: DispatchId, until: Until, timeout:
 mod tests {
     use super::*;
     use DeliveryState as S;
+
+    #[test]
+    fn an_envelope_that_rotted_in_the_database_is_not_shown() {
+        let envelope = crate::link::testing::envelope("000.00.00.G22", &["H37.DN.001"]);
+        let key = docaxis_protocol::key::SecretKey::from_seed(&[1; 32]);
+        let mut sealed = SealedEnvelope::seal(&envelope, &key, docaxis_protocol::envelope::Chain::default()).unwrap();
+        let sha256 = sealed.digest();
+        assert_eq!(read(&sealed, sha256).unwrap(), envelope);
+        let at = sealed.bytes.len() / 2;
+        sealed.bytes[at] ^= 1;
+        let refused = read(&sealed, sha256).unwrap_err();
+        assert!(refused.to_string().contains(&sha256.to_string()), "{refused}");
+    }
 
     #[test]
     fn waiting_ends_when_all_recipients_are_there_or_one_can_never_be() {

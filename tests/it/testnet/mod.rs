@@ -25,7 +25,7 @@ use docaxis_protocol::space::SpaceConfig;
 use docaxis_protocol::{AgencyCode, DispatchId, Event, NodeId, Timestamp};
 
 pub use letter::{Letter, Received, Sent, letter};
-pub use processes::{BROKER, Processes};
+pub use processes::{AUTHORITY, BROKER, Processes};
 
 /// What nothing on one machine may take.
 pub const HANG: Duration = Duration::from_secs(60);

@@ -6,13 +6,19 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use docaxis::control::Control;
+use docaxis_broker::BrokerConfig;
 
-use super::TestNet;
+use super::{HANG, TestNet};
 
 /// How the broker is called beside the nodes.
 pub const BROKER: &str = "broker";
+/// And the authority.
+pub const AUTHORITY: &str = "authority";
+/// Before a child that has not ended is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// Lines of each log that are shown after a failure.
 const SHOWN: usize = 40;
 
@@ -24,18 +30,25 @@ pub struct Processes {
 impl Processes {
     /// Everything runs when this returns.
     pub fn start(nodes: &[(&str, &[&str])]) -> Self {
-        let net = TestNet::prepare(nodes);
+        let mut processes = Self::prepare(nodes, |_| {});
+        for name in processes.names() {
+            processes.launch(&name);
+        }
+        processes
+    }
+
+    /// Everything is there and nothing runs.
+    pub fn prepare(nodes: &[(&str, &[&str])], configure: impl FnOnce(&mut BrokerConfig)) -> Self {
+        let mut net = TestNet::prepare(nodes);
+        configure(&mut net.broker_config);
+        net.authority.issue_link(&net.folder.path().join(AUTHORITY), super::now()).unwrap();
         let broker = toml::to_string(&net.broker_config).unwrap();
         std::fs::write(net.folder.path().join("broker.toml"), broker).unwrap();
         for (name, node) in &net.nodes {
             std::fs::write(net.folder.path().join(format!("{name}.toml")), agent_toml(&node.config.agent.data))
                 .unwrap();
         }
-        let mut processes = Self { net, running: BTreeMap::new() };
-        for name in processes.names() {
-            processes.launch(&name);
-        }
-        processes
+        Self { net, running: BTreeMap::new() }
     }
 
     /// The broker first, then the nodes.
@@ -45,20 +58,48 @@ impl Processes {
 
     /// Starts a process; it serves when this returns.
     pub fn launch(&mut self, name: &str) {
-        let role = if name == BROKER { "broker" } else { "agent" };
+        assert!(self.spawn(name, None), "{name} ended instead of serving");
+    }
+
+    /// Starts a process that will die at a failpoint (`NAME:N`); when this returns, it serves or has died already.
+    pub fn launch_armed(&mut self, name: &str, failpoint: &str) {
+        self.spawn(name, Some(failpoint));
+    }
+
+    /// Whether it serves.
+    fn spawn(&mut self, name: &str, failpoint: Option<&str>) -> bool {
         let log = File::options().create(true).append(true).open(self.log(name)).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_docaxis"))
-            .args([role, "run", "--config"])
-            .arg(self.net.folder.path().join(format!("{name}.toml")))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_docaxis"));
+        match name {
+            AUTHORITY => command.args(["ca", "serve", "--dir"]).arg(self.folder().join(AUTHORITY)),
+            BROKER => command.args(["broker", "run", "--config"]).arg(self.folder().join("broker.toml")),
+            node => command.args(["agent", "run", "--config"]).arg(self.folder().join(format!("{node}.toml"))),
+        };
+        command.envs(failpoint.map(|failpoint| ("DOCAXIS_FAILPOINT", failpoint)));
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         self.running.insert(name.into(), child);
-        assert!(!line.is_empty(), "{name} ended instead of serving");
+        !line.is_empty()
+    }
+
+    /// Waits until a process has died of SIGKILL that it was not sent from here.
+    pub fn wait_killed_itself(&mut self, name: &str) -> Result<(), String> {
+        use std::os::unix::process::ExitStatusExt as _;
+        let mut child = self.running.remove(name).expect("it was started");
+        let deadline = Instant::now() + HANG;
+        loop {
+            match child.try_wait().unwrap() {
+                Some(status) if status.signal() == Some(9) => return Ok(()),
+                Some(status) => return Err(format!("{name} ended with {status}")),
+                None if Instant::now() > deadline => {
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                    return Err(format!("{name} never came there within {} s", HANG.as_secs()));
+                }
+                None => std::thread::sleep(LOOK_AGAIN),
+            }
+        }
     }
 
     /// kill -9.
@@ -69,17 +110,20 @@ impl Processes {
     }
 
     pub fn control(&self, name: &str) -> Control {
+        Control::new(&self.socket(name), "")
+    }
+
+    /// The control socket of the broker or a node.
+    pub fn socket(&self, name: &str) -> PathBuf {
         match name {
-            BROKER => self.net.broker_control(),
-            node => Control::new(&self.net.nodes[node].config.agent.data.join("control.sock"), ""),
+            BROKER => docaxis_broker::control_socket(&self.net.broker_config),
+            node => self.net.nodes[node].config.agent.data.join("control.sock"),
         }
     }
 
-    /// A new file for a part to be sent.
-    pub fn write_part(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.net.folder.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        path
+    /// The folder that everything lies in.
+    pub fn folder(&self) -> &Path {
+        self.net.folder.path()
     }
 
     fn log(&self, name: &str) -> PathBuf {
@@ -104,7 +148,7 @@ impl Drop for Processes {
             self.kill(&name);
         }
         if std::thread::panicking() {
-            for name in self.names() {
+            for name in self.names().into_iter().chain([AUTHORITY.to_owned()]) {
                 let log = std::fs::read_to_string(self.log(&name)).unwrap_or_default();
                 let lines: Vec<&str> = log.lines().collect();
                 eprintln!("--- {name}\n{}", lines[lines.len().saturating_sub(SHOWN)..].join("\n"));

@@ -164,6 +164,7 @@ impl Committer {
             }
             done = self.take(request, &mut staged, &mut totals, &mut replies);
         }
+        docaxis_failpoints::failpoint!("broker.commit.taken");
         let done = done.and_then(|()| self.commit(&mut staged, &mut totals));
         if let Err(error) = &done {
             // Set before the first refusal leaves: who is refused must find the store refusing.
@@ -177,7 +178,9 @@ impl Committer {
         }
         self.totals = totals;
         shared.set_totals(&totals);
+        docaxis_failpoints::failpoint!("broker.commit.visible");
         replies.into_iter().for_each(|reply| self.answer(reply));
+        docaxis_failpoints::failpoint!("broker.commit.answered");
         shared.publish(&totals);
         Ok(left)
     }

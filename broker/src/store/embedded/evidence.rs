@@ -186,7 +186,9 @@ impl EvidenceFiles {
         let mark = Prepared::new(RecordV1::Settled(segment), vec![])?;
         mark.write_frame(NO_LEAF, &mut buffer);
         file.file.write_at(at, &buffer).map_err(&failed)?;
+        docaxis_failpoints::failpoint!("broker.evidence.written");
         file.file.sync_data().map_err(io_error("syncing the evidence"))?;
+        docaxis_failpoints::failpoint!("broker.evidence.synced");
         *self.last_copy.lock().unwrap_or_else(PoisonError::into_inner) =
             Some(Begun { segment, file: end.file, offset: end.offset });
         *end = End { file: end.file, offset: at + buffer.len() as u64, settled: segment };
@@ -206,8 +208,10 @@ impl EvidenceFiles {
         let file = self.disk.create(&temporary).map_err(&failed)?;
         file.write_at(0, &header.encode(FileKind::Evidence)).map_err(&failed)?;
         file.sync_data().map_err(&failed)?;
+        docaxis_failpoints::failpoint!("broker.evidence.file-synced");
         self.disk.rename(&temporary, &path).map_err(&failed)?;
         self.disk.sync_dir(&self.dir).map_err(&failed)?;
+        docaxis_failpoints::failpoint!("broker.evidence.file-begun");
         self.files.write().unwrap_or_else(PoisonError::into_inner).insert(number, File { header, file });
         Ok(End { file: number, offset: FILE_HEADER_BYTES as u64, settled: end.settled })
     }

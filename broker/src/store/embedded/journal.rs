@@ -96,7 +96,9 @@ impl Journal {
         self.buffer.resize(whole, 0);
         let failed = io_error("writing the journal");
         self.current.file.write_at(self.next.offset, &self.buffer).map_err(&failed)?;
+        docaxis_failpoints::failpoint!("broker.commit.written");
         self.current.file.sync_data().map_err(io_error("syncing the journal"))?;
+        docaxis_failpoints::failpoint!("broker.commit.synced");
         self.segments.count_group(whole as u64);
         self.marked = self.records == 0;
         self.next.offset += whole as u64;

@@ -109,6 +109,7 @@ pub fn read_tail(
 fn sync(segment: &Segment, last: Option<&(u64, Vec<u8>, bool)>) -> Result<(), StoreError> {
     if let Some((offset, bytes, _)) = last {
         segment.file.write_at(*offset, bytes).map_err(io_error("writing the journal's last group again"))?;
+        docaxis_failpoints::failpoint!("broker.start.tail-rewritten");
     }
     segment.file.sync_data().map_err(io_error("syncing the journal"))
 }

@@ -149,7 +149,9 @@ impl Segments {
         };
         let path = self.dir.join(file_name(number, SPARE));
         let file = self.disk.create(&path).map_err(&failed)?;
-        let written = file.write_zeros(self.bytes).and_then(|()| file.sync_data());
+        let zeroed = file.write_zeros(self.bytes);
+        docaxis_failpoints::failpoint!("broker.segment.spare-written");
+        let written = zeroed.and_then(|()| file.sync_data());
         if let Err(e) = written {
             // What is there of it is of no use, and on a full disk it is in the way.
             if let Err(left) = self.disk.remove(&path) {
@@ -157,6 +159,7 @@ impl Segments {
             }
             return Err(failed(e));
         }
+        docaxis_failpoints::failpoint!("broker.segment.spare-synced");
         Ok((path, file))
     }
 
@@ -180,9 +183,13 @@ impl Segments {
             self.spares().ready.push((path, file));
             return Err(failed(e));
         }
+        docaxis_failpoints::failpoint!("broker.segment.headed");
         file.sync_data().map_err(&failed)?;
+        docaxis_failpoints::failpoint!("broker.segment.head-synced");
         self.disk.rename(&path, &self.path(number)).map_err(&failed)?;
+        docaxis_failpoints::failpoint!("broker.segment.renamed");
         self.disk.sync_dir(&self.dir).map_err(&failed)?;
+        docaxis_failpoints::failpoint!("broker.segment.begun");
         let segment = Segment { header, file, bytes: self.bytes };
         self.in_use.write().unwrap_or_else(PoisonError::into_inner).insert(number, segment.clone());
         Ok(segment)
@@ -208,9 +215,12 @@ impl Segments {
         }
         let path = self.dir.join(file_name(spares.next, SPARE));
         spares.next += 1;
+        docaxis_failpoints::failpoint!("broker.segment.freeing");
         self.disk.rename(&self.path(number), &path)?;
+        docaxis_failpoints::failpoint!("broker.segment.spared");
         // Before the file gets a new header, its old name must be gone for good.
         self.disk.sync_dir(&self.dir)?;
+        docaxis_failpoints::failpoint!("broker.segment.freed");
         spares.ready.push((path, segment.file.clone()));
         Ok(())
     }

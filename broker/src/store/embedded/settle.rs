@@ -129,9 +129,11 @@ impl Settler {
             let number = segment.header.number;
             if number > self.shared.evidence.settled() {
                 self.copy(&segment)?;
+                docaxis_failpoints::failpoint!("broker.settle.copied");
             }
             if self.shared.view.get(&keys::moved(number))?.is_none() {
                 self.move_rows(number)?;
+                docaxis_failpoints::failpoint!("broker.settle.moved");
             }
         }
         Ok(())
@@ -204,6 +206,7 @@ impl Settler {
         if !moved.is_empty() {
             self.ask(|to| Request::Moved(number, moved, to))?;
         }
+        docaxis_failpoints::failpoint!("broker.settle.pointed");
         // An empty list says that this was all.
         self.ask(|to| Request::Moved(number, vec![], to))
     }
@@ -230,6 +233,7 @@ impl Settler {
             }
             let prepared = Prepared::new(RecordV1::Pruned(pruned), vec![])?;
             self.ask(|to| Request::Plain(Box::new(prepared), to))?;
+            docaxis_failpoints::failpoint!("broker.prune.committed");
         }
     }
 
@@ -254,6 +258,7 @@ impl Settler {
             }
             if live > 0 {
                 self.forward(&segment)?;
+                docaxis_failpoints::failpoint!("broker.settle.forwarded");
                 let left = live_bytes(number, self.shared.view.as_ref())?;
                 if left > 0 {
                     self.stuck.insert(number, left);
@@ -264,6 +269,7 @@ impl Settler {
             // The index must not point into the file after it was freed, even if this process dies now.
             self.shared.view.flush()?;
             self.shared.segments.free(number)?;
+            docaxis_failpoints::failpoint!("broker.settle.freed");
             self.ask(|to| Request::Freed(number, to))?;
         }
         Ok(())

@@ -82,6 +82,7 @@ fn list_files(folder: &Path, above: &str, lines: &mut Vec<String>) -> io::Result
 pub fn open(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
     let believed = believed(disk, dir, config);
     write(disk, dir, &disk.boot_id()).map_err(io_error("noting that the index is open"))?;
+    docaxis_failpoints::failpoint!("broker.start.index-noted");
     if !believed {
         return empty(dir, config);
     }

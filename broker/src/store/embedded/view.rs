@@ -206,11 +206,13 @@ impl View {
             };
             progress.keys = 0;
             drop(progress);
+            docaxis_failpoints::failpoint!("broker.index.writing");
             let done = match self.reserve(batch.len(), space) {
                 Ok(true) => self.base.apply(&batch),
                 Ok(false) => return,
                 Err(error) => Err(error),
             };
+            docaxis_failpoints::failpoint!("broker.index.written");
             let mut progress = self.progress();
             match done {
                 Ok(()) => {

@@ -1,0 +1,24 @@
+//! Named places at which a process can be made to die as by kill -9: one between any two steps of which a crash could
+//! separate the promise from the disk.
+//!
+//! Only builds with `debug_assertions` have them: there [`failpoint!`] counts passes, and in a release build it is
+//! nothing, not even its name. One failpoint can be armed in a process, once, at its start.
+
+#[cfg(debug_assertions)]
+mod names;
+#[cfg(debug_assertions)]
+mod pass;
+
+#[cfg(debug_assertions)]
+pub use names::{AGENT, BROKER};
+#[cfg(debug_assertions)]
+pub use pass::{ArmError, arm, pass};
+
+/// A place at which an armed process dies. Its name stands in [`AGENT`] or [`BROKER`], and nowhere else in the code.
+#[macro_export]
+macro_rules! failpoint {
+    ($name:literal) => {
+        #[cfg(debug_assertions)]
+        $crate::pass($name);
+    };
+}
