@@ -233,7 +233,10 @@ fn commit(connection: &Connection, batch: Vec<Write>, failed: &OnceLock<String>)
         && !matches!(error, MailboxError::Full)
     {
         // Set before the first refusal leaves: who is refused must find the mailbox refusing.
-        failed.get_or_init(|| error.to_string());
+        failed.get_or_init(|| match error {
+            MailboxError::Poisoned(why) => why.clone(),
+            other => other.to_string(),
+        });
     }
     if let Err(error) = &result {
         tells.extend(jobs.map(|job| job(Err(error.clone())).1));
