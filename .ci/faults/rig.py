@@ -115,7 +115,7 @@ class Exchange:
         config = self.folder / "broker" / "broker.toml"
         # Small segments, so that they fill, settle and are freed within seconds.
         text = config.read_text()
-        before, store = text[:text.index("[store]")], "[store]\nsegment_mib = 4\nindex_cache_mib = 8\n"
+        before, store = text[:text.index("[store]")], "[store]\nsegment_mib = 8\nindex_cache_mib = 8\n"
         config.write_text(before + store)
         self.start("broker")
         self.spawn("authority", ["ca", "serve", "--dir", "auth"])
