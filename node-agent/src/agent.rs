@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,6 +26,8 @@ use crate::{desk, link};
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 /// Alarms that are kept for `status`.
 const MAX_ALARMS: usize = 100;
+/// How often room is made for opening the mailbox: as often as the ballast gives some.
+const OPEN_TRIES: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -137,7 +139,7 @@ impl Agent {
         config: AgentConfig,
         identity: Identity,
         env: Env,
-        sample: impl Fn(&std::path::Path) -> std::io::Result<Usage> + Send + Sync + 'static,
+        sample: impl Fn(&Path) -> std::io::Result<Usage> + Send + Sync + 'static,
     ) -> Result<AgentHandle, AgentError> {
         config.check()?;
         let data = config.agent.data.clone();
@@ -147,8 +149,7 @@ impl Agent {
         whole(&data)?;
         // Before mailbox and parts: on a full disk they open only with the ballast's room.
         let space = Space::open(&data, config.space, sample).map_err(io("look at the disk of", data.clone()))?;
-        let full = space.clone();
-        let mailbox = Mailbox::open_with(&data.join("mailbox.db"), move || full.ran_out())?;
+        let mailbox = open_mailbox(&data, &space)?;
         let parts = Arc::new(Parts::open(data.join("parts"))?);
         docaxis_failpoints::failpoint!("agent.start.opened");
         clear_orphans(&mailbox, &parts)?;
@@ -194,6 +195,22 @@ impl Agent {
             }
         }
     }
+}
+
+/// Opens the mailbox. What stands in its write-ahead log goes into the database first, so on a full disk this takes room of the
+/// ballast, a few of its files at a time.
+fn open_mailbox(data: &Path, space: &Arc<Space>) -> Result<Mailbox, MailboxError> {
+    let open = || {
+        let full = space.clone();
+        Mailbox::open_with(&data.join("mailbox.db"), move || full.ran_out())
+    };
+    for _ in 0..OPEN_TRIES {
+        match open() {
+            Err(MailboxError::Full) => space.look(true),
+            done => return done,
+        }
+    }
+    open()
 }
 
 /// A running agent, and the calls that the control socket makes as well.

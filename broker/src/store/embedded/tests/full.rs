@@ -14,7 +14,7 @@ use crate::store::{DeliveryState, Seq};
 const MIB: u64 = 1 << 20;
 const HANG: Duration = Duration::from_secs(60);
 
-/// As in production, but tiny: three spares of which one is reserved, and a ballast.
+/// As a broker has it, but tiny: three spares of which one is reserved, and a ballast.
 fn config(index: &Arc<MemoryIndex>) -> EmbeddedConfig {
     EmbeddedConfig {
         spare_segments: 3,
