@@ -158,6 +158,10 @@ impl Exchange {
         // Reads from the disk: not on the link's thread.
         let read = move || Ok::<_, ExchangeError>((exchange.delivery(seq, &who)?, exchange.chain_of(seq, &who)?));
         let (delivery, chain) = self.workers.run(read).await??;
+        // Read one after the other: if an outcome came in between, both are read again.
+        if chain.last().is_some_and(|(piece, _)| piece.evidence.digest() != delivery.head) {
+            return Ok(None);
+        }
         if let Some((piece, _)) = chain.iter().find(|(_, evidence)| evidence.statement.as_ref() == Some(in_evidence)) {
             // These very bytes were recorded before. A late handover is on record, but the outcome is what counts.
             let of_outcome = outcome_event(delivery.state).filter(|_| stated.event == Event::ContentHandover);

@@ -331,10 +331,17 @@ pub fn delivery(seq: u64, recipient: &AgencyCode, rows: &dyn Lookup) -> Result<O
         return Ok(found(row.state, row.head, row.head_ms));
     }
     let Some(head) = head_row(seq, rows)? else { return Ok(None) };
-    Ok(match rows.get(&keys::queue(recipient, head.priority, seq))? {
-        Some(_) => found(DeliveryState::Waiting, head.evidence, head.accepted_ms),
-        None => None,
-    })
+    if rows.get(&keys::queue(recipient, head.priority, seq))?.is_some() {
+        return Ok(found(DeliveryState::Waiting, head.evidence, head.accepted_ms));
+    }
+    // Its first outcome may have become visible between the two looks.
+    match rows.get(&keys::delivery(seq, recipient))? {
+        Some(bytes) => {
+            let row: DeliveryRow = read_row(&bytes)?;
+            Ok(found(row.state, row.head, row.head_ms))
+        }
+        None => Ok(None),
+    }
 }
 
 /// What was accepted under this id from this sender, while it is to be remembered (protocol.md, section 2).

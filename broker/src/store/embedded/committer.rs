@@ -133,7 +133,7 @@ impl Committer {
             }
             match self.group(first, &shared) {
                 Ok(left) => next = left,
-                Err(error) => shared.poison_with(&error),
+                Err(error) => shared.stop_for(&error),
             }
         }
     }

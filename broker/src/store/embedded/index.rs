@@ -158,7 +158,11 @@ impl Index for FileIndex {
     fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
         let leaves = changes.range(vec![LEAVES]..vec![LEAVES + 1]);
         let slots = leaves.filter_map(|(key, value)| Some((leaf_of(key)?, value.as_deref())));
-        self.leaves.write(slots).map_err(failed)?;
+        // New ones before those that lead to them: whenever the process dies, no row names a leaf that is not there.
+        let end = self.leaves.end();
+        let (new, old): (Vec<_>, Vec<_>) = slots.partition(|(leaf, _)| *leaf >= end);
+        self.leaves.write(new.into_iter()).map_err(failed)?;
+        self.leaves.write(old.into_iter()).map_err(failed)?;
         let mut batch = sled::Batch::default();
         for (key, value) in changes.iter().filter(|(key, _)| key.first() != Some(&LEAVES)) {
             match value {

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use super::index::Row;
 use super::keys;
@@ -25,6 +26,8 @@ const SLOTS_AT_ONCE: usize = 1024;
 pub struct LeafFile {
     file: File,
     slots: AtomicU64,
+    /// A slot that is read while it is written might be half of each.
+    still: RwLock<()>,
 }
 
 fn damaged(what: String) -> io::Error {
@@ -68,7 +71,7 @@ impl LeafFile {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let slots = AtomicU64::new(file.metadata()?.len().div_ceil(SLOT_BYTES as u64));
-        Ok(Self { file, slots })
+        Ok(Self { file, slots, still: RwLock::default() })
     }
 
     /// For taking room behind its end.
@@ -76,9 +79,14 @@ impl LeafFile {
         &self.file
     }
 
+    /// One more than the highest leaf that was ever written.
+    pub fn end(&self) -> u64 {
+        self.slots.load(Ordering::Acquire)
+    }
+
     pub fn get(&self, leaf: u64) -> io::Result<Option<Vec<u8>>> {
         let mut slot = [0; SLOT_BYTES];
-        if leaf >= self.slots.load(Ordering::Acquire) {
+        if leaf >= self.end() {
             return Ok(None);
         }
         self.read(leaf, &mut slot)?;
@@ -87,6 +95,7 @@ impl LeafFile {
 
     /// Fills the buffer from the slots from `leaf` on; what the file does not have is zero.
     fn read(&self, leaf: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let _still = self.still.read().unwrap_or_else(PoisonError::into_inner);
         let mut at = 0;
         while at < buffer.len() {
             match self.file.read_at(&mut buffer[at..], leaf * SLOT_BYTES as u64 + at as u64)? {
@@ -100,7 +109,7 @@ impl LeafFile {
     /// Up to `limit` rows with `from <= leaf < to`.
     pub fn scan(&self, from: u64, to: u64, limit: usize) -> io::Result<Vec<Row>> {
         let mut found = Vec::new();
-        let (mut at, to) = (from, to.min(self.slots.load(Ordering::Acquire)));
+        let (mut at, to) = (from, to.min(self.end()));
         let mut buffer = Vec::new();
         while at < to && found.len() < limit {
             let left = usize::try_from(to - at).unwrap_or(usize::MAX);
@@ -138,6 +147,7 @@ impl LeafFile {
     }
 
     fn flush(&self, first: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let _still = self.still.write().unwrap_or_else(PoisonError::into_inner);
         self.file.write_all_at(buffer, first * SLOT_BYTES as u64)?;
         self.slots.fetch_max(first + (buffer.len() / SLOT_BYTES) as u64, Ordering::AcqRel);
         buffer.clear();
@@ -145,6 +155,7 @@ impl LeafFile {
     }
 
     pub fn clear(&self) -> io::Result<()> {
+        let _still = self.still.write().unwrap_or_else(PoisonError::into_inner);
         self.slots.store(0, Ordering::Release);
         self.file.set_len(0)
     }

@@ -319,7 +319,16 @@ impl Reads<'_> {
 
     pub fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError> {
         let rows = self.rows().scan(&keys::leaf(from), &end_of(b"l"), limit)?;
-        rows.iter().map(|(_, row)| log_entry(row)).collect()
+        // A gap must never be signed over.
+        let entry = |(expected, (key, row)): (u64, &(Vec<u8>, Vec<u8>))| match last_number(key) {
+            Some(leaf) if leaf == expected => log_entry(row),
+            _ => {
+                let error = damaged(format!("the index lacks leaf {expected}; restart to rebuild it"));
+                self.0.view.tell(&error);
+                Err(error)
+            }
+        };
+        (from..).zip(&rows).map(entry).collect()
     }
 
     pub fn holds(&self, agency: &AgencyCode, part: &PartDigest) -> Result<bool, StoreError> {

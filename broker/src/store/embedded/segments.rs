@@ -186,9 +186,12 @@ impl Segments {
         docaxis_failpoints::failpoint!("broker.segment.headed");
         file.sync_data().map_err(&failed)?;
         docaxis_failpoints::failpoint!("broker.segment.head-synced");
-        self.disk.rename(&path, &self.path(number)).map_err(&failed)?;
+        // From here on an error is final, whatever it says: the segment may stand on the disk, and nothing more may be
+        // written to the one before.
+        let last = |e: io::Error| StoreError::Io { operation: "beginning a journal segment", found: e.to_string() };
+        self.disk.rename(&path, &self.path(number)).map_err(last)?;
         docaxis_failpoints::failpoint!("broker.segment.renamed");
-        self.disk.sync_dir(&self.dir).map_err(&failed)?;
+        self.disk.sync_dir(&self.dir).map_err(last)?;
         docaxis_failpoints::failpoint!("broker.segment.begun");
         let segment = Segment { header, file, bytes: self.bytes };
         self.in_use.write().unwrap_or_else(PoisonError::into_inner).insert(number, segment.clone());
@@ -218,8 +221,8 @@ impl Segments {
         docaxis_failpoints::failpoint!("broker.segment.freeing");
         self.disk.rename(&self.path(number), &path)?;
         docaxis_failpoints::failpoint!("broker.segment.spared");
-        // Before the file gets a new header, its old name must be gone for good.
-        self.disk.sync_dir(&self.dir)?;
+        // Before the file gets a new header, its old name must be gone for good. It has its new name, so this error is final.
+        self.disk.sync_dir(&self.dir).map_err(|e| io::Error::other(e.to_string()))?;
         docaxis_failpoints::failpoint!("broker.segment.freed");
         spares.ready.push((path, segment.file.clone()));
         Ok(())

@@ -62,7 +62,7 @@ impl Settler {
                     self.shared.space.ran_out();
                     tracing::debug!(%what, "no room to settle full journal segments; it is tried again");
                 }
-                Err(error) => self.shared.poison_with(&error),
+                Err(error) => self.shared.stop_for(&error),
             }
         }
     }
@@ -245,6 +245,7 @@ impl Settler {
     }
 
     fn free(&mut self) -> Result<(), StoreError> {
+        let mut full = None;
         for segment in self.full_segments() {
             let number = segment.header.number;
             // One may have become full since: only what stands in evidence, and is looked for there, may go.
@@ -257,7 +258,14 @@ impl Settler {
                 continue;
             }
             if live > 0 {
-                self.forward(&segment)?;
+                match self.forward(&segment) {
+                    // Another may need no room to be freed, and makes some.
+                    Err(error @ StoreError::DiskFull(_)) => {
+                        full = full.or(Some(error));
+                        continue;
+                    }
+                    done => done?,
+                }
                 docaxis_failpoints::failpoint!("broker.settle.forwarded");
                 let left = live_bytes(number, self.shared.view.as_ref())?;
                 if left > 0 {
@@ -272,7 +280,7 @@ impl Settler {
             docaxis_failpoints::failpoint!("broker.settle.freed");
             self.ask(|to| Request::Freed(number, to))?;
         }
-        Ok(())
+        full.map_or(Ok(()), Err)
     }
 
     /// Copies the bodies forward that something still names.

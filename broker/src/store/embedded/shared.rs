@@ -89,6 +89,14 @@ impl Shared {
         }
     }
 
+    /// The same; where rows are missing or contradict the files, the next start must not believe the index.
+    pub fn stop_for(&self, error: &StoreError) {
+        if matches!(error, StoreError::Damaged(_)) {
+            self.view.tell(error);
+        }
+        self.poison_with(error);
+    }
+
     pub fn set_totals(&self, totals: &Totals) {
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = *totals;
         self.groups.fetch_add(1, Ordering::Relaxed);

@@ -205,6 +205,8 @@ impl View {
                 batch
             };
             progress.keys = 0;
+            // Who waited for room has it now: the next batch fills while this one is written.
+            self.changed.notify_all();
             drop(progress);
             docaxis_failpoints::failpoint!("broker.index.writing");
             let done = match self.reserve(batch.len(), space) {

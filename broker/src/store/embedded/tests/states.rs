@@ -190,7 +190,7 @@ fn files_on_their_way_are_removed() {
 #[test]
 fn leaves_that_are_newer_than_the_rest_of_the_index_are_applied_again() {
     let (disk, index) = (SimDisk::new(), Arc::default());
-    let config = |index| {
+    let config = |index: &Arc<MemoryIndex>| {
         let keep_bodies = Duration::from_secs(7200);
         EmbeddedConfig { segment_bytes: 4 << 20, keep_bodies, ..tiny(index) }
     };
@@ -214,16 +214,27 @@ fn leaves_that_are_newer_than_the_rest_of_the_index_are_applied_again() {
     drop(store);
     let later = index.rows();
 
-    let is_leaf = |key: &[u8]| key[0] == b'l';
-    let mixed = Arc::new(MemoryIndex::default());
-    let rows = earlier.into_iter().filter(|(key, _)| !is_leaf(key));
-    let leaves = later.clone().into_iter().filter(|(key, _)| is_leaf(key));
-    mixed.apply(&rows.chain(leaves).map(|(key, value)| (key, Some(value))).collect()).unwrap();
-    let store = open(&mixed);
-    acknowledged.check(&store, "leaves from later");
-    wait(store.close()).unwrap();
     // All but the position, which moves with every mark.
     let rows =
         |rows: BTreeMap<Vec<u8>, Vec<u8>>| -> Vec<_> { rows.into_iter().filter(|(key, _)| key[0] != b'm').collect() };
-    assert_eq!(rows(mixed.rows()), rows(later));
+    let is_leaf = |key: &[u8]| key[0] == b'l';
+    // All of the leaves were written, or the new ones alone, or only the first of those.
+    let known = earlier.keys().filter(|key| is_leaf(key)).max().cloned().unwrap();
+    let few = keys::leaf(keys::last_number(&known).unwrap() + 5);
+    for case in ["all", "new", "few"] {
+        let written = |key: &[u8]| match case {
+            "all" => true,
+            "new" => key > known.as_slice(),
+            _ => key > known.as_slice() && key < few.as_slice(),
+        };
+        let mixed = Arc::new(MemoryIndex::default());
+        let leaves = later.iter().filter(|(key, _)| is_leaf(key) && written(key));
+        let changes = earlier.iter().chain(leaves).map(|(key, value)| (key.clone(), Some(value.clone())));
+        mixed.apply(&changes.collect()).unwrap();
+        let disk = disk.after(Cut::Keep);
+        let store = EmbeddedStore::open(Path::new(DATA), config(&mixed), Arc::new(disk)).unwrap();
+        acknowledged.check(&store, case);
+        wait(store.close()).unwrap();
+        assert_eq!(rows(mixed.rows()), rows(later.clone()), "{case}");
+    }
 }
