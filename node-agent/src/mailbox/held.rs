@@ -1,19 +1,21 @@
 //! What this node can hold against the exchange: the newest checkpoint that it verified, and the evidence that it gives
 //! back to an exchange whose data was put back from an older copy.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::frame::{GivenLeaf, GoneItem};
 use docaxis_protocol::tlog::{Checkpoint, SignedNote, TlogProof};
 use docaxis_protocol::{Digest, DispatchId, Evidence, SealedEnvelope, Timestamp};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
 use super::proofs::{COLUMNS, EvidenceRow, evidence};
 use super::{Mailbox, MailboxError, rows, schema};
 
 /// How many leaves the newest in a backup may be ahead of evidence that was still on its way to it.
 const LEAVES_ON_THEIR_WAY: u64 = 10_000;
+const EXISTING: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 impl Mailbox {
     /// The largest checkpoint that was verified here, as the exchange signed it.
@@ -133,12 +135,32 @@ impl Mailbox {
     }
 }
 
-/// Writes the database as of one moment to a new file, while it may be in use.
-pub fn snapshot(database: &Path, to: &Path) -> Result<(), MailboxError> {
-    let connection = Connection::open(database)?;
+/// What a copy of a mailbox holds.
+pub struct Snapshot {
+    /// Pieces of evidence in it, and dispatches that were ever sent or taken: only grows.
+    pub records: u64,
+    /// The bodies that it names.
+    pub bodies: BTreeSet<Digest>,
+}
+
+/// Writes the database as of one moment to a new file, while it may be in use. Makes no database where none is.
+pub fn snapshot(database: &Path, to: &Path) -> Result<Snapshot, MailboxError> {
+    let connection = Connection::open_with_flags(database, EXISTING)?;
     connection.execute_batch("PRAGMA busy_timeout=5000;")?;
     connection.execute("VACUUM INTO ?1", [to.to_string_lossy()])?;
-    Ok(())
+    let copy = Connection::open_with_flags(to, EXISTING)?;
+    let records = copy.query_row(
+        "SELECT (SELECT count(*) FROM evidence) + (SELECT coalesce(sum(seq), 0) FROM sqlite_sequence)",
+        [],
+        |row| row.get(0),
+    )?;
+    let bodies = copy
+        .prepare("SELECT DISTINCT sha256 FROM part_refs")?
+        .query_map([], |row| row.get::<_, Vec<u8>>(0))?
+        .map(|row| rows::digest(row?))
+        .collect::<Result<_, MailboxError>>()?;
+    copy.close().map_err(|(_, error)| error)?;
+    Ok(Snapshot { records: rows::uint(records), bodies })
 }
 
 /// Gives a mailbox that was put back from a backup a new epoch, durably. It is larger than any that a mailbox restored
