@@ -109,7 +109,8 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// The same for a stopped agent, under its lock.
+/// The same for a stopped agent, under its lock. A damaged log of the mailbox is refused, as at a start: SQLite would
+/// leave out what stands behind the damage.
 pub fn take_stopped(config: &AgentConfig, node: &NodeId, now: Timestamp, dir: &Path) -> Result<Taken, Error> {
     let data = &config.agent.data;
     // A restore that was broken off is said first: until it has ended, the mailbox may not be there.
@@ -117,6 +118,7 @@ pub fn take_stopped(config: &AgentConfig, node: &NodeId, now: Timestamp, dir: &P
     there(data)?;
     let _stopped = lock(data)?;
     whole(data)?;
+    mailbox::check_log(&data.join(MAILBOX))?;
     let parts = Arc::new(Parts::open(data.join(PARTS))?);
     take(data, &parts, node, now, dir)
 }
@@ -222,5 +224,25 @@ mod tests {
             assert!(taken.files.iter().any(|file| file.name == name), "{taken:?}");
             verify(&node.dir, &taken).unwrap();
         }
+    }
+
+    #[test]
+    fn a_stopped_agent_whose_mailboxs_log_is_damaged_is_not_backed_up() {
+        let node = Node::with_a_body(b"body");
+        let (mailbox, log) = (node.data.join(MAILBOX), node.data.join("mailbox.db-wal"));
+        let connection = rusqlite::Connection::open(&mailbox).unwrap();
+        for n in 0..4 {
+            connection.execute("INSERT INTO meta VALUES (?1, zeroblob(3000))", [n.to_string()]).unwrap();
+        }
+        // As after kill -9: a connection that closes would empty the log.
+        let mut bytes = std::fs::read(&log).unwrap();
+        let database = std::fs::read(&mailbox).unwrap();
+        drop(connection);
+        bytes[100] ^= 1;
+        std::fs::write(&mailbox, database).unwrap();
+        std::fs::write(&log, &bytes).unwrap();
+        let error = node.take().unwrap_err();
+        assert!(matches!(&error, Error::Mailbox(MailboxError::Damaged { .. })), "{error}");
+        assert_eq!((std::fs::read(&log).unwrap() == bytes, node.dir.exists()), (true, false));
     }
 }
