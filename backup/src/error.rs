@@ -30,6 +30,17 @@ pub enum BackupError {
     Short { path: PathBuf, expected: u64 },
     #[error("{} is not empty", .0.display())]
     NotEmpty(PathBuf),
+    #[error(
+        "{} is not there; expected the data of a program that ran before, found nothing to back up. Nothing was made, and \
+         an earlier backup is untouched. Mount the data's disk or set the data folder right, then try again", .0.display()
+    )]
+    NoData(PathBuf),
+    #[error(
+        "the backup in {} holds {expected} records and the data only {found}: data that lost some would replace the only \
+         copy. The older backup is kept. Check the data's disk; to back up this data all the same, name another folder",
+        path.display()
+    )]
+    Fewer { path: PathBuf, expected: u64, found: u64 },
 }
 
 pub(crate) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BackupError {

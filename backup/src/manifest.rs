@@ -40,10 +40,12 @@ pub struct Manifest {
     /// Changes with each restore: names of files mean the same only within one.
     pub lineage: String,
     pub taken: Timestamp,
-    /// Broker: leaves of the evidence log in it.
+    /// What only grows within one lineage. Broker: leaves of the evidence log in it. Agent: pieces of evidence in it and
+    /// dispatches that were ever sent or taken.
     pub leaves: u64,
     pub files: Vec<Entry>,
-    /// Files that did not have the digest that their name says, and are not in the backup.
+    /// Files that were missing, or did not have the digest that their name says. In `files` only if an earlier backup
+    /// had them whole.
     pub damaged: Vec<String>,
 }
 

@@ -42,6 +42,8 @@ pub struct Taken {
 pub struct Backup {
     dir: PathBuf,
     earlier: Option<Manifest>,
+    /// What this one has to hold, so that it may replace the earlier one.
+    least_leaves: u64,
     manifest: Manifest,
     copied: (u64, u64),
     _lock: File,
@@ -64,9 +66,12 @@ impl Backup {
             let (expected, found) = (who(kind, owner), who(&earlier.kind, &earlier.owner));
             return Err(BackupError::Foreign { path: dir.to_owned(), expected, found });
         }
+        // After a restore there may be fewer, but never none where there were some.
+        let least_leaves =
+            earlier.as_ref().map_or(0, |e| if e.lineage == lineage { e.leaves } else { e.leaves.min(1) });
         let earlier = earlier.filter(|earlier| earlier.lineage == lineage);
         let manifest = Manifest::new(kind, owner, lineage, taken, 0);
-        Ok(Self { dir: dir.to_owned(), earlier, manifest, copied: (0, 0), _lock: lock })
+        Ok(Self { dir: dir.to_owned(), earlier, least_leaves, manifest, copied: (0, 0), _lock: lock })
     }
 
     /// Copies what is not here yet. The caller sees to it that the files keep these bytes meanwhile.
@@ -96,6 +101,17 @@ impl Backup {
         }
         self.earlier = earlier;
         Ok(())
+    }
+
+    /// Names files that belong to the cut and are not in the data; the earlier backup's copies of them are kept.
+    pub fn missing(&mut self, files: Vec<(String, Digest)>) {
+        let known = self.earlier.as_ref().map(Manifest::by_name).unwrap_or_default();
+        for (name, sha256) in files {
+            let kept = known.get(name.as_str()).filter(|entry| entry.sha256 == sha256);
+            let kept = kept.filter(|entry| object(&self.dir, &entry.sha256).exists());
+            self.manifest.files.extend(kept.map(|entry| (*entry).clone()));
+            self.manifest.damaged.push(name);
+        }
     }
 
     /// Adds a small file that must have just these bytes, whatever becomes of the one that it was read from.
@@ -131,8 +147,12 @@ impl Backup {
         Ok(())
     }
 
-    /// Makes this backup the one that counts, then removes what only the earlier one needed.
+    /// Makes this backup the one that counts, then removes what only the earlier one needed. Refuses to replace one that
+    /// holds more: the data was lost in part.
     pub fn finish(mut self, leaves: u64) -> Result<Taken, BackupError> {
+        if leaves < self.least_leaves {
+            return Err(BackupError::Fewer { path: self.dir, expected: self.least_leaves, found: leaves });
+        }
         self.manifest.leaves = leaves;
         self.manifest.files.sort_by(|a, b| a.name.cmp(&b.name));
         let path = self.dir.join(MANIFEST);
@@ -312,6 +332,40 @@ mod tests {
             fs::write(&path, &good).unwrap();
         }
         verify(&f.dir, &open(&f.dir).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_backup_of_less_or_of_nothing_leaves_the_earlier_one_whole() {
+        let f = folders();
+        let first = f.take(vec![f.source("a", b"one", false)]).manifest;
+        for (lineage, leaves) in [("1", 6), ("1", 0), ("2", 0)] {
+            let begun = Backup::begin(&f.dir, "broker", "docaxis.example/test", lineage, Timestamp::from_unix_ms(1));
+            let error = begun.unwrap().finish(leaves).unwrap_err();
+            assert!(
+                matches!(error, BackupError::Fewer { found, .. } if found == leaves),
+                "{lineage} {leaves}: {error}"
+            );
+            assert_eq!(open(&f.dir).unwrap(), first);
+            verify(&f.dir, &first).unwrap();
+        }
+        // A restore of an older copy has fewer, and another lineage.
+        Backup::begin(&f.dir, "broker", "docaxis.example/test", "2", Timestamp::from_unix_ms(1))
+            .unwrap()
+            .finish(6)
+            .unwrap();
+    }
+
+    #[test]
+    fn a_missing_file_is_named_and_the_earlier_copy_of_it_is_kept() {
+        let f = folders();
+        let whole = Source { sha256: Some(Digest::of(b"body")), ..f.source("body", b"body", true) };
+        f.take(vec![whole]);
+        let mut backup = f.begin();
+        backup.missing(vec![("body".into(), Digest::of(b"body")), ("never here".into(), Digest::of(b"never here"))]);
+        let taken = backup.finish(7).unwrap().manifest;
+        let names: Vec<&str> = taken.files.iter().map(|file| file.name.as_str()).collect();
+        assert_eq!((names, taken.damaged.len(), f.objects()), (vec!["body"], 2, 1));
+        verify(&f.dir, &taken).unwrap();
     }
 
     #[test]

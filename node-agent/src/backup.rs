@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use docaxis_backup::{Backup, BackupError, Fresh, Manifest, Source, Taken, open, verify};
-use docaxis_protocol::{NodeId, Timestamp};
+use docaxis_protocol::{Digest, NodeId, Timestamp};
 
 use crate::agent::{AgentError, lock, whole};
 use crate::config::AgentConfig;
@@ -53,6 +53,7 @@ pub struct Restored {
 
 /// Copies the mailbox and what is new of the bodies into `dir`. The agent may go on meanwhile. Blocks.
 pub(crate) fn take(data: &Path, parts: &Arc<Parts>, node: &NodeId, now: Timestamp, dir: &Path) -> Result<Taken, Error> {
+    there(data)?;
     // Bodies have their digests for names, so a restore does not change what a name means.
     let mut backup = Backup::begin(dir, KIND, node.as_str(), "bodies", now)?;
     // Pinned, so that none goes while it is copied. One that comes later is durable before the mailbox names it, and is
@@ -60,7 +61,7 @@ pub(crate) fn take(data: &Path, parts: &Arc<Parts>, node: &NodeId, now: Timestam
     let pins: Vec<_> = parts.list()?.into_iter().map(|sha256| parts.pin(sha256)).collect();
     let snapshot = dir.join("mailbox.new");
     remove(&snapshot)?;
-    mailbox::snapshot(&data.join(MAILBOX), &snapshot)?;
+    let mut held = mailbox::snapshot(&data.join(MAILBOX), &snapshot)?;
     let size_of = |path: &Path| {
         let failed = |source| Error::Io { operation: "look at", path: path.to_owned(), source };
         Ok::<_, Error>(std::fs::metadata(path).map_err(failed)?.len())
@@ -70,15 +71,33 @@ pub(crate) fn take(data: &Path, parts: &Arc<Parts>, node: &NodeId, now: Timestam
         vec![Source { name, size: size_of(&snapshot)?, path: snapshot.clone(), fixed: false, sha256: None }];
     for sha256 in parts.list()? {
         let path = parts.path(sha256);
-        let text = sha256.to_string();
-        let name = format!("{PARTS}/{}/{text}", &text[..2]);
-        files.push(Source { name, size: size_of(&path)?, path, fixed: true, sha256: Some(sha256) });
+        files.push(Source { name: body(sha256), size: size_of(&path)?, path, fixed: true, sha256: Some(sha256) });
+        held.bodies.remove(&sha256);
     }
     backup.copy(files)?;
     drop(pins);
-    let taken = backup.finish(0)?;
+    backup.missing(held.bodies.into_iter().map(|sha256| (body(sha256), sha256)).collect());
+    let taken = backup.finish(held.records)?;
     remove(&snapshot)?;
     Ok(taken)
+}
+
+/// The name of a body below the data folder.
+fn body(sha256: Digest) -> String {
+    let text = sha256.to_string();
+    format!("{PARTS}/{}/{text}", &text[..2])
+}
+
+/// Refuses where no mailbox is: an empty one that is made now is no copy of one whose disk is not mounted.
+fn there(data: &Path) -> Result<(), Error> {
+    let mailbox = data.join(MAILBOX);
+    match std::fs::metadata(&mailbox) {
+        Ok(found) if found.len() > 0 => Ok(()),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(Error::Io { operation: "look at", path: mailbox, source })
+        }
+        _ => Err(BackupError::NoData(mailbox).into()),
+    }
 }
 
 fn remove(path: &Path) -> Result<(), Error> {
@@ -90,11 +109,16 @@ fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// The same for a stopped agent, under its lock.
+/// The same for a stopped agent, under its lock. A damaged log of the mailbox is refused, as at a start: SQLite would
+/// leave out what stands behind the damage.
 pub fn take_stopped(config: &AgentConfig, node: &NodeId, now: Timestamp, dir: &Path) -> Result<Taken, Error> {
     let data = &config.agent.data;
+    // A restore that was broken off is said first: until it has ended, the mailbox may not be there.
+    whole(data)?;
+    there(data)?;
     let _stopped = lock(data)?;
     whole(data)?;
+    mailbox::check_log(&data.join(MAILBOX))?;
     let parts = Arc::new(Parts::open(data.join(PARTS))?);
     take(data, &parts, node, now, dir)
 }
@@ -128,4 +152,97 @@ pub fn restore(
 /// Whether a restore has nothing to move aside.
 pub fn is_empty(config: &AgentConfig) -> bool {
     docaxis_backup::is_empty(&config.agent.data, OWNED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mailbox::Mailbox;
+
+    struct Node {
+        _root: tempfile::TempDir,
+        config: AgentConfig,
+        data: PathBuf,
+        dir: PathBuf,
+    }
+
+    impl Node {
+        /// A stopped agent whose mailbox names one body that it holds.
+        fn with_a_body(bytes: &[u8]) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let (data, dir) = (root.path().join("data"), root.path().join("backup"));
+            std::fs::create_dir(&data).unwrap();
+            let node = Self { config: AgentConfig::at(&data, root.path().join("identity")), _root: root, data, dir };
+            Arc::new(Parts::open(node.data.join(PARTS)).unwrap()).store(bytes).unwrap();
+            Mailbox::open(&node.data.join(MAILBOX)).unwrap().close();
+            node.write("INSERT INTO evidence VALUES (1, x'', NULL, 'e', 0, x'', x'', x'', NULL, NULL, 0)");
+            let sha256 = Digest::of(bytes);
+            node.write(&format!("INSERT INTO part_refs VALUES (x'{sha256}', 'a', 0, x'', {})", bytes.len()));
+            node
+        }
+
+        fn write(&self, sql: &str) {
+            rusqlite::Connection::open(self.data.join(MAILBOX)).unwrap().execute_batch(sql).unwrap();
+        }
+
+        fn take(&self) -> Result<Taken, Error> {
+            take_stopped(&self.config, &"h37".parse().unwrap(), Timestamp::from_unix_ms(0), &self.dir)
+        }
+    }
+
+    #[test]
+    fn data_that_is_not_there_or_was_begun_anew_does_not_replace_the_backup() {
+        let node = Node::with_a_body(b"body");
+        let first = node.take().unwrap().manifest;
+        std::fs::remove_dir_all(&node.data).unwrap();
+        for mount_point in [false, true] {
+            if mount_point {
+                std::fs::create_dir(&node.data).unwrap();
+            }
+            let error = node.take().unwrap_err();
+            assert!(matches!(&error, Error::Backup(BackupError::NoData(_))), "{error}");
+            assert_eq!(node.data.exists(), mount_point, "nothing is made");
+        }
+        assert_eq!(std::fs::read_dir(&node.data).unwrap().count(), 0, "nothing is made");
+        Mailbox::open(&node.data.join(MAILBOX)).unwrap().close();
+        let error = node.take().unwrap_err();
+        assert!(matches!(&error, Error::Backup(BackupError::Fewer { expected: 1, found: 0, .. })), "{error}");
+        assert_eq!(open(&node.dir).unwrap(), first);
+        verify(&node.dir, &first).unwrap();
+    }
+
+    #[test]
+    fn a_body_that_the_mailbox_names_and_is_not_there_is_told_and_its_earlier_copy_stays() {
+        let node = Node::with_a_body(b"body");
+        node.take().unwrap();
+        let name = body(Digest::of(b"body"));
+        std::fs::remove_file(node.data.join(&name)).unwrap();
+        // And again: the copy does not go with the second backup.
+        for _ in 0..2 {
+            let taken = node.take().unwrap().manifest;
+            assert_eq!(taken.damaged, [name.as_str()]);
+            assert!(taken.files.iter().any(|file| file.name == name), "{taken:?}");
+            verify(&node.dir, &taken).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_stopped_agent_whose_mailboxs_log_is_damaged_is_not_backed_up() {
+        let node = Node::with_a_body(b"body");
+        let (mailbox, log) = (node.data.join(MAILBOX), node.data.join("mailbox.db-wal"));
+        let connection = rusqlite::Connection::open(&mailbox).unwrap();
+        for n in 0..4 {
+            connection.execute("INSERT INTO meta VALUES (?1, zeroblob(3000))", [n.to_string()]).unwrap();
+        }
+        // As after kill -9: a connection that closes would empty the log.
+        let mut bytes = std::fs::read(&log).unwrap();
+        let database = std::fs::read(&mailbox).unwrap();
+        drop(connection);
+        bytes[100] ^= 1;
+        std::fs::write(&mailbox, database).unwrap();
+        std::fs::write(&log, &bytes).unwrap();
+        let error = node.take().unwrap_err();
+        assert!(matches!(&error, Error::Mailbox(MailboxError::Damaged { .. })), "{error}");
+        assert_eq!((std::fs::read(&log).unwrap() == bytes, node.dir.exists()), (true, false));
+    }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use docaxis_node_agent::AgentError;
 use docaxis_node_agent::backup::{self, Error};
+use docaxis_node_agent::mailbox::MailboxError;
 use docaxis_protocol::ReasonCode;
 use serde_json::json;
 
@@ -81,7 +82,19 @@ fn failure(error: &Error) -> Failure {
             Failure { exit: 4, ..Failure::new(ReasonCode::Busy, message) }.hint("The agent is running. Stop it first.")
         }
         Error::Backup(error) => of_backup(error, message),
+        Error::Mailbox(MailboxError::Full) => Failure::new(ReasonCode::DiskFull, message),
         Error::Parts(error) if error.is_disk_full() => Failure::new(ReasonCode::DiskFull, message),
         _ => Failure::other(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_full_during_the_snapshot_is_no_other_failure_than_one_that_is_full_later() {
+        let found = failure(&Error::Mailbox(MailboxError::Full));
+        assert_eq!((found.code.as_str(), found.exit), ("disk-full", 4));
     }
 }

@@ -70,7 +70,10 @@ pub fn told(taken: &Value, dir: &Path, out: Out) -> Result<(), Failure> {
         None => Ok(()),
         Some(damaged) => {
             let names: Vec<&str> = damaged.iter().filter_map(Value::as_str).collect();
-            let message = format!("these files were damaged before the backup and are not in it: {}", names.join(", "));
+            let message = format!(
+                "these files were damaged or missing before the backup; they are in it only where an earlier one had them: {}",
+                names.join(", ")
+            );
             Err(Failure { exit: 6, code: "damaged".into(), ..Failure::other(message) })
         }
     }

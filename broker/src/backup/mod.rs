@@ -23,6 +23,8 @@ use crate::store::{Store as _, StoreError};
 
 const KIND: &str = "broker";
 const LINEAGE: &str = "lineage";
+/// What every broker's data has from its first start on.
+const NEEDED: &[&str] = &["journal", "evidence"];
 pub(crate) const CHECKPOINT: &str = "log/checkpoint";
 
 #[derive(Debug, thiserror::Error)]
@@ -61,9 +63,17 @@ pub fn take(store: &EmbeddedStore, data: &Path, origin: &Origin, now: Timestamp,
     Ok(backup.finish(cut.leaves)?)
 }
 
-/// The same for a stopped broker, under its lock: [`StoreError::Locked`] if it runs.
+/// The same for a stopped broker, under its lock: [`StoreError::Locked`] if it runs. Makes no data where none is: an empty
+/// store is no copy of one whose disk is not mounted.
 pub fn take_stopped(config: &BrokerConfig, dir: &Path, now: Timestamp) -> Result<Taken, Error> {
     let identity = BrokerIdentity::load(&config.broker.identity)?;
+    let data = &config.broker.data;
+    // What a broken-off restore left is for the store to refuse.
+    if let Some(missing) = NEEDED.iter().map(|name| data.join(name)).find(|folder| !folder.is_dir())
+        && !docaxis_backup::is_broken_off(data)
+    {
+        return Err(BackupError::NoData(missing).into());
+    }
     let store = crate::start::open_store(config)?;
     let taken = take(&store, &config.broker.data, &identity.origin, now, dir);
     let runtime = tokio::runtime::Builder::new_current_thread().build();
@@ -90,5 +100,39 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Read { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use docaxis_certs::{Authority, AuthorityConfig};
+
+    use super::*;
+
+    #[test]
+    fn a_stopped_broker_whose_data_is_not_there_is_not_backed_up_and_nothing_is_made() {
+        let root = tempfile::tempdir().unwrap();
+        let now = Timestamp::from_unix_ms(1_795_318_200_123);
+        let authority = AuthorityConfig::new(
+            "docaxis.example/vn".parse().unwrap(),
+            "b1".parse().unwrap(),
+            "broker.example:7400",
+            now,
+        );
+        let mut authority = Authority::init(&root.path().join("authority"), &authority).unwrap();
+        let (identity, data, dir) =
+            (root.path().join("identity"), root.path().join("data"), root.path().join("backup"));
+        authority.issue_broker(&identity, now).unwrap();
+        let config = BrokerConfig::new(data.clone(), identity);
+        let refused = |missing: &Path| {
+            let error = take_stopped(&config, &dir, now).unwrap_err();
+            assert!(matches!(&error, Error::Backup(BackupError::NoData(path)) if path == missing), "{error}");
+        };
+        refused(&data.join("journal"));
+        assert!(!data.exists());
+        // The place where its disk is mounted is there, and its disk is not.
+        std::fs::create_dir_all(data.join("journal")).unwrap();
+        refused(&data.join("evidence"));
+        assert_eq!((std::fs::read_dir(&data).unwrap().count(), dir.exists()), (1, false));
     }
 }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::problem::Problem;
 use crate::agent::Shared;
 use crate::backup::{self, Error};
+use crate::mailbox::MailboxError;
 
 #[derive(Deserialize)]
 pub(super) struct BackupRequest {
@@ -45,7 +46,7 @@ pub fn report(taken: &Taken) -> Value {
 
 fn problem(error: &Error) -> Problem {
     let code = match error {
-        Error::Backup(BackupError::NoRoom { .. }) => ReasonCode::DiskFull,
+        Error::Backup(BackupError::NoRoom { .. }) | Error::Mailbox(MailboxError::Full) => ReasonCode::DiskFull,
         Error::Backup(BackupError::Busy(_)) => ReasonCode::Busy,
         _ => ReasonCode::Other,
     };
@@ -56,4 +57,14 @@ fn problem(error: &Error) -> Problem {
         source = inner.source();
     }
     Problem(code.because(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_full_during_the_snapshot_is_told_as_one() {
+        assert_eq!(problem(&Error::Mailbox(MailboxError::Full)).0.code, "disk-full");
+    }
 }

@@ -1,19 +1,21 @@
 //! What this node can hold against the exchange: the newest checkpoint that it verified, and the evidence that it gives
 //! back to an exchange whose data was put back from an older copy.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::frame::{GivenLeaf, GoneItem};
 use docaxis_protocol::tlog::{Checkpoint, SignedNote, TlogProof};
 use docaxis_protocol::{Digest, DispatchId, Evidence, SealedEnvelope, Timestamp};
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
 use super::proofs::{COLUMNS, EvidenceRow, evidence};
 use super::{Mailbox, MailboxError, rows, schema};
 
 /// How many leaves the newest in a backup may be ahead of evidence that was still on its way to it.
 const LEAVES_ON_THEIR_WAY: u64 = 10_000;
+const EXISTING: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 impl Mailbox {
     /// The largest checkpoint that was verified here, as the exchange signed it.
@@ -74,19 +76,23 @@ impl Mailbox {
         .await
     }
 
-    /// Keeps what is gone, and from where on to ask next; none ends it.
+    /// Keeps what is gone, and from where on to ask next; none ends it. What is here is not gone: leaves from before the
+    /// backup are asked for as well.
     pub async fn keep_gone(&self, items: Vec<GoneItem>, next: Option<u64>) -> Result<(), MailboxError> {
         self.write(move |connection| {
             for item in items {
-                connection.prepare_cached("INSERT OR IGNORE INTO gone VALUES (?1, ?2, ?3, ?4, ?5)")?.execute(
-                    params![
+                connection
+                    .prepare_cached(
+                        "INSERT OR IGNORE INTO gone SELECT ?1, ?2, ?3, ?4, ?5 \
+                         WHERE NOT EXISTS (SELECT 1 FROM incoming WHERE id = ?2 AND recipient = ?3)",
+                    )?
+                    .execute(params![
                         rows::int(item.leaf),
                         item.dispatch.as_bytes(),
                         item.recipient.as_str(),
                         item.sender.as_str(),
                         item.time.unix_ms()
-                    ],
-                )?;
+                    ])?;
             }
             match next {
                 Some(next) => connection.execute(
@@ -103,8 +109,11 @@ impl Mailbox {
     /// What was received, lost with a restore and is no longer at the exchange, oldest first.
     pub async fn gone(&self, limit: u32) -> Result<Vec<GoneItem>, MailboxError> {
         self.read(move |connection| {
-            let mut query = connection
-                .prepare_cached("SELECT leaf, dispatch, recipient, sender, time FROM gone ORDER BY leaf LIMIT ?1")?;
+            let mut query = connection.prepare_cached(
+                "SELECT leaf, dispatch, recipient, sender, time FROM gone WHERE NOT EXISTS \
+                 (SELECT 1 FROM incoming i WHERE i.id = gone.dispatch AND i.recipient = gone.recipient) \
+                 ORDER BY leaf LIMIT ?1",
+            )?;
             let found = query.query_map([limit], |row| {
                 let texts: (String, String) = (row.get(2)?, row.get(3)?);
                 Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, texts, row.get::<_, i64>(4)?))
@@ -126,12 +135,32 @@ impl Mailbox {
     }
 }
 
-/// Writes the database as of one moment to a new file, while it may be in use.
-pub fn snapshot(database: &Path, to: &Path) -> Result<(), MailboxError> {
-    let connection = Connection::open(database)?;
+/// What a copy of a mailbox holds.
+pub struct Snapshot {
+    /// Pieces of evidence in it, and dispatches that were ever sent or taken: only grows.
+    pub records: u64,
+    /// The bodies that it names.
+    pub bodies: BTreeSet<Digest>,
+}
+
+/// Writes the database as of one moment to a new file, while it may be in use. Makes no database where none is.
+pub fn snapshot(database: &Path, to: &Path) -> Result<Snapshot, MailboxError> {
+    let connection = Connection::open_with_flags(database, EXISTING)?;
     connection.execute_batch("PRAGMA busy_timeout=5000;")?;
     connection.execute("VACUUM INTO ?1", [to.to_string_lossy()])?;
-    Ok(())
+    let copy = Connection::open_with_flags(to, EXISTING)?;
+    let records = copy.query_row(
+        "SELECT (SELECT count(*) FROM evidence) + (SELECT coalesce(sum(seq), 0) FROM sqlite_sequence)",
+        [],
+        |row| row.get(0),
+    )?;
+    let bodies = copy
+        .prepare("SELECT DISTINCT sha256 FROM part_refs")?
+        .query_map([], |row| row.get::<_, Vec<u8>>(0))?
+        .map(|row| rows::digest(row?))
+        .collect::<Result<_, MailboxError>>()?;
+    copy.close().map_err(|(_, error)| error)?;
+    Ok(Snapshot { records: rows::uint(records), bodies })
 }
 
 /// Gives a mailbox that was put back from a backup a new epoch, durably. It is larger than any that a mailbox restored
@@ -280,6 +309,38 @@ mod tests {
             mailbox.keep_gone(vec![item.clone()], None).await.unwrap();
             assert_eq!((mailbox.restored_from().await.unwrap(), mailbox.gone(9).await.unwrap()), (None, vec![item]));
         });
+        mailbox.close();
+    }
+
+    /// A row as `take` leaves it; its content does not matter here.
+    const HELD: &str = "INSERT INTO incoming (id, recipient, sender, envelope, envelope_sha256, seal, chain, acceptance, \
+        acceptance_signature, acceptance_leaf, taken, state, since) \
+        VALUES (?1, ?2, 'x', x'', x'', x'', x'', x'', x'', 1, 0, 'visible', 0)";
+
+    #[test]
+    fn what_is_here_is_not_gone_whether_it_came_before_the_exchange_said_so_or_after() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mailbox.db");
+        let mailbox = Mailbox::open(&path).unwrap();
+        let now = Timestamp::from_unix_ms(1_795_318_200_123);
+        let item = |leaf: u64, recipient: &str| GoneItem {
+            leaf,
+            recipient: recipient.parse().unwrap(),
+            sender: "000.00.00.G22".parse().unwrap(),
+            dispatch: DispatchId::from_parts(now, [1; 10]),
+            time: now,
+        };
+        let (before, after, lost) = (item(5, "H37.DN.001"), item(6, "H37.DN.002"), item(7, "H37.DN.003"));
+        let hold = |item: &GoneItem| {
+            let other = Connection::open(&path).unwrap();
+            other.execute(HELD, params![item.dispatch.as_bytes(), item.recipient.as_str()]).unwrap();
+        };
+        hold(&before);
+        wait(mailbox.keep_gone(vec![before, after.clone(), lost.clone()], None)).unwrap();
+        let rows = |of: &Connection| of.query_row("SELECT count(*) FROM gone", [], |row| row.get::<_, i64>(0)).unwrap();
+        assert_eq!(rows(&Connection::open(&path).unwrap()), 2);
+        hold(&after);
+        assert_eq!(wait(mailbox.gone(9)).unwrap(), [lost]);
         mailbox.close();
     }
 }

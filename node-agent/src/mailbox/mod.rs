@@ -22,6 +22,7 @@ pub use outgoing::{DeliveryRow, IdempotencyConflict, OutgoingRow, Queued, Queued
 pub use proofs::{EvidenceRow, Followed, Follows, MissingProof, contradiction};
 pub use rows::{DeliveryState, InState, OutState};
 pub use statements::{Stated, StatementKey, StatementRow};
+pub use wal::check as check_log;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
