@@ -23,6 +23,10 @@ pub async fn serve(
     from: u64,
     send: &mut SendStream,
 ) -> Result<(), StreamError> {
+    if let Some(reason) = exchange.continuity.refusal() {
+        // What is not taken back yet cannot be offered: an answer now would end the node's asking too early.
+        return Ok(io::refuse(send, reason, exchange.now()).await?);
+    }
     let (reader, who) = (exchange.clone(), node.clone());
     let page = exchange.workers.run(move || reader.handed_over_since(&who, from, LEAVES_AT_ONCE));
     let (upto, again) = page.await.map_err(ExchangeError::from)??;
