@@ -8,7 +8,7 @@ use docaxis_protocol::frame::{Frame, Gone, GoneItem};
 use quinn::{Connection, SendStream};
 
 use super::io;
-use super::push;
+use super::push::{self, Offered};
 use super::submit::StreamError;
 use crate::dispatch::{Again, Exchange, ExchangeError};
 
@@ -35,9 +35,13 @@ pub async fn serve(
         let (reader, who) = (exchange.clone(), recipient.clone());
         let offering = exchange.workers.run(move || reader.offering_again(seq, &who));
         match offering.await.map_err(ExchangeError::from)?? {
-            Some(offering) => push::again(exchange, node, connection, offering).await?,
-            None => items.push(GoneItem { leaf, recipient, sender, dispatch, time }),
+            Some(offering) => match push::again(exchange, node, connection, offering).await? {
+                Offered::Recorded | Offered::NoLongerDue => continue,
+                Offered::BodiesLost { .. } => {}
+            },
+            None => {}
         }
+        items.push(GoneItem { leaf, recipient, sender, dispatch, time });
     }
     io::write(send, &Frame::Gone(Gone { upto, items })).await?;
     io::finish(send);
