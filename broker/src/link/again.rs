@@ -7,7 +7,7 @@ use docaxis_protocol::NodeId;
 use docaxis_protocol::frame::{Frame, Gone, GoneItem};
 use quinn::{Connection, SendStream};
 
-use super::io;
+use super::io::{self, IoError};
 use super::push::{self, Offered};
 use super::submit::StreamError;
 use crate::dispatch::{Again, Exchange, ExchangeError};
@@ -35,9 +35,14 @@ pub async fn serve(
         let (reader, who) = (exchange.clone(), recipient.clone());
         let offering = exchange.workers.run(move || reader.offering_again(seq, &who));
         match offering.await.map_err(ExchangeError::from)?? {
-            Some(offering) => match push::again(exchange, node, connection, offering).await? {
-                Offered::Recorded | Offered::NoLongerDue => continue,
-                Offered::BodiesLost { .. } => {}
+            Some(offering) => match push::again(exchange, node, connection, offering).await {
+                Ok(Offered::Recorded | Offered::NoLongerDue) => continue,
+                Ok(Offered::BodiesLost { .. }) => {}
+                // The same answer would come every time, and what stands behind it would never be offered.
+                Err(StreamError::Io(IoError::Refused(reason))) if !reason.known().text().retryable => {
+                    tracing::warn!(%node, %dispatch, %recipient, %reason, "what was lost with a restore is not taken again");
+                }
+                Err(error) => return Err(error),
             },
             None => {}
         }

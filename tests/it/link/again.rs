@@ -2,10 +2,11 @@
 
 use std::os::unix::fs::FileExt as _;
 
-use docaxis_protocol::frame::{Class, Frame, Gone, Need};
-use docaxis_protocol::{Digest, DispatchId};
+use docaxis_protocol::frame::{Class, Frame, Gone, Need, Refusal};
+use docaxis_protocol::{Digest, DispatchId, ReasonCode};
 
 use super::{DN, letter, net};
+use crate::net::now;
 use crate::raw::{RawNode, Sealed, Stream};
 
 /// The code with which a stream of bodies that are lost is reset.
@@ -52,4 +53,25 @@ async fn what_turns_out_damaged_while_it_is_offered_again_is_named_as_gone() {
     assert_eq!(offered.stream.rest().await, Err(BODY_LOST));
     assert_eq!(h37.take().await.0.envelope.id, whole.id, "the page goes on");
     assert_eq!(gone(page).await, (4, vec![damaged.id]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_offer_that_is_refused_for_good_is_named_as_gone_and_the_page_goes_on() {
+    let exchange = net().start();
+    let (g22, h37) = (RawNode::link(&exchange, "g22").await, RawNode::link(&exchange, "h37").await);
+    let [refused, taken] = handed_over(&g22, &h37, [b"one", b"two"]).await;
+    let page = restored(&h37).await;
+    let mut offered = h37.offered().await;
+    offered.stream.write(&Frame::Refused(Refusal::new(ReasonCode::BadSeal, "not today", now()))).await;
+    assert_eq!(h37.take().await.0.envelope.id, taken.id);
+    assert_eq!(gone(page).await, (4, vec![refused.id]));
+    // What may go better next time ends the page, and is offered again with the next.
+    let mut page = restored(&h37).await;
+    let mut offered = h37.offered().await;
+    offered.stream.write(&Frame::Refused(Refusal::new(ReasonCode::DiskFull, "later", now()))).await;
+    assert!(page.try_read(Class::Large).await.is_err());
+    let page = restored(&h37).await;
+    assert_eq!(h37.take().await.0.envelope.id, refused.id);
+    assert_eq!(h37.take().await.0.envelope.id, taken.id);
+    assert_eq!(gone(page).await, (4, vec![]));
 }
