@@ -119,6 +119,8 @@ pub struct Report {
     /// Nodes that are to give back what they hold and are not linked.
     pub waiting_for: BTreeSet<NodeId>,
     pub waiting_for_authority: bool,
+    /// Linked nodes that have not given everything that they hold.
+    pub giving: BTreeSet<NodeId>,
     /// Leaves that nobody has given back so far, from and to (inclusive).
     pub missing: Vec<(u64, u64)>,
     pub unusable: BTreeMap<u64, String>,
@@ -273,6 +275,8 @@ impl Continuity {
             .cloned()
             .collect();
         let waiting_for_authority = !open && !self.waived && !present.authority;
+        let giving: BTreeSet<NodeId> =
+            present.linked.iter().filter(|node| self.to_ask(node, own).is_some()).cloned().collect();
         let missing = if open { Vec::new() } else { self.missing(own, covered.unwrap_or(own)) };
         let next = match &self.why {
             None => String::new(),
@@ -283,6 +287,9 @@ impl Continuity {
                 "start the agents and the authority that are named here; if they are gone for good, say so with `docaxis \
                  broker restore --resume`"
                     .to_owned()
+            }
+            Some(_) if !giving.is_empty() => {
+                "nothing yet: linked nodes are still giving back; if one stays named here, look at its agent's log".to_owned()
             }
             Some(_) if !missing.is_empty() => {
                 "no linked node holds the missing leaves: link the node that does, or restore a newer backup or the \
@@ -295,7 +302,18 @@ impl Continuity {
         let why = self.why.as_ref().map(Why::text).unwrap_or_default();
         let unusable = self.unusable.clone();
         let checkpoint = covered.filter(|_| !open);
-        Report { open, why, leaves: own, checkpoint, waiting_for, waiting_for_authority, missing, unusable, next }
+        Report {
+            open,
+            why,
+            leaves: own,
+            checkpoint,
+            waiting_for,
+            waiting_for_authority,
+            giving,
+            missing,
+            unusable,
+            next,
+        }
     }
 
     /// Runs of leaves that are not here: up to the newest checkpoint, and up to the last leaf that was given.

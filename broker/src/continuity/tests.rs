@@ -112,6 +112,7 @@ fn the_operators_word_replaces_who_is_away_but_not_who_is_linked() {
     present.authority = false;
     continuity.waive();
     assert_eq!(continuity.next(5, &present), Step::Wait, "a is linked and has not answered");
+    assert_eq!(continuity.report(5, &present).giving, present.linked, "and it is named");
     assert_eq!(continuity.next(5, &Present::default()), Step::Wait, "nobody is there to compare with");
     give(&mut continuity, "a", 5, &[]);
     assert_eq!(continuity.next(5, &present), Step::Open(Some(checkpoint(5))));
