@@ -139,6 +139,10 @@ fn continuity(report: &Value) -> String {
     if !waiting.is_empty() {
         words += &format!("; waiting for {waiting}");
     }
+    let giving = plain(&report["giving"]);
+    if !giving.is_empty() {
+        words += &format!("; not everything has come from {giving}");
+    }
     if report["waiting_for_authority"] == true {
         words += "; waiting for the authority (docaxis ca serve)";
     }

@@ -1,5 +1,6 @@
 //! What the broker answers on the link: claims over the real broker, through a client that speaks the link itself.
 
+mod again;
 mod faults;
 mod handover;
 mod intake;

@@ -250,6 +250,46 @@ fn a_restored_agent_gets_again_what_was_handed_over_since_without_new_evidence()
 }
 
 #[test]
+fn an_agent_restored_together_with_the_broker_gets_again_what_the_broker_took_back_later() {
+    let mut net = TestNet::start(NODES);
+    let (broker_dir, node_dir) = (net.folder("broker-backup"), net.folder("node-backup"));
+    let before = net.send(G22, &[DN], letter().about("trước"));
+    net.wait_handed_over(&before);
+    net.wait_proven("g22", before.id, 2);
+    net.back_up_node("h37", &node_dir);
+    net.back_up_broker(&broker_dir);
+    let after = net.send(G22, &[DN], letter().about("sau"));
+    net.wait_handed_over(&after);
+    net.wait_proven("g22", after.id, 2);
+    for (node, _) in NODES {
+        net.stop_node(node);
+    }
+    net.stop_broker();
+    net.restore_broker(&broker_dir);
+    net.restore_node("h37", &node_dir);
+    net.start_broker();
+    // It asks while the broker has nothing of what was lost.
+    net.start_node("h37");
+    net.wait_linked("h37");
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert!(!net.continuity().open);
+    net.publish();
+    net.start_node("g22");
+    net.start_node("a53");
+    net.until_continuity(|report| report.open);
+    // The broker has its body still: it is that of the first.
+    let agent = net.agent("h37");
+    net.until(agent, async || {
+        let shown = agent.show(after.id).await.ok()?;
+        (!shown.incoming.is_empty()).then_some(())
+    });
+    let (mut at_dn, mut expected) = (net.inbox(DN), vec![before.received(), after.received()]);
+    at_dn.sort();
+    expected.sort();
+    assert_eq!(at_dn, expected);
+}
+
+#[test]
 fn a_restored_agent_lists_what_the_exchange_no_longer_has() {
     let mut net = TestNet::start(NODES);
     let dir = net.folder("backup");

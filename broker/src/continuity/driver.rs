@@ -154,10 +154,13 @@ impl Keeper {
         self.state().report(exchange.store.counts().leaves, &present)
     }
 
-    /// From which leaf on this node should be asked now, and the size of our log that its answer will belong to.
+    /// From which leaf on this node should be asked now, and the leaf at which the page begins that its answer belongs to:
+    /// the first page looks back a little.
     pub fn to_ask(&self, exchange: &Exchange, node: &NodeId) -> Option<(u64, u64)> {
-        let own = self.state().to_ask(node, exchange.store.counts().leaves)?;
-        Some((own - own.saturating_sub(self.base).min(OVERLAP), own))
+        let own = exchange.store.counts().leaves;
+        let page = self.state().to_ask(node, own)?;
+        let overlap = if page > own { 0 } else { page.saturating_sub(self.base).min(OVERLAP) };
+        Some((page - overlap, page))
     }
 
     /// Compares what a node holds with our log, before anything of that node is served. Blocks on the log's tiles.
@@ -212,7 +215,8 @@ impl Keeper {
         self.notify();
     }
 
-    /// Checks and takes in what a node gave back when our log had `asked` leaves. Blocks while signatures are checked.
+    /// Checks and takes in what a node gave back when it was asked for the page from leaf `asked` on. Blocks while
+    /// signatures are checked.
     pub fn given(&self, exchange: &Exchange, node: &NodeId, asked: u64, leaves: Vec<GivenLeaf>) {
         let checks = Checks {
             origin: &exchange.origin,

@@ -12,6 +12,7 @@ mod pieces;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use docaxis_protocol::limits::MAX_BATCH;
 use docaxis_protocol::tlog::Checkpoint;
 use docaxis_protocol::{Digest, NodeId, Timestamp};
 use serde::Serialize;
@@ -20,8 +21,12 @@ pub use driver::Keeper;
 pub use mark::Mark;
 pub use pieces::{Piece, What};
 
-/// Leaves from the log's end on that are kept in memory while those before them are still missing.
+/// Leaves from the log's end on that are kept in memory while those before them are still missing, where no checkpoint
+/// covers more of them.
 const WINDOW: u64 = 2048;
+/// The same up to the newest checkpoint: what no proof shows is taken up with all the rest up to there or not at all. A
+/// leaf with its envelope takes some KiB; so many are days of a large exchange, and still fit into its memory.
+const MAX_POOL: u64 = 1 << 20;
 /// How far beyond the newest checkpoint a leaf may claim to stand. A checkpoint is published four times a second and
 /// fetched by agents every few seconds; the rest is for a busy day.
 const MAX_BEYOND: u64 = 100_000;
@@ -81,14 +86,22 @@ pub struct Present {
     pub authority: bool,
 }
 
+/// How far a node has given what it holds, page by page.
+#[derive(Debug)]
+struct Heard {
+    /// The leaf from which on nothing was left out.
+    since: u64,
+    /// Where its last answer ended, if that was a full one; none if it has given everything.
+    next: Option<u64>,
+}
+
 #[derive(Debug, Default)]
 pub struct Continuity {
     why: Option<Why>,
     /// The largest checkpoint that was shown.
     newest: Option<Checkpoint>,
     pool: BTreeMap<u64, Piece>,
-    /// Up to which size of our log a node has given all that it holds from there on.
-    answered: BTreeMap<NodeId, u64>,
+    heard: BTreeMap<NodeId, Heard>,
     /// The operator said that nodes which are not here are gone for good.
     waived: bool,
     /// What could not be taken up, by leaf.
@@ -106,6 +119,8 @@ pub struct Report {
     /// Nodes that are to give back what they hold and are not linked.
     pub waiting_for: BTreeSet<NodeId>,
     pub waiting_for_authority: bool,
+    /// Linked nodes that have not given everything that they hold.
+    pub giving: BTreeSet<NodeId>,
     /// Leaves that nobody has given back so far, from and to (inclusive).
     pub missing: Vec<(u64, u64)>,
     pub unusable: BTreeMap<u64, String>,
@@ -126,7 +141,7 @@ impl Continuity {
         if self.why.is_none() || matches!(why, Why::Forked(_)) {
             self.why = Some(why);
             self.waived = false;
-            self.answered.clear();
+            self.heard.clear();
         }
     }
 
@@ -144,19 +159,30 @@ impl Continuity {
 
     /// A node's link is new: it is asked from the beginning.
     pub fn linked(&mut self, node: &NodeId) {
-        self.answered.remove(node);
+        self.heard.remove(node);
     }
 
     /// From which leaf on this node should be asked now.
     pub fn to_ask(&self, node: &NodeId, own: u64) -> Option<u64> {
-        let due = self.answered.get(node) != Some(&own);
-        (matches!(self.why, Some(Why::Restored { .. } | Why::Behind { .. })) && due).then_some(own)
+        let from = match self.heard.get(node) {
+            Some(Heard { next: Some(next), .. }) => Some(own.max(*next)),
+            Some(Heard { since, next: None }) => (*since != own).then_some(own),
+            None => Some(own),
+        };
+        from.filter(|_| matches!(self.why, Some(Why::Restored { .. } | Why::Behind { .. })))
     }
 
     /// What a node gave, asked from `from` on.
     pub fn given(&mut self, node: &NodeId, from: u64, pieces: Vec<Result<Piece, (u64, String)>>, own: u64) {
-        self.answered.insert(node.clone(), from);
         let far = self.newest.as_ref().map_or(own, |newest| newest.size.max(own)).saturating_add(MAX_BEYOND);
+        let since = match self.heard.get(node) {
+            Some(Heard { since, next: Some(next) }) if *next == from => *since,
+            _ => from,
+        };
+        let last = pieces.iter().map(|piece| piece.as_ref().map_or_else(|(leaf, _)| *leaf, |piece| piece.leaf)).max();
+        // Whoever fills an answer without coming further, or goes beyond belief, is not asked for more.
+        let next = last.filter(|last| pieces.len() >= MAX_BATCH && (from..far).contains(last)).map(|last| last + 1);
+        self.heard.insert(node.clone(), Heard { since, next });
         for piece in pieces {
             match piece {
                 Ok(piece) if piece.leaf >= far => {
@@ -172,9 +198,11 @@ impl Continuity {
     /// The first piece for a leaf stays, unless a proven one comes.
     fn keep(&mut self, piece: Piece, own: u64) {
         let first_beyond = self.pool.last_key_value().map(|(leaf, _)| *leaf);
+        let covered = self.newest.as_ref().map_or(0, |newest| newest.size);
+        let window = covered.saturating_sub(own).clamp(WINDOW, MAX_POOL);
         // The nearest leaf beyond the window tells how far a hole goes; the others are asked for again.
         if piece.leaf < own
-            || (piece.leaf >= own.saturating_add(WINDOW) && first_beyond.is_some_and(|last| last < piece.leaf))
+            || (piece.leaf >= own.saturating_add(window) && first_beyond.is_some_and(|last| last < piece.leaf))
         {
             return;
         }
@@ -192,7 +220,8 @@ impl Continuity {
 
     /// Whether everybody who must be heard has given all that he holds from `own` on.
     fn all_heard(&self, own: u64, present: &Present) -> bool {
-        let answered = |node: &NodeId| self.answered.get(node) == Some(&own);
+        let answered =
+            |node: &NodeId| self.heard.get(node).is_some_and(|heard| heard.since == own && heard.next.is_none());
         // A node that speaks only the older version of the link cannot answer: it is waited for like one that is away.
         match self.waived {
             // Without anybody to compare with, the operator's word would be all there is.
@@ -209,17 +238,19 @@ impl Continuity {
         self.pool.retain(|leaf, _| *leaf >= own);
         self.unusable.retain(|leaf, _| *leaf >= own);
         let covered = self.newest.as_ref().map_or(0, |newest| newest.size);
-        let run: Vec<Piece> = (own..).map_while(|leaf| self.pool.get(&leaf).cloned()).collect();
-        let sure = run.iter().take_while(|piece| piece.proven || piece.leaf >= covered).count();
+        // Counted before anything is copied: it may be long, and is looked at with every answer.
+        let run =
+            || self.pool.range(own..).zip(own..).take_while(|((leaf, _), at)| *leaf == at).map(|((_, piece), _)| piece);
+        let sure = run().take_while(|piece| piece.proven || piece.leaf >= covered).count();
         if sure > 0 {
-            return Step::Import(run.into_iter().take(sure).collect());
+            return Step::Import(run().take(sure).cloned().collect());
         }
-        let end = own + run.len() as u64;
-        if let Some(newest) = self.newest.as_ref().filter(|newest| !run.is_empty() && end >= newest.size) {
+        let end = own + run().count() as u64;
+        if let Some(newest) = self.newest.as_ref().filter(|newest| end > own && end >= newest.size) {
             let upto = usize::try_from(newest.size - own).unwrap_or(usize::MAX);
-            return Step::ImportIfRooted(run.into_iter().take(upto).collect(), newest.clone());
+            return Step::ImportIfRooted(run().take(upto).cloned().collect(), newest.clone());
         }
-        if !self.all_heard(own, present) || !run.is_empty() {
+        if !self.all_heard(own, present) || end > own {
             return Step::Wait;
         }
         match self.pool.first_key_value() {
@@ -244,6 +275,8 @@ impl Continuity {
             .cloned()
             .collect();
         let waiting_for_authority = !open && !self.waived && !present.authority;
+        let giving: BTreeSet<NodeId> =
+            present.linked.iter().filter(|node| self.to_ask(node, own).is_some()).cloned().collect();
         let missing = if open { Vec::new() } else { self.missing(own, covered.unwrap_or(own)) };
         let next = match &self.why {
             None => String::new(),
@@ -254,6 +287,9 @@ impl Continuity {
                 "start the agents and the authority that are named here; if they are gone for good, say so with `docaxis \
                  broker restore --resume`"
                     .to_owned()
+            }
+            Some(_) if !giving.is_empty() => {
+                "nothing yet: linked nodes are still giving back; if one stays named here, look at its agent's log".to_owned()
             }
             Some(_) if !missing.is_empty() => {
                 "no linked node holds the missing leaves: link the node that does, or restore a newer backup or the \
@@ -266,7 +302,18 @@ impl Continuity {
         let why = self.why.as_ref().map(Why::text).unwrap_or_default();
         let unusable = self.unusable.clone();
         let checkpoint = covered.filter(|_| !open);
-        Report { open, why, leaves: own, checkpoint, waiting_for, waiting_for_authority, missing, unusable, next }
+        Report {
+            open,
+            why,
+            leaves: own,
+            checkpoint,
+            waiting_for,
+            waiting_for_authority,
+            giving,
+            missing,
+            unusable,
+            next,
+        }
     }
 
     /// Runs of leaves that are not here: up to the newest checkpoint, and up to the last leaf that was given.

@@ -112,6 +112,7 @@ fn the_operators_word_replaces_who_is_away_but_not_who_is_linked() {
     present.authority = false;
     continuity.waive();
     assert_eq!(continuity.next(5, &present), Step::Wait, "a is linked and has not answered");
+    assert_eq!(continuity.report(5, &present).giving, present.linked, "and it is named");
     assert_eq!(continuity.next(5, &Present::default()), Step::Wait, "nobody is there to compare with");
     give(&mut continuity, "a", 5, &[]);
     assert_eq!(continuity.next(5, &present), Step::Open(Some(checkpoint(5))));
@@ -134,4 +135,43 @@ fn a_leaf_far_beyond_every_checkpoint_is_not_believed() {
     give(&mut continuity, "a", 5, &[(5 + MAX_BEYOND, false)]);
     give(&mut continuity, "b", 5, &[]);
     assert_eq!(continuity.next(5, &present), Step::Open(Some(checkpoint(5))));
+}
+
+/// What a node that holds the leaves `from..until` answers to one question, none of them proven.
+fn page(from: u64, until: u64) -> Vec<(u64, bool)> {
+    (from..until).take(MAX_BATCH).map(|leaf| (leaf, false)).collect()
+}
+
+#[test]
+fn a_node_is_asked_page_by_page_until_what_it_holds_leads_to_the_newest_checkpoint() {
+    for size in [302, 2 + WINDOW + 1500] {
+        let (mut continuity, mut present) = closed();
+        present.expected.remove(&node("b"));
+        continuity.shown(&checkpoint(size));
+        let mut asked = Vec::new();
+        while let Step::Wait = continuity.next(2, &present) {
+            let from = continuity.to_ask(&node("a"), 2).expect("there is more");
+            asked.push(from);
+            let pieces = page(from, size).into_iter().map(|(leaf, proven)| Ok(piece(leaf, proven))).collect();
+            continuity.given(&node("a"), from, pieces, 2);
+        }
+        assert_eq!(asked, (2..size).step_by(MAX_BATCH).collect::<Vec<_>>());
+        let step = continuity.next(2, &present);
+        assert!(matches!(&step, Step::ImportIfRooted(_, newest) if newest.size == size), "{size}");
+        assert_eq!(leaves(step), (2..size).collect::<Vec<_>>());
+        // Once more from the new end on, and it has been heard.
+        assert_eq!((continuity.next(size, &present), continuity.to_ask(&node("a"), size)), (Step::Wait, Some(size)));
+        give(&mut continuity, "a", size, &[]);
+        assert_eq!(continuity.next(size, &present), Step::Open(Some(checkpoint(size))));
+    }
+}
+
+#[test]
+fn a_node_that_fills_its_answers_without_coming_further_is_not_asked_for_ever() {
+    let (mut continuity, _) = closed();
+    give(&mut continuity, "a", 2, &[(1, false); MAX_BATCH]);
+    assert_eq!(continuity.to_ask(&node("a"), 2), None);
+    let far = 5 + MAX_BEYOND;
+    give(&mut continuity, "b", 2, &page(far, far + 1000));
+    assert_eq!(continuity.to_ask(&node("b"), 2), None);
 }

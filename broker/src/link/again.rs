@@ -7,8 +7,8 @@ use docaxis_protocol::NodeId;
 use docaxis_protocol::frame::{Frame, Gone, GoneItem};
 use quinn::{Connection, SendStream};
 
-use super::io;
-use super::push;
+use super::io::{self, IoError};
+use super::push::{self, Offered};
 use super::submit::StreamError;
 use crate::dispatch::{Again, Exchange, ExchangeError};
 
@@ -23,6 +23,10 @@ pub async fn serve(
     from: u64,
     send: &mut SendStream,
 ) -> Result<(), StreamError> {
+    if let Some(reason) = exchange.continuity.refusal() {
+        // What is not taken back yet cannot be offered: an answer now would end the node's asking too early.
+        return Ok(io::refuse(send, reason, exchange.now()).await?);
+    }
     let (reader, who) = (exchange.clone(), node.clone());
     let page = exchange.workers.run(move || reader.handed_over_since(&who, from, LEAVES_AT_ONCE));
     let (upto, again) = page.await.map_err(ExchangeError::from)??;
@@ -31,9 +35,18 @@ pub async fn serve(
         let (reader, who) = (exchange.clone(), recipient.clone());
         let offering = exchange.workers.run(move || reader.offering_again(seq, &who));
         match offering.await.map_err(ExchangeError::from)?? {
-            Some(offering) => push::again(exchange, node, connection, offering).await?,
-            None => items.push(GoneItem { leaf, recipient, sender, dispatch, time }),
+            Some(offering) => match push::again(exchange, node, connection, offering).await {
+                Ok(Offered::Recorded | Offered::NoLongerDue) => continue,
+                Ok(Offered::BodiesLost { .. }) => {}
+                // The same answer would come every time, and what stands behind it would never be offered.
+                Err(StreamError::Io(IoError::Refused(reason))) if !reason.known().text().retryable => {
+                    tracing::warn!(%node, %dispatch, %recipient, %reason, "what was lost with a restore is not taken again");
+                }
+                Err(error) => return Err(error),
+            },
+            None => {}
         }
+        items.push(GoneItem { leaf, recipient, sender, dispatch, time });
     }
     io::write(send, &Frame::Gone(Gone { upto, items })).await?;
     io::finish(send);

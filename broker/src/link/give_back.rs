@@ -30,9 +30,9 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection) 
     let mut changed = exchange.continuity.changed();
     loop {
         changed.mark_unchanged();
-        if let Some((from, own)) = exchange.continuity.to_ask(&exchange, &node) {
+        if let Some((from, page)) = exchange.continuity.to_ask(&exchange, &node) {
             let pause = match ask(&connection, from).await {
-                Ok(leaves) => take(&exchange, &node, own, leaves).await,
+                Ok(leaves) => take(&exchange, &node, page, leaves).await,
                 Err(error) => {
                     tracing::warn!(%node, %error, "a node does not give back what it holds; it is asked again");
                     true
@@ -73,9 +73,9 @@ async fn ask(connection: &Connection, from: u64) -> Result<Vec<GivenLeaf>, IoErr
 }
 
 /// Signatures are checked on a worker. Says whether to pause because that failed.
-async fn take(exchange: &Arc<Exchange>, node: &NodeId, own: u64, leaves: Vec<GivenLeaf>) -> bool {
+async fn take(exchange: &Arc<Exchange>, node: &NodeId, page: u64, leaves: Vec<GivenLeaf>) -> bool {
     let (keeper, who) = (exchange.clone(), node.clone());
-    let checked = exchange.workers.run(move || keeper.continuity.given(&keeper, &who, own, leaves)).await;
+    let checked = exchange.workers.run(move || keeper.continuity.given(&keeper, &who, page, leaves)).await;
     if let Err(error) = &checked {
         tracing::warn!(%node, %error, "what a node gave back was not looked at");
     }

@@ -131,7 +131,7 @@ async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, wa
 }
 
 /// How an offer ended without an error.
-enum Offered {
+pub enum Offered {
     Recorded,
     NoLongerDue,
     /// Bodies are damaged or missing; nothing whole was sent of them.
@@ -178,16 +178,14 @@ pub async fn again(
     node: &NodeId,
     connection: &Connection,
     offering: Offering,
-) -> Result<(), StreamError> {
+) -> Result<Offered, StreamError> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
-    match converse(exchange, node, offering, &mut send, &mut recv).await? {
-        Offered::BodiesLost { .. } => {
-            // Reset rather than finish: what is not whole must not look whole.
-            let _gone = (send.reset(io::code::BODY_LOST.into()), recv.stop(io::code::BODY_LOST.into()));
-            Ok(())
-        }
-        Offered::Recorded | Offered::NoLongerDue => Ok(()),
+    let told = converse(exchange, node, offering, &mut send, &mut recv).await?;
+    if matches!(told, Offered::BodiesLost { .. }) {
+        // Reset rather than finish: what is not whole must not look whole.
+        let _gone = (send.reset(io::code::BODY_LOST.into()), recv.stop(io::code::BODY_LOST.into()));
     }
+    Ok(told)
 }
 
 async fn converse(

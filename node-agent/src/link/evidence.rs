@@ -168,6 +168,8 @@ pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>
             fetched = fetch_once(&session, &mut after) => fetched,
         };
         match fetched {
+            // Every leaf that is proven is one that an exchange which is put back can take up on its own.
+            Ok(()) if after.is_some() => continue,
             Ok(()) => {}
             Err(LinkError::Refused(refusal)) if refusal.reason.known() == ReasonCode::Busy => {}
             Err(error) if error.ends_session() => return Err(error),

@@ -10,8 +10,10 @@ use super::session::Session;
 
 pub async fn run(session: &Session, mut stream: Stream, from: u64) -> Result<(), LinkError> {
     let shared = &session.shared;
-    let limit = u32::try_from(MAX_BATCH).unwrap_or(u32::MAX);
-    let leaves = shared.mailbox.give_back(from, limit, shared.env.now()).await?;
+    let (leaves, damaged) = shared.mailbox.give_back(from, MAX_BATCH, shared.env.now()).await?;
+    for error in damaged {
+        shared.alarm(format!("evidence cannot be given back to the exchange that lost it: {error}"));
+    }
     tracing::warn!(from, leaves = leaves.len(), "the exchange was put back to an older copy and asks for its evidence");
     for frame in frames(leaves) {
         stream.write(&Frame::GivenBack(frame)).await?;

@@ -520,3 +520,27 @@ async fn drafts_that_break_a_rule_are_refused_by_name_and_leave_nothing() {
     agent.shutdown().await.unwrap();
     assert_eq!(bodies_in(&data), []);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn proofs_are_asked_for_without_a_pause_while_there_are_more() {
+    let mut exchange = Exchange::start();
+    let node = exchange.join("g22", &["000.00.00.G22"]);
+    let mut config = exchange.config("agent");
+    config.link.proofs_every = std::time::Duration::from_secs(3600);
+    std::fs::create_dir_all(&config.agent.data).unwrap();
+    let path = config.agent.data.join("mailbox.db");
+    tokio::task::block_in_place(|| crate::mailbox::Mailbox::open(&path).unwrap().close());
+    let sql = "WITH RECURSIVE n(leaf) AS (SELECT 0 UNION ALL SELECT leaf + 1 FROM n WHERE leaf < 299) \
+               INSERT INTO evidence SELECT leaf, zeroblob(16), NULL, 'SubmissionAcceptance', 0, x'', zeroblob(64), \
+               zeroblob(32), NULL, NULL, ?1 FROM n";
+    let stored = Env::real().now().unix_ms();
+    rusqlite::Connection::open(&path).unwrap().execute(sql, [stored]).unwrap();
+    let _agent = crate::Agent::start(config, crate::Identity::of(&node).unwrap(), Env::real()).unwrap();
+    let link = exchange.accept().await;
+    for count in [256, 44] {
+        let (Frame::FetchProofs(leaves), mut stream) = link.next("FetchProofs").await else { panic!("no FetchProofs") };
+        assert_eq!(leaves.len(), count);
+        stream.write(&Frame::Proofs(vec![])).await.unwrap();
+        stream.finish();
+    }
+}

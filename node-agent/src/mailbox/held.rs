@@ -42,8 +42,14 @@ impl Mailbox {
     }
 
     /// The first evidence from this leaf on, for an exchange that lost it. What was accepted there and has no outcome
-    /// everywhere is queued again in the same transaction: its bodies may be lost as well.
-    pub async fn give_back(&self, from: u64, limit: u32, now: Timestamp) -> Result<Vec<GivenLeaf>, MailboxError> {
+    /// everywhere is queued again in the same transaction: its bodies may be lost as well. What is damaged here is left out
+    /// and told, so that it does not keep back the rest; fewer than `limit` leaves still mean that there are no more.
+    pub async fn give_back(
+        &self,
+        from: u64,
+        limit: usize,
+        now: Timestamp,
+    ) -> Result<(Vec<GivenLeaf>, Vec<MailboxError>), MailboxError> {
         self.write(move |connection| {
             connection
                 .prepare_cached(
@@ -53,13 +59,20 @@ impl Mailbox {
                      AND EXISTS (SELECT 1 FROM deliveries d WHERE d.dispatch = outgoing.id AND d.state = 'waiting')",
                 )?
                 .execute(params![rows::int(from), now.unix_ms()])?;
-            let sql = format!("SELECT {COLUMNS} FROM evidence WHERE leaf >= ?1 ORDER BY leaf LIMIT ?2");
-            let found: Vec<EvidenceRow> = connection
-                .prepare_cached(&sql)?
-                .query_map(params![rows::int(from), limit], evidence)?
-                .map(|row| row?)
-                .collect::<Result<_, MailboxError>>()?;
-            found.into_iter().map(|row| given(connection, row)).collect()
+            let sql = format!("SELECT {COLUMNS} FROM evidence WHERE leaf >= ?1 ORDER BY leaf");
+            let mut query = connection.prepare_cached(&sql)?;
+            let mut found = query.query_map([rows::int(from)], evidence)?;
+            let (mut leaves, mut damaged) = (Vec::new(), Vec::new());
+            while leaves.len() < limit
+                && let Some(row) = found.next()
+            {
+                match row?.and_then(|row| given(connection, row)) {
+                    Ok(leaf) => leaves.push(leaf),
+                    Err(error @ MailboxError::Damaged { .. }) => damaged.push(error),
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok((leaves, damaged))
         })
         .await
     }

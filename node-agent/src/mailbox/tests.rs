@@ -483,3 +483,31 @@ fn a_database_that_the_disk_does_not_give_is_said_to_be_lost_and_a_busy_one_is_n
     assert!(mailbox.poisoned().is_some());
     mailbox.close();
 }
+
+#[test]
+fn evidence_that_is_damaged_here_does_not_keep_the_rest_from_an_exchange_that_lost_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+        let exchange = crate::link::testing::Exchange::start();
+        let event = docaxis_protocol::Event::SubmissionAcceptance;
+        let good = exchange.evidence(event, &queued(1).sealed, |_| {});
+        let filled = mailbox.write(move |connection| {
+            for leaf in 5..9 {
+                let bytes = if leaf == 6 { b"rot" } else { good.bytes.as_slice() };
+                connection.execute(
+                    "INSERT INTO evidence VALUES (?1, ?2, NULL, 'SubmissionAcceptance', 0, ?3, ?4, x'', NULL, NULL, 0)",
+                    rusqlite::params![leaf, queued(1).id.as_bytes(), bytes, good.signature.0.as_slice()],
+                )?;
+            }
+            Ok(())
+        });
+        filled.await.unwrap();
+        for (from, expected, damaged) in [(5, vec![5, 7], 1), (8, vec![8], 0)] {
+            let (leaves, errors) = mailbox.give_back(from, 2, Timestamp::from_unix_ms(0)).await.unwrap();
+            let found: Vec<u64> = leaves.into_iter().map(|given| given.leaf).collect();
+            assert_eq!((found, errors.len()), (expected, damaged), "{errors:?}");
+        }
+    });
+    mailbox.close();
+}
