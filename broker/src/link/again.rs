@@ -34,8 +34,8 @@ pub async fn serve(
     for Again { leaf, seq, recipient, time, dispatch, sender } in again {
         let (reader, who) = (exchange.clone(), recipient.clone());
         let offering = exchange.workers.run(move || reader.offering_again(seq, &who));
-        match offering.await.map_err(ExchangeError::from)?? {
-            Some(offering) => match push::again(exchange, node, connection, offering).await {
+        if let Some(offering) = offering.await.map_err(ExchangeError::from)?? {
+            match push::again(exchange, node, connection, offering).await {
                 Ok(Offered::Recorded | Offered::NoLongerDue) => continue,
                 Ok(Offered::BodiesLost { .. }) => {}
                 // The same answer would come every time, and what stands behind it would never be offered.
@@ -43,8 +43,7 @@ pub async fn serve(
                     tracing::warn!(%node, %dispatch, %recipient, %reason, "what was lost with a restore is not taken again");
                 }
                 Err(error) => return Err(error),
-            },
-            None => {}
+            }
         }
         items.push(GoneItem { leaf, recipient, sender, dispatch, time });
     }

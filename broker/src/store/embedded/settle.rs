@@ -43,6 +43,9 @@ pub struct Settler {
     pub stuck: BTreeMap<u64, u64>,
 }
 
+/// One of the things that a round does.
+type Step = fn(&mut Settler) -> Result<(), StoreError>;
+
 impl Settler {
     /// Until the committer is gone.
     pub fn run(mut self) {
@@ -70,7 +73,7 @@ impl Settler {
     fn round(&mut self, seen: &mut (u64, Instant)) -> Result<(), StoreError> {
         // Where one finds no room, another may make some: pruning and freeing are not held up by a copy.
         let mut full = None;
-        let steps: [fn(&mut Self) -> Result<(), StoreError>; 4] = [
+        let steps: [Step; 4] = [
             |it| it.settle_full(),
             |it| it.unless_held(|it| it.prune()),
             |it| it.unless_held(Self::free),
@@ -103,7 +106,7 @@ impl Settler {
     }
 
     /// Nothing goes while a backup still reads it.
-    fn unless_held(&mut self, step: fn(&mut Self) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    fn unless_held(&mut self, step: Step) -> Result<(), StoreError> {
         let shared = self.shared.clone();
         let held = shared.held.lock().unwrap_or_else(PoisonError::into_inner);
         if *held > 0 { Ok(()) } else { step(self) }
