@@ -182,7 +182,7 @@ mod tests {
         }
 
         fn write(&self, sql: &str) {
-            rusqlite::Connection::open(self.data.join(MAILBOX)).unwrap().execute_batch(sql).unwrap();
+            mailbox::raw(&self.data.join(MAILBOX)).execute_batch(sql).unwrap();
         }
 
         fn take(&self) -> Result<Taken, Error> {
@@ -229,17 +229,17 @@ mod tests {
     #[test]
     fn a_stopped_agent_whose_mailboxs_log_is_damaged_is_not_backed_up() {
         let node = Node::with_a_body(b"body");
-        let (mailbox, log) = (node.data.join(MAILBOX), node.data.join("mailbox.db-wal"));
-        let connection = rusqlite::Connection::open(&mailbox).unwrap();
+        let (database, log) = (node.data.join(MAILBOX), node.data.join("mailbox.db-wal"));
+        let connection = mailbox::raw(&database);
         for n in 0..4 {
             connection.execute("INSERT INTO meta VALUES (?1, zeroblob(3000))", [n.to_string()]).unwrap();
         }
         // As after kill -9: a connection that closes would empty the log.
         let mut bytes = std::fs::read(&log).unwrap();
-        let database = std::fs::read(&mailbox).unwrap();
+        let pages = std::fs::read(&database).unwrap();
         drop(connection);
         bytes[100] ^= 1;
-        std::fs::write(&mailbox, database).unwrap();
+        std::fs::write(&database, pages).unwrap();
         std::fs::write(&log, &bytes).unwrap();
         let error = node.take().unwrap_err();
         assert!(matches!(&error, Error::Mailbox(MailboxError::Damaged { .. })), "{error}");

@@ -76,6 +76,12 @@ enum Job<T> {
     Close,
 }
 
+/// The database beside the mailbox, for tests that write what matters to them alone.
+#[cfg(test)]
+pub(crate) fn raw(database: &Path) -> Connection {
+    Connection::open(database).unwrap()
+}
+
 pub struct Mailbox {
     writer: mpsc::Sender<Job<Write>>,
     reader: mpsc::Sender<Job<Read>>,
