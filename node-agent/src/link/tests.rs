@@ -534,7 +534,7 @@ async fn proofs_are_asked_for_without_a_pause_while_there_are_more() {
                INSERT INTO evidence SELECT leaf, zeroblob(16), NULL, 'SubmissionAcceptance', 0, x'', zeroblob(64), \
                zeroblob(32), NULL, NULL, ?1 FROM n";
     let stored = Env::real().now().unix_ms();
-    rusqlite::Connection::open(&path).unwrap().execute(sql, [stored]).unwrap();
+    crate::mailbox::raw(&path).execute(sql, [stored]).unwrap();
     let _agent = crate::Agent::start(config, crate::Identity::of(&node).unwrap(), Env::real()).unwrap();
     let link = exchange.accept().await;
     for count in [256, 44] {
