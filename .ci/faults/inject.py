@@ -17,7 +17,8 @@ from claims import agent_kept, broker_kept, fresh
 from load import Acks, AgentLoad, BrokerLoad
 from rig import HANG_S, RECIPIENT, SENDER, Broken, arguments, run, until
 
-ERRORS = ("error=EIO", "error=ENOSPC")
+EIO, ENOSPC = ("error=EIO",), ("error=ENOSPC",)
+ERRORS = EIO + ENOSPC
 SHORT = ("retval=0",)
 # What must follow: it ends, and acknowledges nothing meanwhile; it ends; or it may go on, where the call was about one
 # request alone, about the index, or about room that can come back.
@@ -30,9 +31,12 @@ TARGETS = [
     ("broker", "committer", "fsync", ERRORS, 2, MAY_GO_ON),
     ("broker", "settler", "pwrite64", ERRORS + SHORT, 3, MAY_GO_ON),
     ("broker", "settler", "fdatasync", ERRORS, 2, MAY_GO_ON),
-    ("broker", "log", "write", ERRORS, 10, ENDS),
-    ("broker", "log", "fsync", ERRORS, 10, ENDS),
-    ("broker", "log", "rename", ERRORS, 10, ENDS),
+    ("broker", "log", "write", EIO, 10, ENDS),
+    ("broker", "log", "write", ENOSPC, 10, MAY_GO_ON),
+    ("broker", "log", "fsync", EIO, 10, ENDS),
+    ("broker", "log", "fsync", ENOSPC, 10, MAY_GO_ON),
+    ("broker", "log", "rename", EIO, 10, ENDS),
+    ("broker", "log", "rename", ENOSPC, 10, MAY_GO_ON),
     ("broker", "sled-io-", "pwrite64", ERRORS, 2, MAY_GO_ON),
     ("broker", "tokio-rt-worker", "pwrite64", ERRORS + SHORT, 40, MAY_GO_ON),
     ("broker", "tokio-rt-worker", "fdatasync", ERRORS, 4, MAY_GO_ON),
