@@ -8,13 +8,13 @@ def crc(data):
 def files(folder, suffix, magic):  # bytes, number, salt, first; oldest first
     for path in sorted(glob.glob(os.path.join(sys.argv[1], folder, "*." + suffix))):
         data = open(path, "rb").read()
-        assert data[:12] == magic + b"\1\0\0\0" and crc(data[:44]) == struct.unpack_from("<I", data, 44)[0], path
+        assert data[:12] == magic + b"\2\0\0\0" and crc(data[:44]) == struct.unpack_from("<I", data, 44)[0], path
         yield (data, *struct.unpack_from("<QQQ", data, 16))
 def frames(data, at):  # leaf and encoded record, as far as they are whole
     while at + 24 <= len(data):
         size, tail, leaf, version, check = struct.unpack_from("<IIQII", data, at)
         record = data[at + 24:at + 24 + size]
-        if version != 1 or at + 24 + size + tail > len(data) or crc(data[at:at + 20] + record) != check:
+        if version != 2 or at + 24 + size + tail > len(data) or crc(data[at:at + 20] + record) != check:
             return
         yield leaf, record
         at += 24 + size + tail

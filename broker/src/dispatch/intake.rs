@@ -219,7 +219,7 @@ impl Exchange {
         Ok(Look::Admitted(Box::new(Admitted { envelope, digest, sealed, bodies, missing, known }), now))
     }
 
-    /// Parts whose bodies are neither here inline nor were uploaded by this same agency before. A digest alone never
+    /// Parts whose bodies are neither here inline nor large ones that this same agency uploaded before. A digest alone never
     /// opens a body, nor tells whether one exists: for the sender of foreign digests there is no difference.
     fn missing(
         &self,
@@ -281,10 +281,12 @@ impl Exchange {
     /// Waits for the commit. The receipt leaves only after it.
     async fn conclude(self: &Arc<Self>, committing: Committing) -> Result<Done, ExchangeError> {
         let Committing { envelope, digest, sealed, evidence, answer } = committing;
-        let brought = envelope.parts.iter().map(|part| part.sha256).collect();
         let done = match answer.await? {
             Accepted::New(seq) => {
-                self.bodies_are_here(brought).await?;
+                // Large bodies are shared: another dispatch may have waited for one of these.
+                let large = envelope.parts.iter().filter(|part| part.size > MAX_INLINE_BODY_BYTES as u64);
+                let large = large.map(|part| part.sha256).collect();
+                self.bodies_are_here(None, vec![], large).await?;
                 self.ring_recipients(envelope.recipients.iter());
                 self.ring_sender(&envelope.sender.agency);
                 Done { intake: frame::Intake::Accepted, leaf: seq.0, evidence }

@@ -353,7 +353,7 @@ impl Exchange {
             if small && total.saturating_add(size) > MAX_INLINE_TOTAL_BYTES {
                 continue;
             }
-            match self.store.body(part)? {
+            match self.store.body(dispatch.seq, part)? {
                 Some(BodySource::Inline(bytes)) => {
                     total += size;
                     inline.push(index);

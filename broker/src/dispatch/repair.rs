@@ -69,11 +69,13 @@ impl Repairs {
         }
     }
 
-    /// These bodies are here again. Returns the dispatches that now lack none.
-    pub fn restored(&self, bodies: &[Digest]) -> Vec<Seq> {
+    /// This dispatch's small bodies are here again, and these large ones, which others may name as well. Returns the
+    /// dispatches that now lack none.
+    pub fn restored(&self, own: Option<Seq>, small: &[Digest], large: &[Digest]) -> Vec<Seq> {
         let mut whole = Vec::new();
         self.wanted().retain(|seq, entry| {
-            entry.parts.retain(|_, sha256| !bodies.contains(sha256));
+            let own = own == Some(*seq);
+            entry.parts.retain(|_, sha256| !(large.contains(sha256) || own && small.contains(sha256)));
             if entry.parts.is_empty() {
                 whole.push(*seq);
             }
@@ -92,7 +94,7 @@ impl Exchange {
     pub fn lost_parts(&self, dispatch: &Dispatch) -> Result<Vec<(u16, PartDigest)>, StoreError> {
         let mut lost: BTreeMap<Digest, (u16, PartDigest)> = BTreeMap::new();
         for (index, part) in (0u16..).zip(&dispatch.parts) {
-            if !lost.contains_key(&part.sha256) && self.store.body(part)?.is_none() {
+            if !lost.contains_key(&part.sha256) && self.store.body(dispatch.seq, part)?.is_none() {
                 lost.insert(part.sha256, (index, part.clone()));
             }
         }
@@ -151,19 +153,26 @@ impl Exchange {
         lost: Vec<Digest>,
         done: Done,
     ) -> Result<Done, ExchangeError> {
-        let small: Vec<Body> = admitted.bodies.into_iter().map(|(sha256, bytes)| Body { sha256, bytes }).collect();
-        if !small.is_empty() {
-            self.store.restore(small).await?;
+        let bodies: Vec<Body> = admitted.bodies.into_iter().map(|(sha256, bytes)| Body { sha256, bytes }).collect();
+        let seq = Seq(done.leaf);
+        let (small, large) = lost.into_iter().partition(|sha256| bodies.iter().any(|body| body.sha256 == *sha256));
+        if !bodies.is_empty() {
+            self.store.restore(seq, bodies).await?;
         }
-        tracing::info!(dispatch = %admitted.envelope.id, bodies = lost.len(), "lost bodies were brought once more");
-        self.bodies_are_here(lost).await?;
+        tracing::info!(dispatch = %admitted.envelope.id, "lost bodies were brought once more");
+        self.bodies_are_here(Some(seq), small, large).await?;
         self.ring_recipients(admitted.envelope.recipients.iter());
         Ok(done)
     }
 
     /// Lets dispatches be offered again that waited for these bodies.
-    pub(super) async fn bodies_are_here(self: &Arc<Self>, bodies: Vec<Digest>) -> Result<(), ExchangeError> {
-        let whole = self.repairs.restored(&bodies);
+    pub(super) async fn bodies_are_here(
+        self: &Arc<Self>,
+        own: Option<Seq>,
+        small: Vec<Digest>,
+        large: Vec<Digest>,
+    ) -> Result<(), ExchangeError> {
+        let whole = self.repairs.restored(own, &small, &large);
         if whole.is_empty() {
             return Ok(());
         }

@@ -217,7 +217,7 @@ async fn converse(
                             IoError::Unexpected { expected: "a part of this dispatch", found: "another" }.into()
                         );
                     };
-                    if !give(exchange, part, offset, send).await? {
+                    if !give(exchange, dispatch.seq, part, offset, send).await? {
                         let noted = exchange.ask_sender(&dispatch, &[(index, part.clone())]);
                         return Ok(Offered::BodiesLost { noted });
                     }
@@ -255,12 +255,13 @@ async fn converse(
 /// Sends a body. False if it is damaged or missing: then it has been set aside, and not all of it was sent.
 async fn give(
     exchange: &Arc<Exchange>,
+    seq: Seq,
     part: &PartDigest,
     offset: u64,
     send: &mut SendStream,
 ) -> Result<bool, StreamError> {
     let (reader, wanted) = (exchange.clone(), part.clone());
-    let found = exchange.workers.run(move || reader.store.body(&wanted)).await.map_err(ExchangeError::from)?;
+    let found = exchange.workers.run(move || reader.store.body(seq, &wanted)).await.map_err(ExchangeError::from)?;
     let Some(source) = found.map_err(ExchangeError::from)? else { return Ok(false) };
     let failed = match bodies::send(send, source, part, offset).await {
         Ok(()) => return Ok(true),
@@ -268,7 +269,7 @@ async fn give(
         Err(other) => return Err(other.into()),
     };
     let (reader, wanted) = (exchange.clone(), part.clone());
-    let look = move || reader.store.set_aside(&wanted).and_then(|()| Ok(reader.store.body(&wanted)?.is_none()));
+    let look = move || reader.store.set_aside(&wanted).and_then(|()| Ok(reader.store.body(seq, &wanted)?.is_none()));
     let gone = exchange.workers.run(look).await.map_err(ExchangeError::from)?.map_err(ExchangeError::from)?;
     // Whole after all: this try ends, and the next one reads it again.
     if gone { Ok(false) } else { Err(failed.into()) }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::key::RawSignature;
-use docaxis_protocol::limits::DEDUP_AFTER_EXPIRY;
+use docaxis_protocol::limits::{DEDUP_AFTER_EXPIRY, MAX_INLINE_BODY_BYTES};
 use docaxis_protocol::{
     AgencyCode, Digest, DispatchId, Event, SealedEnvelope, SealedStatement, SignedEvidence, Timestamp,
 };
@@ -374,18 +374,33 @@ fn log(store: &Arc<dyn Store>) {
 fn bodies(store: &Arc<dyn Store>) {
     let sent = letter(1, &["H37.DN.001"]);
     let part = sent.parts[0].clone();
-    assert!(!store.holds(&sent.sender, &part).unwrap());
-    assert_eq!(store.body(&part).unwrap(), None);
+    assert_eq!(store.body(Seq(0), &part).unwrap(), None);
     wait(store.accept(sent.clone())).unwrap();
-    assert!(store.holds(&sent.sender, &part).unwrap());
-    assert!(!store.holds(&agency("H37.DN.001"), &part).unwrap());
-    assert!(!store.holds(&agency("000.00.00"), &part).unwrap());
+    let whole = Some(BodySource::Inline(sent.bodies[0].bytes.clone()));
+    assert_eq!(store.body(Seq(0), &part).unwrap(), whole);
+    assert_eq!(store.body(Seq(1), &part).unwrap(), None, "not of another dispatch");
     let other_size = PartDigest { size: part.size + 1, ..part.clone() };
-    assert!(!store.holds(&sent.sender, &other_size).unwrap());
-    assert_eq!(store.body(&part).unwrap(), Some(BodySource::Inline(sent.bodies[0].bytes.clone())));
-    // Held before, so sent without its body.
-    let again = Acceptance { bodies: vec![], parts: sent.parts.clone(), ..letter(2, &["H37.DN.001"]) };
+    assert_eq!(store.body(Seq(0), &other_size).unwrap(), None);
+    // A small body comes with each dispatch that names it.
+    assert!(!store.holds(&sent.sender, &part).unwrap());
+    let bare = Acceptance { bodies: vec![], parts: sent.parts.clone(), ..letter(2, &["H37.DN.001"]) };
+    assert!(wait(store.accept(bare.clone())).is_err());
+    let again = Acceptance { bodies: sent.bodies.clone(), ..bare };
     assert_eq!(wait(store.accept(again)).unwrap(), Accepted::New(Seq(1)));
+    assert_eq!(store.body(Seq(1), &part).unwrap(), whole);
+    // Several, one of them empty and one named twice.
+    let bodies = vec![body_of(7, 3_000), body_of(8, 0), body_of(9, MAX_INLINE_BODY_BYTES)];
+    let parts =
+        [2, 1, 0, 2].map(|n: usize| PartDigest { sha256: bodies[n].sha256, size: bodies[n].bytes.len() as u64 });
+    let several = Acceptance { bodies: bodies.clone(), parts: parts.to_vec(), ..letter(3, &["H37.DN.001"]) };
+    assert_eq!(wait(store.accept(several)).unwrap(), Accepted::New(Seq(2)));
+    for (part, n) in parts.iter().zip([2, 1, 0, 2]) {
+        assert_eq!(store.body(Seq(2), part).unwrap(), Some(BodySource::Inline(bodies[n].bytes.clone())));
+    }
+    // Brought once more: of a dispatch that there is.
+    wait(store.restore(Seq(2), vec![bodies[2].clone()])).unwrap();
+    assert_eq!(store.body(Seq(2), &parts[0]).unwrap(), Some(BodySource::Inline(bodies[2].bytes.clone())));
+    assert!(wait(store.restore(Seq(9), vec![bodies[2].clone()])).is_err());
 }
 
 fn notices(store: &Arc<dyn Store>) {

@@ -74,7 +74,7 @@ pub struct Acceptance {
     pub envelope_sha256: Digest,
     pub envelope: SealedEnvelope,
     pub parts: Vec<PartDigest>,
-    /// Bodies that this submission brought inline, each at most 64 KiB.
+    /// Its small bodies (at most 64 KiB), each once. None of them may be absent from a new submission.
     pub bodies: Vec<Body>,
     pub evidence: SignedEvidence,
     /// Every recipient, in the envelope's order, and for one that is refused at once its ContentHandoverFailure.
@@ -291,16 +291,17 @@ pub trait Store: Send + Sync {
     fn handovers(&self, from: u64, limit: usize) -> Result<(u64, Vec<StoredEvidence>), StoreError>;
     /// Log entries (SHA-256 over evidence and signature) from leaf `from` on, in order: only committed ones.
     fn log_entries(&self, from: u64, limit: usize) -> Result<Vec<Digest>, StoreError>;
-    /// Whether this agency itself uploaded this body before and it is still stored whole, as far as can be told without
-    /// reading large ones. Tells nothing about others' bodies.
+    /// Whether this agency itself uploaded this body before and it is still stored, as far as can be told without reading
+    /// it. Never for a small one: those come with each dispatch. Tells nothing about others' bodies.
     fn holds(&self, agency: &AgencyCode, part: &PartDigest) -> Result<bool, StoreError>;
-    /// Where a body is; none if it is not stored, or is damaged: then a copy is set aside. The caller has established that
-    /// the asker may have it, and checks the digest of what a file gives.
-    fn body(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError>;
-    /// Sets aside a body whose file gave other bytes. One that is whole after all stays.
+    /// Where a body of a dispatch is; none if it is not stored, or is damaged: then a copy is set aside. The caller has
+    /// established that the asker may have it, and checks the digest of what a file gives.
+    fn body(&self, seq: Seq, part: &PartDigest) -> Result<Option<BodySource>, StoreError>;
+    /// Sets aside a large body whose file gave other bytes. One that is whole after all stays.
     fn set_aside(&self, part: &PartDigest) -> Result<(), StoreError>;
-    /// Stores small bodies anew that a dispatch names and that were lost. Large ones come back through the blob store.
-    fn restore(&self, bodies: Vec<Body>) -> Answer<'_, ()>;
+    /// Stores small bodies anew that this dispatch names and that were lost; nothing if it names none any longer. Large
+    /// ones come back through the blob store.
+    fn restore(&self, seq: Seq, bodies: Vec<Body>) -> Answer<'static, ()>;
     fn counts(&self) -> Counts;
     fn journal(&self) -> JournalPlace;
     /// Changes to the new size of the log after each committed group.

@@ -54,12 +54,14 @@ fn visible(exchange: &Exchange, sealed: &[Sealed]) -> Vec<String> {
         for body in &letter.bodies {
             let part = PartDigest { sha256: Digest::of(body), size: body.len() as u64 };
             let held = [G22.0, DN].map(|agency| store.holds(&code(agency), &part).unwrap());
-            let bytes = match store.body(&part).unwrap() {
-                Some(BodySource::Inline(bytes)) => Some(bytes),
-                Some(BodySource::File(path)) => Some(std::fs::read(path).unwrap()),
-                None => None,
-            };
-            seen.push(format!("{}: {held:?} {:?}", part.sha256, bytes.map(|bytes| Digest::of(&bytes))));
+            for seq in &find {
+                let bytes = match store.body(*seq, &part).unwrap() {
+                    Some(BodySource::Inline(bytes)) => Some(bytes),
+                    Some(BodySource::File(path)) => Some(std::fs::read(path).unwrap()),
+                    None => None,
+                };
+                seen.push(format!("{}: {held:?} {:?}", part.sha256, bytes.map(|bytes| Digest::of(&bytes))));
+            }
         }
     }
     seen

@@ -38,7 +38,9 @@ impl TestNet {
     pub fn until_pruned(&self, sent: &Sent) {
         let part = sent.received().parts.remove(0);
         let part = PartDigest { sha256: part.2, size: part.1 as u64 };
-        let pruned = || !self.broker().exchange().store.holds(&code(&sent.from), &part).unwrap();
+        let store = &self.broker().exchange().store;
+        let seq = store.lookup(&code(&sent.from), sent.id).unwrap().unwrap();
+        let pruned = || store.body(seq, &part).unwrap().is_none();
         let deadline = std::time::Instant::now() + HANG;
         while !pruned() {
             assert!(std::time::Instant::now() < deadline, "the bodies stay");

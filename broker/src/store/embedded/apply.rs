@@ -1,16 +1,16 @@
 //! What a record changes in the index. The same function serves a new record, the journal's tail after a restart and
 //! a rebuild, and depends on nothing but the rows and the record: so a rebuilt index is the index that was lost.
 
-use docaxis_protocol::limits::{DEDUP_AFTER_EXPIRY, MAX_INLINE_BODY_BYTES};
+use docaxis_protocol::limits::{DEDUP_AFTER_EXPIRY, MAX_INLINE_BODY_BYTES, MAX_PARTS};
 use docaxis_protocol::{AgencyCode, Digest, Event, Timestamp};
 
 use super::chains::{self, NewLeaf};
 use super::keys::{
-    self, Area, BodyPlace, BodyRow, DedupRow, DeliveryRow, HeadRow, LeafRow, Location, NoticeRow, Stage, Totals,
-    read_row, row,
+    self, ApartRow, Area, BodyPlace, BodyRow, DedupRow, DeliveryRow, HeadRow, LeafRow, Location, NoticeRow, Stage,
+    Totals, read_row, row,
 };
 use super::layout::FRAME_HEADER_BYTES;
-use super::record::{AcceptedV1, BodyV1, Entry, EventV1, Prepared, PrunedV1, RecordV1};
+use super::record::{AcceptedV1, BodiesV1, Entry, EventV1, Prepared, PrunedV1, RecordV1, bytes_of};
 use super::view::{Lookup, Staged};
 use crate::store::{Delivery, DeliveryState, StoreError};
 
@@ -25,6 +25,16 @@ pub struct Placed<'a> {
     /// Index of its first entry in the log.
     pub leaf: u64,
     pub at: Location,
+    /// Whether rows of leaves may be of a later state than the others: when the journal's tail is applied after a crash.
+    pub again: bool,
+}
+
+impl Placed<'_> {
+    /// Where the record's tail begins.
+    pub fn tail(&self) -> BodyPlace {
+        let offset = self.at.offset + (FRAME_HEADER_BYTES + self.prepared.meta.len()) as u64;
+        BodyPlace { segment: self.at.segment, offset }
+    }
 }
 
 fn lost(what: impl std::fmt::Display) -> StoreError {
@@ -48,10 +58,10 @@ pub fn apply(placed: &Placed<'_>, rows: &mut Staged<'_>, totals: &mut Totals) ->
                 rows.put(keys::notice(&notice.name), row(&NoticeRow { at: placed.at, item })?);
             }
         }
-        RecordV1::Bodies(bodies) => keep_bodies(bodies, prepared.meta.len(), placed.at, rows)?,
+        RecordV1::Bodies(list) => apply_bodies(list, placed, rows)?,
         RecordV1::Pruned(pruned) => {
             for dispatch in pruned {
-                apply_pruned(dispatch, rows)?;
+                apply_pruned(dispatch, placed, rows)?;
             }
         }
         RecordV1::Settled(_) => {}
@@ -87,6 +97,11 @@ fn apply_accepted(
     let first = placed.prepared.entries.first().ok_or_else(|| lost("the acceptance's evidence"))?;
     totals.newest_ms = totals.newest_ms.max(accepted.accepted_ms);
     let waiting = accepted.recipients.iter().filter(|(_, failure)| failure.is_none()).count() as u64;
+    // In evidence the record stands without its tail.
+    let bodies = (placed.at.area == Area::Journal && !accepted.bodies.is_empty()).then(|| placed.tail());
+    if let Some(place) = bodies {
+        add_live(place.segment, bytes_of(&accepted.bodies).cast_signed(), rows)?;
+    }
     let mut head = HeadRow {
         id: accepted.id,
         sender: accepted.sender.clone(),
@@ -96,6 +111,7 @@ fn apply_accepted(
         evidence: first.evidence,
         newest: seq,
         stage: if waiting > 0 { Stage::Waiting } else { Stage::Finished(totals.newest_ms) },
+        bodies,
     };
     let acceptance = new_leaf(placed, 0, seq, Event::SubmissionAcceptance, &accepted.sender)?;
     let made = LeafRow { head: Some(head.clone()), ..chains::begin(&acceptance, rows)? };
@@ -135,17 +151,10 @@ fn apply_accepted(
     totals.dispatches += 1;
     totals.waiting += waiting;
     forget_ids(seq, rows, totals)?;
-    for part in &accepted.parts {
+    for part in accepted.parts.iter().filter(|part| is_large(part.size)) {
         rows.put(keys::owner(&part.sha256, &accepted.sender, seq), vec![]);
         // Whether the file is there now is no matter of the index: a lost body is still a body of this dispatch.
-        if is_large(part.size) && rows.get(&keys::body(&part.sha256))?.is_none() {
-            let blob = BodyRow { size: part.size, place: BodyPlace::Blob };
-            rows.put(keys::body(&part.sha256), row(&blob)?);
-        }
-    }
-    // In evidence the record stands without its tail: its bodies have been copied forward, or pruned.
-    if placed.at.area == Area::Journal {
-        keep_bodies(&accepted.bodies, placed.prepared.meta.len(), placed.at, rows)?;
+        rows.put(keys::body(&part.sha256), row(&BodyRow { size: part.size })?);
     }
     Ok(())
 }
@@ -220,50 +229,114 @@ fn forget(seq: u64, head: &HeadRow, rows: &mut Staged<'_>) -> Result<(), StoreEr
     Ok(())
 }
 
-/// Points the bodies in a record's tail there, as far as a dispatch still names them.
-pub fn keep_bodies(bodies: &[BodyV1], meta_len: usize, at: Location, rows: &mut Staged<'_>) -> Result<(), StoreError> {
-    let mut offset = at.offset + (FRAME_HEADER_BYTES + meta_len) as u64;
-    for body in bodies {
-        if is_named(&body.sha256, rows)? {
-            drop_body(&body.sha256, rows)?;
-            add_live(at.segment, i64::from(body.size), rows)?;
-            let place = BodyPlace::Journal { segment: at.segment, offset };
-            rows.put(keys::body(&body.sha256), row(&BodyRow { size: u64::from(body.size), place })?);
+/// Bodies that lie in another place from now on.
+fn apply_bodies(list: &[BodiesV1], placed: &Placed<'_>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+    let mut place = placed.tail();
+    for one in list {
+        let bytes = bytes_of(&one.bodies);
+        match one.from {
+            Some(from) => {
+                let mut head = head_row(one.seq, rows)?.ok_or_else(|| lost(format_args!("dispatch {}", one.seq)))?;
+                take_live(head.bodies.replace(place), Some(from), bytes, placed.again, rows)?;
+                add_live(place.segment, bytes.cast_signed(), rows)?;
+                put_head(one.seq, head, rows)?;
+            }
+            None => put_apart(one, place, rows)?,
         }
-        offset += u64::from(body.size);
+        place.offset += bytes;
     }
     Ok(())
 }
 
-/// Whether a dispatch names the body. A new dispatch's own row is staged, and spares the look into the index.
-fn is_named(sha256: &[u8; 32], rows: &Staged<'_>) -> Result<bool, StoreError> {
-    let owners = keys::owners(sha256);
-    let end = keys::end_of(&owners);
-    let staged = rows.changes.range(owners.clone()..end.clone()).any(|(_, value)| value.is_some());
-    Ok(staged || !rows.scan(&owners, &end, 1)?.is_empty())
+/// Bodies that lay together are counted no longer where they lay. The leaf's row says where, unless it may be of a later
+/// state; then the record does. An index that was built anew may know an older copy than the one that the record was made
+/// from, as that one's segment may be gone.
+fn take_live(
+    row: Option<BodyPlace>,
+    record: Option<u64>,
+    bytes: u64,
+    again: bool,
+    rows: &mut Staged<'_>,
+) -> Result<(), StoreError> {
+    let segment = if again { record } else { row.map(|place| place.segment) };
+    segment.map_or(Ok(()), |segment| add_live(segment, -bytes.cast_signed(), rows))
 }
 
-fn drop_body(sha256: &[u8; 32], rows: &mut Staged<'_>) -> Result<(), StoreError> {
-    let key = keys::body(sha256);
+fn put_apart(one: &BodiesV1, mut place: BodyPlace, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+    for body in &one.bodies {
+        let key = keys::apart(one.seq, &body.sha256);
+        drop_apart(key.clone(), rows)?;
+        rows.put(key, row(&ApartRow { size: body.size, place })?);
+        add_live(place.segment, i64::from(body.size), rows)?;
+        place.offset += u64::from(body.size);
+    }
+    Ok(())
+}
+
+fn drop_apart(key: Vec<u8>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
     if let Some(bytes) = rows.get(&key)? {
-        let body: BodyRow = read_row(&bytes)?;
-        if let BodyPlace::Journal { segment, .. } = body.place {
-            add_live(segment, -i64::try_from(body.size).unwrap_or(i64::MAX), rows)?;
-        }
+        let ApartRow { size, place } = read_row(&bytes)?;
+        add_live(place.segment, -i64::from(size), rows)?;
         rows.remove(key);
     }
     Ok(())
 }
 
-fn add_live(segment: u64, change: i64, rows: &mut Staged<'_>) -> Result<(), StoreError> {
-    let now = live_bytes(segment, rows)?.saturating_add_signed(change);
-    rows.put(keys::live(segment), row(&now)?);
+/// While an index is built anew: bodies in a segment whose records stand in evidence and have been applied, so that it is
+/// known which dispatches still name theirs.
+pub fn find_bodies(placed: &Placed<'_>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+    let mut place = placed.tail();
+    match &placed.prepared.record {
+        RecordV1::Accepted(accepted) if !accepted.bodies.is_empty() => {
+            find_together(placed.leaf, bytes_of(&accepted.bodies), place, rows)?;
+        }
+        RecordV1::Bodies(list) => {
+            for one in list {
+                let bytes = bytes_of(&one.bodies);
+                if one.from.is_some() {
+                    find_together(one.seq, bytes, place, rows)?;
+                } else if head_row(one.seq, rows)?.is_some_and(|head| head.stage != Stage::Pruned) {
+                    put_apart(one, place, rows)?;
+                }
+                place.offset += bytes;
+            }
+        }
+        _ => {}
+    }
     Ok(())
+}
+
+fn find_together(seq: u64, bytes: u64, place: BodyPlace, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+    let mut head = head_row(seq, rows)?.ok_or_else(|| lost(format_args!("dispatch {seq}")))?;
+    if head.stage == Stage::Pruned {
+        return Ok(());
+    }
+    if let Some(earlier) = head.bodies.replace(place) {
+        add_live(earlier.segment, -bytes.cast_signed(), rows)?;
+    }
+    add_live(place.segment, bytes.cast_signed(), rows)?;
+    put_head(seq, head, rows)
+}
+
+/// Whether a dispatch names the large body.
+fn is_named(sha256: &[u8; 32], rows: &Staged<'_>) -> Result<bool, StoreError> {
+    let owners = keys::owners(sha256);
+    Ok(!rows.scan(&owners, &keys::end_of(&owners), 1)?.is_empty())
+}
+
+fn add_live(segment: u64, change: i64, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+    count(keys::live(segment), change, rows)
 }
 
 /// Bytes of bodies in the segment that something still names.
 pub fn live_bytes(segment: u64, rows: &dyn Lookup) -> Result<u64, StoreError> {
     rows.get(&keys::live(segment))?.map_or(Ok(0), |bytes| read_row(&bytes))
+}
+
+/// Where a small body lies that does not lie with the others of its dispatch.
+pub fn apart_at(seq: u64, sha256: &[u8; 32], rows: &dyn Lookup) -> Result<Option<BodyPlace>, StoreError> {
+    let row = rows.get(&keys::apart(seq, sha256))?.map(|bytes| read_row::<ApartRow>(&bytes)).transpose()?;
+    Ok(row.map(|row| row.place))
 }
 
 pub fn leaf_row(leaf: u64, rows: &dyn Lookup) -> Result<Option<LeafRow>, StoreError> {
@@ -305,16 +378,25 @@ fn apply_event(
     put_head(seq, head, rows)
 }
 
-fn apply_pruned(pruned: &PrunedV1, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+fn apply_pruned(pruned: &PrunedV1, placed: &Placed<'_>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
     count(keys::finished(pruned.finished_ms, pruned.seq), -1, rows)?;
+    let mut lay = None;
     if let Some(mut head) = head_row(pruned.seq, rows)? {
         head.stage = Stage::Pruned;
+        lay = head.bodies.take();
         put_head(pruned.seq, head, rows)?;
+    }
+    if let Some((segment, bytes)) = pruned.freed {
+        take_live(lay, Some(segment), bytes, placed.again, rows)?;
+    }
+    let apart = keys::apart_of(pruned.seq);
+    for (key, _) in rows.scan(&apart, &keys::end_of(&apart), MAX_PARTS)? {
+        drop_apart(key, rows)?;
     }
     for sha256 in &pruned.parts {
         rows.remove(keys::owner(sha256, &pruned.sender, pruned.seq));
         if !is_named(sha256, rows)? {
-            drop_body(sha256, rows)?;
+            rows.remove(keys::body(sha256));
         }
     }
     Ok(())

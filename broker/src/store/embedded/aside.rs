@@ -4,12 +4,12 @@
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{Digest, DispatchId};
 
-use super::keys::{self, end_of, last_number};
+use super::keys::{self, BodyPlace, end_of, last_number};
 use super::record::{RecordV1, id_of};
 use super::segments::io_error;
 use super::shared::Shared;
 use super::view::Lookup;
-use crate::store::StoreError;
+use crate::store::{Seq, StoreError};
 
 /// Dispatches that one line of the log names.
 const MAX_NAMED: usize = 16;
@@ -26,12 +26,13 @@ impl Shared {
     }
 
     /// Keeps a copy of what was found where a body of the journal should be.
-    pub fn body_is_damaged(&self, sha256: &Digest, (segment, offset): (u64, u64), found: &[u8]) {
+    pub fn body_is_damaged(&self, seq: Seq, sha256: &Digest, place: BodyPlace, found: &[u8]) {
+        let BodyPlace { segment, offset } = place;
         let file = self.segments.path(segment);
         match self.blobs.copy_aside(sha256, found) {
             Ok(Some(aside)) => {
-                let dispatches = self.named_by(sha256);
-                tracing::error!(file = %file.display(), offset, aside = %aside.display(), %dispatches,
+                let dispatch = self.id_of(seq.0).map(|id| id.to_string()).unwrap_or_default();
+                tracing::error!(file = %file.display(), offset, aside = %aside.display(), dispatch,
                     "a body in the journal is damaged; a copy was set aside");
             }
             Ok(None) => {}
@@ -42,17 +43,18 @@ impl Shared {
         }
     }
 
-    /// The dispatches that name a body, for the log.
+    /// The dispatches that name a large body, for the log.
     fn named_by(&self, sha256: &Digest) -> String {
         let owners = keys::owners(&sha256.0);
         let rows = self.view.scan(&owners, &end_of(&owners), MAX_NAMED).unwrap_or_default();
-        let id = |seq| -> Option<DispatchId> {
-            match self.leaf(seq).ok()??.1.prepared.record {
-                RecordV1::Accepted(accepted) => id_of(accepted.id).ok(),
-                _ => None,
-            }
-        };
-        let ids = rows.iter().filter_map(|(key, _)| id(last_number(key)?)).map(|id| id.to_string());
+        let ids = rows.iter().filter_map(|(key, _)| self.id_of(last_number(key)?)).map(|id| id.to_string());
         ids.collect::<Vec<_>>().join(" ")
+    }
+
+    fn id_of(&self, seq: u64) -> Option<DispatchId> {
+        match self.leaf(seq).ok()??.1.prepared.record {
+            RecordV1::Accepted(accepted) => id_of(accepted.id).ok(),
+            _ => None,
+        }
     }
 }

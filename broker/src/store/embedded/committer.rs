@@ -13,10 +13,10 @@ use docaxis_protocol::space::Level;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
-use super::apply::{Placed, apply, delivery, is_large, remembered};
+use super::apply::{Placed, apply, delivery, head_row, is_large, remembered};
 use super::config::EmbeddedConfig;
 use super::journal::Journal;
-use super::keys::{self, Area, BodyPlace, BodyRow, LeafRow, Location, NoticeRow, Totals, read_row, row};
+use super::keys::{self, Area, LeafRow, Location, NoticeRow, Stage, Totals, read_row, row};
 use super::record::{AcceptedV1, EventV1, Prepared, RecordV1};
 use super::segments::Work;
 use super::shared::Shared;
@@ -32,6 +32,8 @@ pub enum Request {
     Record(Box<Prepared>, Answer<Recorded>),
     /// A record that no decision stands before: notices, bodies copied forward, pruned dispatches.
     Plain(Box<Prepared>, Answer<()>),
+    /// Small bodies of this dispatch, brought once more.
+    Restore(Box<Prepared>, u64, Answer<()>),
     /// Leaves that were signed before the data was put back, and the place of the first.
     Import(Vec<Prepared>, u64, Answer<u64>),
     /// Records of this journal segment stand in evidence now.
@@ -79,9 +81,11 @@ impl Request {
             Self::Reject(_, to) => drop(to.send(Err(error))),
             Self::Record(_, to) => drop(to.send(Err(error))),
             Self::Import(_, _, to) => drop(to.send(Err(error))),
-            Self::Plain(_, to) | Self::Moved(_, _, to) | Self::Freed(_, to) | Self::Close(to) => {
-                drop(to.send(Err(error)));
-            }
+            Self::Plain(_, to)
+            | Self::Restore(_, _, to)
+            | Self::Moved(_, _, to)
+            | Self::Freed(_, to)
+            | Self::Close(to) => drop(to.send(Err(error))),
             Self::Idle => {}
         }
     }
@@ -98,6 +102,7 @@ impl Request {
             Self::Accept(prepared, _)
             | Self::Reject(prepared, _)
             | Self::Record(prepared, _)
+            | Self::Restore(prepared, _, _)
             | Self::Plain(prepared, _) => prepared.frame_bytes(),
             Self::Import(all, _, _) => all.iter().map(Prepared::frame_bytes).sum(),
             _ => 0,
@@ -261,6 +266,18 @@ impl Committer {
                 self.add(&prepared, staged, totals)?;
                 replies.push(Reply::Done(to));
             }
+            Request::Restore(prepared, seq, to) => match head_row(seq, staged)?.map(|head| head.stage) {
+                // It has come to its end meanwhile: nobody waits for them.
+                Some(Stage::Pruned) => replies.push(Reply::Done(to)),
+                Some(_) => {
+                    self.add(&prepared, staged, totals)?;
+                    replies.push(Reply::Done(to));
+                }
+                None => {
+                    let found = format!("there is no dispatch {seq}");
+                    drop(to.send(Err(StoreError::Io { operation: "restoring bodies", found })));
+                }
+            },
             Request::Import(all, first, to) => {
                 let mut taken = 0;
                 for (prepared, leaf) in all.iter().zip(first..) {
@@ -290,7 +307,7 @@ impl Committer {
     /// Puts a record into the group. Returns its leaf index.
     fn add(&mut self, prepared: &Prepared, staged: &mut Staged<'_>, totals: &mut Totals) -> Result<u64, StoreError> {
         let leaf = totals.leaves;
-        let placed = Placed { prepared, leaf, at: self.journal.place() };
+        let placed = Placed { prepared, leaf, at: self.journal.place(), again: false };
         if let RecordV1::Pruned(pruned) = &prepared.record {
             self.pruned.extend(pruned.iter().flat_map(|dispatch| &dispatch.parts));
         }
@@ -313,7 +330,7 @@ impl Committer {
             return Ok(Some(if same { Accepted::New(Seq(known.seq)) } else { conflict }));
         }
         self.may_take_new()?;
-        self.check_bodies(accepted, staged)?;
+        self.check_bodies(accepted)?;
         Ok(None)
     }
 
@@ -345,10 +362,9 @@ impl Committer {
     }
 
     /// A promise to deliver bodies that are not there would be no promise.
-    fn check_bodies(&self, accepted: &AcceptedV1, staged: &Staged<'_>) -> Result<(), StoreError> {
+    fn check_bodies(&self, accepted: &AcceptedV1) -> Result<(), StoreError> {
         for part in &accepted.parts {
-            let inline = accepted.bodies.iter().any(|body| body.sha256 == part.sha256);
-            if inline || !is_large(part.size) && staged.get(&keys::body(&part.sha256))?.is_some() {
+            if accepted.bodies.iter().any(|body| body.sha256 == part.sha256) {
                 continue;
             }
             let digest = PartDigest { sha256: Digest(part.sha256), size: part.size };
@@ -484,11 +500,4 @@ fn point_to_evidence(segment: u64, moved: &[Moved], staged: &mut Staged<'_>) -> 
         staged.put(keys::moved(segment), vec![]);
     }
     Ok(())
-}
-
-/// Whether this body's row says that it lies in this segment at this offset.
-pub fn lies_at(sha256: &[u8; 32], segment: u64, offset: u64, rows: &dyn Lookup) -> Result<bool, StoreError> {
-    let Some(bytes) = rows.get(&keys::body(sha256))? else { return Ok(false) };
-    let body: BodyRow = read_row(&bytes)?;
-    Ok(body.place == BodyPlace::Journal { segment, offset })
 }

@@ -77,6 +77,8 @@ pub struct HeadRow {
     /// The dispatch's newest evidence.
     pub newest: u64,
     pub stage: Stage,
+    /// Where the small bodies that came with it lie, one behind the other as the acceptance lists them.
+    pub bodies: Option<BodyPlace>,
 }
 
 /// Where a dispatch as a whole stands.
@@ -116,21 +118,24 @@ pub struct DeliveryRow {
     pub leaf: u64,
 }
 
-/// `b` sha256: where a body is.
+/// A place in a journal segment where bodies begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BodyRow {
-    pub size: u64,
+pub struct BodyPlace {
+    pub segment: u64,
+    pub offset: u64,
+}
+
+/// `u` seq, sha256: a small body that does not lie with the others of its dispatch, as it was brought once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApartRow {
+    pub size: u32,
     pub place: BodyPlace,
 }
 
+/// `b` sha256: a large body's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum BodyPlace {
-    /// The body's own bytes in a journal segment.
-    Journal {
-        segment: u64,
-        offset: u64,
-    },
-    Blob,
+pub struct BodyRow {
+    pub size: u64,
 }
 
 /// `n` name: the notice's record and its place among the record's notices.
@@ -274,6 +279,15 @@ pub fn of_sender(sender: &AgencyCode, leaf: u64) -> Vec<u8> {
     key(b'a', &[sender.as_str().as_bytes(), &[0], &leaf.to_be_bytes()])
 }
 
+pub fn apart(seq: u64, sha256: &[u8; 32]) -> Vec<u8> {
+    key(b'u', &[&seq.to_be_bytes(), sha256])
+}
+
+pub fn apart_of(seq: u64) -> Vec<u8> {
+    key(b'u', &[&seq.to_be_bytes()])
+}
+
+/// `o`: this agency's dispatch `seq` names this large body.
 pub fn owner(sha256: &[u8; 32], agency: &AgencyCode, seq: u64) -> Vec<u8> {
     key(b'o', &[sha256, agency.as_str().as_bytes(), &[0], &seq.to_be_bytes()])
 }

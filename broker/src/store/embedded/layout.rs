@@ -8,7 +8,7 @@ pub const PAGE: usize = 4096;
 pub const FILE_HEADER_BYTES: usize = 48;
 pub const GROUP_HEADER_BYTES: usize = 48;
 pub const FRAME_HEADER_BYTES: usize = 24;
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const GROUP_MAGIC: [u8; 4] = *b"DXgr";
 
 /// What a file is for.

@@ -436,19 +436,16 @@ impl Store for EmbeddedStore {
         self.shared.reads().holds(agency, part)
     }
 
-    fn body(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError> {
-        self.shared.reads().body(part)
+    fn body(&self, seq: Seq, part: &PartDigest) -> Result<Option<BodySource>, StoreError> {
+        self.shared.reads().body(seq, part)
     }
 
     fn set_aside(&self, part: &PartDigest) -> Result<(), StoreError> {
         self.shared.set_aside(part)
     }
 
-    fn restore(&self, bodies: Vec<Body>) -> Answer<'_, ()> {
-        Box::pin(async move {
-            let prepared = Box::new(Prepared::bodies(bodies)?);
-            self.ask(|to| Request::Plain(prepared, to)).await
-        })
+    fn restore(&self, seq: Seq, bodies: Vec<Body>) -> Answer<'static, ()> {
+        self.put(Prepared::bodies(vec![(seq.0, None, bodies)]), |prepared, to| Request::Restore(prepared, seq.0, to))
     }
 
     fn counts(&self) -> Counts {

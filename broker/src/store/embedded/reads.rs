@@ -4,7 +4,7 @@ use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEvidence, Timestamp};
 
-use super::apply::{delivery, log_entry, remembered};
+use super::apply::{apart_at, delivery, head_row, is_large, log_entry, remembered};
 use super::chains;
 use super::keys::{
     self, BLOCK_LEAVES, BodyPlace, BodyRow, HeadRow, LeafRow, NoticeRow, Stage, block_at, end_of, in_minute,
@@ -333,40 +333,60 @@ impl Reads<'_> {
 
     pub fn holds(&self, agency: &AgencyCode, part: &PartDigest) -> Result<bool, StoreError> {
         let prefix = keys::owned_by(&part.sha256.0, agency);
-        if self.rows().scan(&prefix, &end_of(&prefix), 1)?.is_empty() {
-            return Ok(false);
-        }
-        Ok(self.body(part)?.is_some())
+        let owned = is_large(part.size) && !self.rows().scan(&prefix, &end_of(&prefix), 1)?.is_empty();
+        Ok(owned && self.large(part)?.is_some())
     }
 
     /// A body that does not have its digest is not given out; a file's digest is checked by whoever sends it.
-    pub fn body(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError> {
+    pub fn body(&self, seq: Seq, part: &PartDigest) -> Result<Option<BodySource>, StoreError> {
+        if is_large(part.size) {
+            return self.large(part);
+        }
+        if part.size == 0 {
+            return Ok((Digest::of(b"") == part.sha256).then(|| BodySource::Inline(vec![])));
+        }
         let mut failed = None;
         for _ in 0..MAX_MOVES {
-            let Some(bytes) = self.rows().get(&keys::body(&part.sha256.0))? else { return Ok(None) };
-            let row: BodyRow = read_row(&bytes)?;
-            if row.size != part.size {
-                return Ok(None);
-            }
-            let BodyPlace::Journal { segment, offset } = row.place else {
-                let there = self.0.blobs.exists(part);
-                return Ok(there.then(|| BodySource::File(self.0.blobs.path(&part.sha256))));
-            };
-            match self.inline(part, segment, offset) {
+            let Some(place) = self.small(seq, part)? else { return Ok(None) };
+            match self.inline(part, place) {
                 Ok(bytes) => return Ok(Some(BodySource::Inline(bytes))),
                 // It has not moved since: then it is not the move that went wrong.
-                Err(found) if failed == Some(row.place) => {
-                    self.0.body_is_damaged(&part.sha256, (segment, offset), &found);
+                Err(found) if failed == Some(place) => {
+                    self.0.body_is_damaged(seq, &part.sha256, place, &found);
                     return Ok(None);
                 }
-                Err(_) => failed = Some(row.place),
+                Err(_) => failed = Some(place),
             }
         }
         Err(damaged(format!("the body {} moves again and again", part.sha256)))
     }
 
+    fn large(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError> {
+        let Some(bytes) = self.rows().get(&keys::body(&part.sha256.0))? else { return Ok(None) };
+        let there = read_row::<BodyRow>(&bytes)?.size == part.size && self.0.blobs.exists(part);
+        Ok(there.then(|| BodySource::File(self.0.blobs.path(&part.sha256))))
+    }
+
+    /// Where a dispatch's small body lies.
+    fn small(&self, seq: Seq, part: &PartDigest) -> Result<Option<BodyPlace>, StoreError> {
+        if let Some(place) = apart_at(seq.0, &part.sha256.0, self.rows())? {
+            return Ok(Some(place));
+        }
+        let Some(mut place) = head_row(seq.0, self.rows())?.and_then(|head| head.bodies) else { return Ok(None) };
+        let Some(RecordV1::Accepted(accepted)) = self.0.leaf(seq.0)?.map(|(_, found)| found.prepared.record) else {
+            return Err(damaged(format!("the acceptance of dispatch {} is not where the index says", seq.0)));
+        };
+        for body in &accepted.bodies {
+            if body.sha256 == part.sha256.0 && u64::from(body.size) == part.size {
+                return Ok(Some(place));
+            }
+            place.offset += u64::from(body.size);
+        }
+        Ok(None)
+    }
+
     /// The body's bytes; as an error, what was found in their place.
-    fn inline(&self, part: &PartDigest, segment: u64, offset: u64) -> Result<Vec<u8>, Vec<u8>> {
+    fn inline(&self, part: &PartDigest, BodyPlace { segment, offset }: BodyPlace) -> Result<Vec<u8>, Vec<u8>> {
         let Some(segment) = self.0.segments.get(segment) else { return Err(vec![]) };
         let size = part.size.min(segment.bytes.saturating_sub(offset));
         let mut bytes = vec![0; usize::try_from(size).unwrap_or(0)];

@@ -24,7 +24,7 @@ pub enum RecordV1 {
     Event(Box<EventV1>),
     Notices(Vec<NoticeV1>),
     /// Bodies copied forward out of an old segment, or brought once more by their sender.
-    Bodies(Vec<BodyV1>),
+    Bodies(Vec<BodiesV1>),
     /// Dispatches whose retention has passed: they name their bodies no longer.
     Pruned(Vec<PrunedV1>),
     /// In evidence only: everything of this journal segment stands before.
@@ -72,6 +72,16 @@ pub struct BodyV1 {
     pub size: u32,
 }
 
+/// Small bodies of one dispatch; their bytes are in the record's tail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BodiesV1 {
+    pub seq: u64,
+    /// The segment that all bodies of the acceptance's tail were copied out of, in their order there. None: some of the
+    /// dispatch's bodies by themselves, which from now on lie apart from the others.
+    pub from: Option<u64>,
+    pub bodies: Vec<BodyV1>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RejectedV1 {
     pub sender: AgencyCode,
@@ -105,7 +115,10 @@ pub struct PrunedV1 {
     pub sender: AgencyCode,
     /// When its last delivery ended.
     pub finished_ms: i64,
+    /// The large bodies that it named.
     pub parts: Vec<[u8; 32]>,
+    /// The segment in which its small bodies lay together, and their bytes.
+    pub freed: Option<(u64, u64)>,
 }
 
 /// One entry that a record adds to the evidence log.
@@ -148,12 +161,8 @@ impl Prepared {
     }
 
     pub fn accepted(acceptance: Acceptance) -> Result<Self, StoreError> {
-        let bodies = acceptance
-            .bodies
-            .iter()
-            .filter_map(|body| Some(BodyV1 { sha256: body.sha256.0, size: u32::try_from(body.bytes.len()).ok()? }));
         let record = AcceptedV1 {
-            bodies: bodies.collect(),
+            bodies: sizes_of(&acceptance.bodies)?,
             sender: acceptance.sender,
             id: *acceptance.id.as_bytes(),
             node: acceptance.node,
@@ -203,13 +212,12 @@ impl Prepared {
         }
     }
 
-    /// Bodies by themselves: copied forward, or brought once more.
-    pub fn bodies(bodies: Vec<Body>) -> Result<Self, StoreError> {
-        let size = |body: &Body| {
-            let too_long = |_| StoreError::Io { operation: "encoding a record", found: "a body is over 4 GiB".into() };
-            Ok(BodyV1 { sha256: body.sha256.0, size: u32::try_from(body.bytes.len()).map_err(too_long)? })
-        };
-        Self::new(RecordV1::Bodies(bodies.iter().map(size).collect::<Result<_, StoreError>>()?), bodies)
+    /// Bodies apart from their acceptance: of each dispatch some, with the segment that they come from.
+    pub fn bodies(of: Vec<(u64, Option<u64>, Vec<Body>)>) -> Result<Self, StoreError> {
+        let list =
+            of.iter().map(|(seq, from, bodies)| Ok(BodiesV1 { seq: *seq, from: *from, bodies: sizes_of(bodies)? }));
+        let list = list.collect::<Result<_, StoreError>>()?;
+        Self::new(RecordV1::Bodies(list), of.into_iter().flat_map(|(_, _, bodies)| bodies).collect())
     }
 
     /// Reads a frame's meta back.
@@ -236,6 +244,18 @@ impl Prepared {
             group.extend_from_slice(&body.bytes);
         }
     }
+}
+
+fn sizes_of(bodies: &[Body]) -> Result<Vec<BodyV1>, StoreError> {
+    let too_long = |_| StoreError::Io { operation: "encoding a record", found: "a body is over 4 GiB".into() };
+    let size =
+        |body: &Body| Ok(BodyV1 { sha256: body.sha256.0, size: u32::try_from(body.bytes.len()).map_err(too_long)? });
+    bodies.iter().map(size).collect()
+}
+
+/// Bytes of bodies that lie one behind the other.
+pub fn bytes_of(bodies: &[BodyV1]) -> u64 {
+    bodies.iter().map(|body| u64::from(body.size)).sum()
 }
 
 fn entries_of(record: &RecordV1) -> Vec<Entry> {

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::apply::{Placed, apply, keep_bodies};
+use super::apply::{Placed, apply, find_bodies};
 use super::evidence::EvidenceFiles;
 use super::keys::{self, Position, Totals, read_row, row};
-use super::record::RecordV1;
 use super::segments::{Segment, Segments, Work, io_error};
 use super::view::{Lookup, Staged, View};
 use super::walk::{self, Found, Next};
@@ -126,14 +125,16 @@ struct Applier<'a> {
     view: &'a View,
     staged: Staged<'a>,
     totals: Totals,
+    /// See [`Placed::again`].
+    again: bool,
     records: u32,
     applied: u64,
     began: Instant,
 }
 
 impl<'a> Applier<'a> {
-    fn new(view: &'a View, totals: Totals) -> Self {
-        Self { view, staged: Staged::new(view), totals, records: 0, applied: 0, began: Instant::now() }
+    fn new(view: &'a View, totals: Totals, again: bool) -> Self {
+        Self { view, staged: Staged::new(view), totals, again, records: 0, applied: 0, began: Instant::now() }
     }
 
     fn apply(&mut self, found: &Found) -> Result<(), StoreError> {
@@ -143,7 +144,8 @@ impl<'a> Applier<'a> {
                 found.at.area, found.at.segment, found.at.offset, found.leaf, self.totals.leaves
             )));
         }
-        let placed = Placed { prepared: &found.prepared, leaf: self.totals.leaves, at: found.at };
+        let (leaf, again) = (self.totals.leaves, self.again);
+        let placed = Placed { prepared: &found.prepared, leaf, at: found.at, again };
         apply(&placed, &mut self.staged, &mut self.totals)?;
         self.step();
         Ok(())
@@ -193,7 +195,7 @@ impl Recovery<'_> {
         if !fits || !present {
             return Ok(None);
         }
-        let mut applier = Applier::new(view, totals);
+        let mut applier = Applier::new(view, totals, true);
         // The last group that was applied is read as well: whether it is durable is not known.
         let end = self.apply_tail(&mut applier, from)?;
         applier.merge()?;
@@ -217,7 +219,7 @@ impl Recovery<'_> {
     /// Builds an empty index from evidence and journal.
     pub fn rebuild(&self, view: &View) -> Result<(End, Totals), StoreError> {
         tracing::info!("building the index from evidence and journal");
-        let mut applier = Applier::new(view, Totals::default());
+        let mut applier = Applier::new(view, Totals::default(), false);
         self.evidence.walk(|found| {
             applier.apply(&found)?;
             if applier.records >= RECORDS_AT_ONCE {
@@ -257,12 +259,8 @@ impl Recovery<'_> {
             };
             at = group.end();
             for found in group.records()? {
-                let bodies = match &found.prepared.record {
-                    RecordV1::Accepted(accepted) => &accepted.bodies,
-                    RecordV1::Bodies(bodies) => bodies,
-                    _ => continue,
-                };
-                keep_bodies(bodies, found.prepared.meta.len(), found.at, &mut applier.staged)?;
+                let placed = Placed { prepared: &found.prepared, leaf: found.leaf, at: found.at, again: false };
+                find_bodies(&placed, &mut applier.staged)?;
             }
         }
         applier.staged.put(keys::moved(segment.header.number), vec![]);

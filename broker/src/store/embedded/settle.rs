@@ -12,19 +12,20 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
 use docaxis_protocol::Digest;
+use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::space::Level;
 
-use super::apply::live_bytes;
-use super::committer::{Answer, Moved, Request, lies_at};
+use super::apply::{apart_at, head_row, is_large, live_bytes};
+use super::committer::{Answer, Moved, Request};
 use super::config::EmbeddedConfig;
-use super::keys::{self, Stage, block_at};
+use super::keys::{self, BodyPlace, Location, Stage, block_at};
 use super::layout::{FRAME_HEADER_BYTES, NO_LEAF};
-use super::record::{self, Prepared, PrunedV1, RecordV1};
+use super::record::{self, BodyV1, Prepared, PrunedV1, RecordV1, bytes_of};
 use super::segments::Segment;
 use super::shared::Shared;
 use super::view::Lookup;
 use super::walk::{self, Next};
-use crate::store::{Body, StoreError};
+use crate::store::{Body, BodySource, Seq, StoreError};
 
 /// Records that one request moves: bounds the wait of acceptances behind it.
 const MOVED_AT_ONCE: usize = 512;
@@ -224,7 +225,9 @@ impl Settler {
                 let Some((minute, first)) = block_at(&key) else { continue };
                 for (seq, head) in self.shared.reads().finished_in(minute, first, until)? {
                     if let Stage::Finished(finished_ms) = head.stage {
-                        pruned.push(PrunedV1 { seq, sender: head.sender, finished_ms, parts: self.parts_of(seq)? });
+                        let (parts, bytes) = self.bodies_of(seq)?;
+                        let freed = head.bodies.map(|place| (place.segment, bytes));
+                        pruned.push(PrunedV1 { seq, sender: head.sender, finished_ms, parts, freed });
                     }
                 }
                 if pruned.len() >= PRUNED_AT_ONCE {
@@ -240,10 +243,14 @@ impl Settler {
         }
     }
 
-    fn parts_of(&self, seq: u64) -> Result<Vec<[u8; 32]>, StoreError> {
+    /// A dispatch's large bodies, and the bytes of the small ones that came with it.
+    fn bodies_of(&self, seq: u64) -> Result<(Vec<[u8; 32]>, u64), StoreError> {
         Ok(match self.shared.leaf(seq)?.map(|(_, found)| found.prepared.record) {
-            Some(RecordV1::Accepted(accepted)) => accepted.parts.iter().map(|part| part.sha256).collect(),
-            _ => vec![],
+            Some(RecordV1::Accepted(accepted)) => {
+                let large = accepted.parts.iter().filter(|part| is_large(part.size)).map(|part| part.sha256);
+                (large.collect(), bytes_of(&accepted.bodies))
+            }
+            _ => (vec![], 0),
         })
     }
 
@@ -286,49 +293,94 @@ impl Settler {
         full.map_or(Ok(()), Err)
     }
 
-    /// Copies the bodies forward that something still names.
+    /// Copies the bodies forward that a dispatch still names.
     fn forward(&self, segment: &Segment) -> Result<(), StoreError> {
         let mut groups = Groups::of(&self.shared, segment);
-        let mut bodies: Vec<Body> = Vec::new();
-        let mut bytes = 0;
+        let mut some = Forward { settler: self, of: Vec::new(), bytes: 0 };
         while let Some(group) = groups.next()? {
             for (frame, at, frame_bytes) in group.frames()? {
                 let found = walk::read_record(&frame, frame_bytes, at)?;
-                let list = match &found.prepared.record {
-                    RecordV1::Accepted(accepted) => &accepted.bodies,
-                    RecordV1::Bodies(bodies) => bodies,
-                    _ => continue,
-                };
                 let mut from = FRAME_HEADER_BYTES + frame.meta as usize;
-                for body in list {
-                    let to = from + body.size as usize;
-                    let offset = at.offset + from as u64;
-                    if lies_at(&body.sha256, segment.header.number, offset, self.shared.view.as_ref())? {
-                        let taken = frame_bytes.get(from..to).unwrap_or_default().to_vec();
-                        let sha256 = Digest(body.sha256);
-                        // A damaged body must not get a new and healthy frame. It stays, and its segment with it, until
-                        // the sender has brought it once more or nothing names it.
-                        if Digest::of(&taken) == sha256 {
-                            bytes += taken.len();
-                            bodies.push(Body { sha256, bytes: taken });
-                        } else {
-                            self.shared.body_is_damaged(&sha256, (at.segment, offset), &taken);
+                match &found.prepared.record {
+                    RecordV1::Accepted(accepted) => {
+                        some.take(frame.leaf, true, &accepted.bodies, (at, from), frame_bytes)?;
+                    }
+                    RecordV1::Bodies(list) => {
+                        for one in list {
+                            some.take(one.seq, one.from.is_some(), &one.bodies, (at, from), frame_bytes)?;
+                            from += usize::try_from(bytes_of(&one.bodies)).unwrap_or(usize::MAX);
                         }
                     }
-                    from = to;
-                    if bytes >= FORWARD_BYTES {
-                        bytes = 0;
-                        self.forward_some(std::mem::take(&mut bodies))?;
-                    }
+                    _ => {}
                 }
             }
         }
-        if bodies.is_empty() { Ok(()) } else { self.forward_some(bodies) }
+        some.send()
+    }
+}
+
+/// Bodies that are to be copied forward with one record.
+struct Forward<'a> {
+    settler: &'a Settler,
+    of: Vec<(u64, Option<u64>, Vec<Body>)>,
+    bytes: usize,
+}
+
+impl Forward<'_> {
+    /// Takes what is looked for here of the bodies that begin at `from` in a record's bytes: all of them, or each by itself.
+    /// A damaged body must not get a new and healthy frame. It stays, and its segment with it, until the sender has brought
+    /// it once more or its dispatch names it no longer.
+    fn take(
+        &mut self,
+        seq: u64,
+        together: bool,
+        list: &[BodyV1],
+        (at, mut from): (Location, usize),
+        record: &[u8],
+    ) -> Result<(), StoreError> {
+        let shared = &self.settler.shared;
+        let place = |from: usize| BodyPlace { segment: at.segment, offset: at.offset + from as u64 };
+        if together && head_row(seq, shared.view.as_ref())?.and_then(|head| head.bodies) != Some(place(from)) {
+            return Ok(());
+        }
+        let mut bodies = Vec::with_capacity(list.len());
+        let mut whole = true;
+        for body in list {
+            let to = from + body.size as usize;
+            let (sha256, bytes) = (Digest(body.sha256), record.get(from..to).unwrap_or_default());
+            let looked_for = together || apart_at(seq, &body.sha256, shared.view.as_ref())? == Some(place(from));
+            if looked_for && Digest::of(bytes) == sha256 {
+                bodies.push(Body { sha256, bytes: bytes.to_vec() });
+            } else if looked_for {
+                let part = PartDigest { sha256, size: u64::from(body.size) };
+                match shared.reads().body(Seq(seq), &part)? {
+                    // It was brought once more, and lies elsewhere.
+                    Some(BodySource::Inline(bytes)) if together => bodies.push(Body { sha256, bytes }),
+                    _ => whole = false,
+                }
+            }
+            from = to;
+        }
+        if together && !whole || bodies.is_empty() {
+            return Ok(());
+        }
+        let bytes = bodies.iter().map(|body| body.bytes.len()).sum::<usize>();
+        if self.bytes + bytes > FORWARD_BYTES {
+            self.send()?;
+        }
+        self.bytes += bytes;
+        self.of.push((seq, together.then_some(at.segment), bodies));
+        Ok(())
     }
 
-    fn forward_some(&self, bodies: Vec<Body>) -> Result<(), StoreError> {
-        let prepared = Prepared::bodies(bodies)?;
-        self.ask(|to| Request::Plain(Box::new(prepared), to))
+    fn send(&mut self) -> Result<(), StoreError> {
+        self.bytes = 0;
+        let of = std::mem::take(&mut self.of);
+        if of.is_empty() {
+            return Ok(());
+        }
+        let prepared = Prepared::bodies(of)?;
+        self.settler.ask(|to| Request::Plain(Box::new(prepared), to))
     }
 }
 

@@ -1,6 +1,7 @@
 //! The engine against the claims, and against crashes.
 
 mod blobs;
+mod bodies;
 mod claims;
 mod crash;
 mod cut;

@@ -88,12 +88,12 @@ fn a_power_cut_at_any_operation_loses_no_large_body_that_is_waited_for_and_keeps
                 if !done.delivered.contains(n) && *n != 0 {
                     let there = after.read(&store.blobs().path(&body.sha256));
                     assert_eq!(there.ok(), Some(body.bytes), "{context}: the body of letter {n}");
-                    assert!(store.body(&sent.parts[0]).unwrap().is_some(), "{context}: letter {n}");
+                    assert!(store.body(Seq(*seq), &sent.parts[0]).unwrap().is_some(), "{context}: letter {n}");
                 }
             }
             // What a dispatch names that may still be accepted, and nothing else, has a file.
             let named: Vec<String> = (0..4)
-                .filter(|n| store.body(&letter_with_blob(*n).0.parts[0]).unwrap().is_some())
+                .filter(|n| store.body(Seq(*n), &letter_with_blob(*n).0.parts[0]).unwrap().is_some())
                 .map(|n| letter_with_blob(n).1.sha256.to_string())
                 .collect();
             let mut files = blob_files(&after);
@@ -116,7 +116,7 @@ fn a_body_that_was_lost_is_named_again_only_when_it_was_brought_again() {
     let part = sent.parts[0].clone();
     disk.tamper(&store.blobs().path(&body.sha256), |bytes| bytes[9] ^= 1).unwrap();
     store.set_aside(&part).unwrap();
-    assert_eq!((store.body(&part).unwrap(), store.holds(&sent.sender, &part).unwrap()), (None, false));
+    assert_eq!((store.body(Seq(0), &part).unwrap(), store.holds(&sent.sender, &part).unwrap()), (None, false));
     let again = Acceptance { parts: sent.parts.clone(), bodies: vec![], ..letter(2, &["H37.DN.001"]) };
     assert!(wait(store.accept(again.clone())).is_err(), "a promise to deliver what is not there");
     wait(store.close()).unwrap();
@@ -124,7 +124,7 @@ fn a_body_that_was_lost_is_named_again_only_when_it_was_brought_again() {
     // A rebuilt index knows as well that the body is wanted: it is not collected when it comes again.
     let rebuilt: Arc<MemoryIndex> = Arc::default();
     let store = open(&disk, &rebuilt).unwrap();
-    assert_eq!(store.body(&part).unwrap(), None);
+    assert_eq!(store.body(Seq(0), &part).unwrap(), None);
     bring(&store, &body).unwrap();
     assert!(store.holds(&sent.sender, &part).unwrap());
     assert!(matches!(wait(store.accept(again)).unwrap(), Accepted::New(_)));
@@ -139,33 +139,34 @@ fn a_damaged_body_of_the_journal_is_set_aside_and_a_restored_one_outlives_its_se
     let (disk, index) = (SimDisk::new(), Arc::default());
     let store = open(&disk, &index).unwrap();
     let (first, second) = (big_letter(3), big_letter(6));
-    for sent in [&first, &second] {
-        wait(store.accept(sent.clone())).unwrap();
+    let letters = [(Seq(0), &first), (Seq(1), &second)];
+    for (seq, sent) in letters {
+        assert_eq!(wait(store.accept(sent.clone())).unwrap(), Accepted::New(seq));
     }
     let file = Path::new(DATA).join("journal").join(segments::file_name(1, "segment"));
     let journal = disk.read(&file).unwrap();
     let at = |body: &[u8]| journal.windows(body.len()).position(|window| window == body).unwrap();
-    for sent in [&first, &second] {
+    for (seq, sent) in letters {
         let at = at(&sent.bodies[0].bytes);
         disk.tamper(&file, |bytes| bytes[at + 10] ^= 1).unwrap();
-        assert_eq!(store.body(&sent.parts[0]).unwrap(), None);
+        assert_eq!(store.body(seq, &sent.parts[0]).unwrap(), None);
         let aside = Path::new(DATA).join("damaged").join(format!("{}.body", sent.parts[0].sha256));
         assert_eq!(disk.read(&aside).unwrap()[10] ^ 1, sent.bodies[0].bytes[10]);
     }
-    wait(store.restore(first.bodies.clone())).unwrap();
+    wait(store.restore(Seq(0), first.bodies.clone())).unwrap();
     let whole = Some(BodySource::Inline(first.bodies[0].bytes.clone()));
-    assert_eq!(store.body(&first.parts[0]).unwrap(), whole);
+    assert_eq!(store.body(Seq(0), &first.parts[0]).unwrap(), whole);
     // Other traffic fills segments; the damaged one is settled, and neither stops the store nor loses the rest.
     let mut acknowledged = Acknowledged::default();
     acknowledged.work(&store, 100, 130).unwrap();
-    assert_eq!(store.body(&first.parts[0]).unwrap(), whole);
-    wait(store.restore(second.bodies.clone())).unwrap();
+    assert_eq!(store.body(Seq(0), &first.parts[0]).unwrap(), whole);
+    wait(store.restore(Seq(1), second.bodies.clone())).unwrap();
     wait(store.close()).unwrap();
     for index in [copy(&index), Arc::default()] {
         let store = open(&disk.after(Cut::Keep), &index).unwrap();
-        for sent in [&first, &second] {
+        for (seq, sent) in letters {
             let whole = Some(BodySource::Inline(sent.bodies[0].bytes.clone()));
-            assert_eq!(store.body(&sent.parts[0]).unwrap(), whole);
+            assert_eq!(store.body(seq, &sent.parts[0]).unwrap(), whole);
         }
         acknowledged.check(&store, "after the repair");
     }

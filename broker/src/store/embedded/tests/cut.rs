@@ -115,18 +115,18 @@ fn leaves_of_before_stand_at_their_own_places_with_the_same_bytes_or_nowhere() {
         assert_eq!(store.dispatch(Seq(2)).unwrap(), None, "{context}: a lost leaf is no dispatch");
     };
     check(&store, "after the import");
-    assert_eq!(store.body(&sent.parts[0]).unwrap(), None);
+    assert_eq!(store.body(Seq(0), &sent.parts[0]).unwrap(), None);
     store.freeze(None);
     // The same bytes once more get the receipt of then, and the sender brings the body.
     assert_eq!(wait(store.accept(sent.clone())).unwrap(), Accepted::Already(Seq(0), sent.evidence.clone()));
-    wait(store.restore(sent.bodies.clone())).unwrap();
+    wait(store.restore(Seq(0), sent.bodies.clone())).unwrap();
     let body = Some(BodySource::Inline(sent.bodies[0].bytes.clone()));
-    assert_eq!(store.body(&sent.parts[0]).unwrap(), body);
+    assert_eq!(store.body(Seq(0), &sent.parts[0]).unwrap(), body);
     wait(store.close()).unwrap();
     drop(store);
     let rebuilt = open(&disk, &Arc::default()).unwrap();
     check(&rebuilt, "rebuilt");
-    assert_eq!(rebuilt.body(&sent.parts[0]).unwrap(), body);
+    assert_eq!(rebuilt.body(Seq(0), &sent.parts[0]).unwrap(), body);
     assert_eq!(rebuilt.lookup(&agency("000.00.00.G22"), sent.id).unwrap(), Some(Seq(0)));
 }
 

@@ -89,7 +89,8 @@ fn a_flipped_bit_in_a_body_costs_that_body_alone() {
             after.tamper(&journal_file(1), |bytes| bytes[at + byte] ^= 1).unwrap();
             let store = open(&after, &Arc::default()).unwrap();
             assert_eq!(store.counts().leaves, 3);
-            let bodies: Vec<bool> = (0..3).map(|n| store.body(&letter(n, &[]).parts[0]).unwrap().is_some()).collect();
+            let bodies: Vec<bool> =
+                (0..3).map(|n| store.body(Seq(n), &letter(n, &[]).parts[0]).unwrap().is_some()).collect();
             let expected: Vec<bool> = (0..3u64).map(|other| other != n).collect();
             assert_eq!(bodies, expected, "byte {byte} of letter {n}");
         }

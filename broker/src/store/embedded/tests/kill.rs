@@ -89,7 +89,7 @@ fn what_a_killed_process_acknowledged_is_there_after_a_restart() {
             assert_eq!((found.id, found.envelope, found.evidence), (sent.id, sent.envelope, sent.evidence));
             assert_eq!(store.lookup(&sent.sender, sent.id).unwrap(), Some(seq));
             assert_eq!(store.deliveries(seq).unwrap().len(), 2);
-            let body = store.body(&sent.parts[0]).unwrap();
+            let body = store.body(seq, &sent.parts[0]).unwrap();
             assert_eq!(body, Some(BodySource::Inline(sent.bodies[0].bytes.clone())));
         }
         let leaves = store.counts().leaves;

@@ -197,7 +197,7 @@ fn while_one_agency_is_away_for_a_month_the_disk_holds_less_than_twice_what_is_l
     }
     for (seq, sent) in &away {
         let body = Some(BodySource::Inline(sent.bodies[0].bytes.clone()));
-        assert_eq!(store.body(&sent.parts[0]).unwrap(), body, "it waited for {}", sent.recipients[0].0);
+        assert_eq!(store.body(Seq(*seq), &sent.parts[0]).unwrap(), body, "it waited for {}", sent.recipients[0].0);
         end(*seq, sent, "A53.01", letter_at(LETTERS, "A53.01").accepted);
     }
     // Two days later nothing of the month is kept but its evidence.
