@@ -44,21 +44,12 @@ pub fn next(
 
 #[cfg(test)]
 mod tests {
-    use docaxis_protocol::Timestamp;
 
     use super::*;
 
     fn queue(code: &str, items: &[(u8, u64)]) -> Vec<Waiting> {
         let recipient: AgencyCode = code.parse().unwrap();
-        items
-            .iter()
-            .map(|&(priority, seq)| Waiting {
-                recipient: recipient.clone(),
-                priority,
-                seq: Seq(seq),
-                expires: Timestamp::from_unix_ms(0),
-            })
-            .collect()
+        items.iter().map(|&(priority, seq)| Waiting { recipient: recipient.clone(), priority, seq: Seq(seq) }).collect()
     }
 
     fn order(picked: &[Waiting]) -> Vec<u64> {

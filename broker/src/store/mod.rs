@@ -198,7 +198,6 @@ pub struct Waiting {
     pub recipient: AgencyCode,
     pub priority: u8,
     pub seq: Seq,
-    pub expires: Timestamp,
 }
 
 /// A piece of evidence as stored.

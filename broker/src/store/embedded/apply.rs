@@ -6,7 +6,7 @@ use docaxis_protocol::{AgencyCode, Digest, Event, Timestamp};
 
 use super::chains::{self, NewLeaf};
 use super::keys::{
-    self, ApartRow, Area, BodyPlace, BodyRow, DedupRow, DeliveryRow, HeadRow, LeafRow, Location, NoticeRow, Stage,
+    self, ApartRow, Area, BodyPlace, BodyRow, DeliveryRow, HeadRow, LeafRow, Location, NoticeRow, Queued, Stage,
     Totals, read_row, row,
 };
 use super::layout::FRAME_HEADER_BYTES;
@@ -48,9 +48,9 @@ pub fn apply(placed: &Placed<'_>, rows: &mut Staged<'_>, totals: &mut Totals) ->
         RecordV1::Accepted(accepted) => apply_accepted(placed, accepted, rows, totals)?,
         RecordV1::Rejected(rejected) => {
             let new = new_leaf(placed, 0, placed.leaf, Event::SubmissionRejection, &rejected.sender)?;
-            let made = chains::begin(&new, rows)?;
+            let made = LeafRow { rejected: Some(rejected.id), ..chains::begin(&new, rows)? };
             rows.put(keys::leaf(placed.leaf), row(&made)?);
-            rows.put(keys::found_by_id(&rejected.id, placed.leaf), vec![]);
+            rows.put(keys::with_id(&rejected.id, placed.leaf), vec![]);
         }
         RecordV1::Event(event) => apply_event(placed, event, rows, totals)?,
         RecordV1::Notices(notices) => {
@@ -105,6 +105,7 @@ fn apply_accepted(
     let mut head = HeadRow {
         id: accepted.id,
         sender: accepted.sender.clone(),
+        envelope_sha256: accepted.envelope_sha256,
         priority: accepted.priority,
         accepted_ms: accepted.accepted_ms,
         expires_ms: accepted.expires_ms,
@@ -121,7 +122,9 @@ fn apply_accepted(
     for (recipient, failure) in &accepted.recipients {
         if failure.is_none() {
             let key = keys::queue(recipient, accepted.priority, seq);
-            rows.put(key, accepted.expires_ms.to_be_bytes().to_vec());
+            let mut queued = rows.get(&key)?.map(Queued::read).unwrap_or_default();
+            queued.put(seq);
+            rows.set(key, queued.row());
             continue;
         }
         item += 1;
@@ -143,14 +146,9 @@ fn apply_accepted(
     if head.newest > seq {
         put_head(seq, head, rows)?;
     }
-    let dedup = DedupRow { seq, expires_ms: accepted.expires_ms, envelope_sha256: accepted.envelope_sha256 };
-    let key = keys::dedup(&accepted.id, &accepted.sender);
-    rows.put(keys::forget(accepted.expires_ms, seq), vec![]);
-    rows.put(key, row(&dedup)?);
-    totals.forget_ms = totals.forget_ms.min(keys::end_of_minute(accepted.expires_ms));
+    rows.put(keys::with_id(&accepted.id, seq), vec![]);
     totals.dispatches += 1;
     totals.waiting += waiting;
-    forget_ids(seq, rows, totals)?;
     for part in accepted.parts.iter().filter(|part| is_large(part.size)) {
         rows.put(keys::owner(&part.sha256, &accepted.sender, seq), vec![]);
         // Whether the file is there now is no matter of the index: a lost body is still a body of this dispatch.
@@ -185,48 +183,6 @@ fn one_less(seq: u64, rows: &mut Staged<'_>) -> Result<bool, StoreError> {
         left => rows.put(key, row(&left)?),
     }
     Ok(false)
-}
-
-/// Lets go of ids whose time to be remembered is over: the dispatches are found by their ids as before, and the ids may be
-/// used anew. With each acceptance, as that is what brings one; a whole block and minute of them at once. Only leaves
-/// before `upto` count: the rows of later ones may be there already.
-fn forget_ids(upto: u64, rows: &mut Staged<'_>, totals: &mut Totals) -> Result<(), StoreError> {
-    let past = Timestamp::from_unix_ms(totals.newest_ms).minus(DEDUP_AFTER_EXPIRY).unix_ms();
-    if totals.forget_ms >= past {
-        return Ok(());
-    }
-    let mut oldest = Vec::new();
-    for (key, _) in rows.scan(b"d", &keys::end_of(b"d"), 2)? {
-        let (minute, first) = keys::block_at(&key).ok_or_else(|| lost("the ids that are to be forgotten"))?;
-        oldest.push((key, minute, first));
-    }
-    if oldest.first().is_some_and(|(_, minute, _)| keys::minute_ends(*minute) < past) {
-        let (key, minute, first) = oldest.remove(0);
-        let end = first.saturating_add(keys::BLOCK_LEAVES).min(upto);
-        for (leaf, bytes) in rows.scan(&keys::leaf(first), &keys::leaf(end), usize::MAX)? {
-            let (seq, leaf): (_, LeafRow) = (keys::last_number(&leaf), read_row(&bytes)?);
-            if let (Some(seq), Some(head)) = (seq, leaf.head)
-                && keys::in_minute(head.expires_ms, minute)
-            {
-                forget(seq, &head, rows)?;
-            }
-        }
-        rows.remove(key);
-    }
-    totals.forget_ms = oldest.first().map_or(i64::MAX, |(_, minute, _)| keys::minute_ends(*minute));
-    Ok(())
-}
-
-fn forget(seq: u64, head: &HeadRow, rows: &mut Staged<'_>) -> Result<(), StoreError> {
-    let dedup = keys::dedup(&head.id, &head.sender);
-    // The sender may have used the id anew since: that one is remembered.
-    if let Some(bytes) = rows.get(&dedup)?
-        && read_row::<DedupRow>(&bytes)?.seq == seq
-    {
-        rows.remove(dedup);
-    }
-    rows.put(keys::found_by_id(&head.id, seq), vec![]);
-    Ok(())
 }
 
 /// Bodies that lie in another place from now on.
@@ -365,9 +321,10 @@ fn apply_event(
     chains::follow(&new, &mut head, earlier.map(|row| row.leaf), rows)?;
     let delivery = DeliveryRow { state: event.state, head: entry.evidence, head_ms: event.time_ms, leaf: placed.leaf };
     rows.put(key, row(&delivery)?);
-    let queued = keys::queue(&event.recipient, head.priority, seq);
-    if !event.state.is_waiting() && rows.get(&queued)?.is_some() {
-        rows.remove(queued);
+    let key = keys::queue(&event.recipient, head.priority, seq);
+    let mut queued = rows.get(&key)?.map(Queued::read).unwrap_or_default();
+    if !event.state.is_waiting() && queued.take(seq) {
+        rows.set(key, queued.row());
         totals.waiting = totals.waiting.saturating_sub(1);
         if one_less(seq, rows)? {
             head.stage = Stage::Finished(totals.newest_ms);
@@ -413,7 +370,7 @@ pub fn delivery(seq: u64, recipient: &AgencyCode, rows: &dyn Lookup) -> Result<O
         return Ok(found(row.state, row.head, row.head_ms));
     }
     let Some(head) = head_row(seq, rows)? else { return Ok(None) };
-    if rows.get(&keys::queue(recipient, head.priority, seq))?.is_some() {
+    if is_queued(recipient, head.priority, seq, rows)? {
         return Ok(found(DeliveryState::Waiting, head.evidence, head.accepted_ms));
     }
     // Its first outcome may have become visible between the two looks.
@@ -426,17 +383,40 @@ pub fn delivery(seq: u64, recipient: &AgencyCode, rows: &dyn Lookup) -> Result<O
     }
 }
 
-/// What was accepted under this id from this sender, while it is to be remembered (protocol.md, section 2).
+/// Whether a delivery waits.
+pub fn is_queued(recipient: &AgencyCode, priority: u8, seq: u64, rows: &dyn Lookup) -> Result<bool, StoreError> {
+    Ok(rows.get(&keys::queue(recipient, priority, seq))?.is_some_and(|bytes| Queued::read(bytes).has(seq)))
+}
+
+/// Acceptances and rejections under this id, in order.
+pub fn with_id(id: &[u8; 16], rows: &dyn Lookup) -> Result<Vec<(u64, LeafRow)>, StoreError> {
+    let prefix = keys::of_id(id);
+    let mut found = Vec::new();
+    for (key, _) in rows.scan(&prefix, &keys::end_of(&prefix), usize::MAX)? {
+        let leaf = keys::last_number(&key).ok_or_else(|| lost("a leaf under an id"))?;
+        let row = leaf_row(leaf, rows)?.ok_or_else(|| lost(format_args!("leaf {leaf}")))?;
+        if row.head.as_ref().map(|head| &head.id).or(row.rejected.as_ref()) == Some(id) {
+            found.push((leaf, row));
+        }
+    }
+    Ok(found)
+}
+
+/// What was accepted under this id from this sender, while it is to be remembered (protocol.md, section 2): the dispatch
+/// and the SHA-256 of its envelope.
 pub fn remembered(
     id: &[u8; 16],
     sender: &AgencyCode,
     newest_ms: i64,
     rows: &dyn Lookup,
-) -> Result<Option<DedupRow>, StoreError> {
-    let Some(bytes) = rows.get(&keys::dedup(id, sender))? else { return Ok(None) };
-    let row: DedupRow = read_row(&bytes)?;
-    let until = Timestamp::from_unix_ms(row.expires_ms).plus(DEDUP_AFTER_EXPIRY);
-    Ok((Timestamp::from_unix_ms(newest_ms) <= until).then_some(row))
+) -> Result<Option<(u64, Digest)>, StoreError> {
+    let is_remembered = |(seq, row): (u64, LeafRow)| {
+        let head = row.head.filter(|head| head.sender == *sender)?;
+        let until = Timestamp::from_unix_ms(head.expires_ms).plus(DEDUP_AFTER_EXPIRY);
+        (Timestamp::from_unix_ms(newest_ms) <= until).then_some((seq, Digest(head.envelope_sha256)))
+    };
+    // The sender may have used an id anew whose time was over: the newest counts.
+    Ok(with_id(id, rows)?.into_iter().rev().find_map(is_remembered))
 }
 
 /// The evidence log's entry in a row.

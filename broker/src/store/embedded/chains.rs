@@ -41,14 +41,33 @@ pub fn begin(new: &NewLeaf<'_>, rows: &mut Staged<'_>) -> Result<LeafRow, StoreE
     }
     rows.put(key, row(&SenderRow { newest: new.leaf, count: count + 1 })?);
     let (entry, seq, event, at) = (new.entry, new.seq, new.event, new.at);
-    Ok(LeafRow { entry, seq, event, at, next_of_sender: 0, before: seq, before_of_delivery: seq, head: None })
+    Ok(LeafRow {
+        entry,
+        seq,
+        event,
+        at,
+        next_of_sender: 0,
+        before: seq,
+        before_of_delivery: seq,
+        head: None,
+        rejected: None,
+    })
 }
 
 /// Puts a leaf that is known by its entry only: it belongs to no dispatch and no sender.
 pub fn alone(entry: [u8; 32], leaf: u64, at: Location, rows: &mut Staged<'_>) -> Result<(), StoreError> {
     let (event, before) = (Event::SubmissionRejection, leaf);
-    let made =
-        LeafRow { entry, seq: leaf, event, at, next_of_sender: 0, before, before_of_delivery: before, head: None };
+    let made = LeafRow {
+        entry,
+        seq: leaf,
+        event,
+        at,
+        next_of_sender: 0,
+        before,
+        before_of_delivery: before,
+        head: None,
+        rejected: None,
+    };
     rows.put(keys::leaf(leaf), row(&made)?);
     Ok(())
 }

@@ -325,9 +325,9 @@ impl Committer {
     ) -> Result<Option<Accepted>, StoreError> {
         let RecordV1::Accepted(accepted) = &prepared.record else { return Ok(None) };
         if let Some(known) = remembered(&accepted.id, &accepted.sender, totals.newest_ms, staged)? {
-            let same = known.envelope_sha256 == accepted.envelope_sha256;
-            let conflict = Accepted::Conflict { envelope_sha256: Digest(known.envelope_sha256) };
-            return Ok(Some(if same { Accepted::New(Seq(known.seq)) } else { conflict }));
+            let (seq, envelope_sha256) = known;
+            let same = envelope_sha256.0 == accepted.envelope_sha256;
+            return Ok(Some(if same { Accepted::New(Seq(seq)) } else { Accepted::Conflict { envelope_sha256 } }));
         }
         self.may_take_new()?;
         self.check_bodies(accepted)?;

@@ -12,12 +12,16 @@ use std::sync::{PoisonError, RwLock};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use super::ids::{FILL, IdFile, PAGE_BYTES};
+use super::keys::{self, last_number};
 use super::leaves::{LeafFile, SLOT_BYTES};
-use super::segments::io_error;
+use super::segments::{io_error, salt};
 use crate::store::StoreError;
 
 /// The table of leaves, by its keys' first byte.
 const LEAVES: u8 = b'l';
+/// The table of ids.
+const IDS: u8 = b'i';
 
 /// New values by key; `None` removes.
 pub type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
@@ -85,13 +89,14 @@ impl Index for MemoryIndex {
     }
 }
 
-/// sled, kept to what it is good at (small rows, one writer, no promise), and the table of leaves beside it. sled may
+/// sled, kept to what it is good at (small rows, one writer, no promise), and the tables of leaves and ids beside it. sled may
 /// panic on damaged files, so every call is caught.
 pub struct FileIndex {
     rows: sled::Db,
     /// sled's own file, for taking room behind its end.
     file: File,
     leaves: LeafFile,
+    ids: IdFile,
 }
 
 /// What sled may write for one row: the row, and its share of the pages that are written anew.
@@ -129,6 +134,11 @@ fn leaf_of(key: &[u8]) -> Option<u64> {
     Some(if digits.len() > 8 { leaf.saturating_add(1) } else { leaf })
 }
 
+/// The id of a key in the table of ids.
+fn id_of(key: &[u8]) -> Option<&[u8; 16]> {
+    key.strip_prefix(&[IDS])?.first_chunk()
+}
+
 impl FileIndex {
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir).map_err(failed)?;
@@ -140,8 +150,9 @@ impl FileIndex {
             .mode(sled::Mode::HighThroughput);
         let rows = caught(|| config.open())?;
         let leaves = LeafFile::open(&dir.join("leaves")).map_err(failed)?;
+        let ids = IdFile::open(&dir.join("ids"), [salt()?, salt()?]).map_err(failed)?;
         let file = File::options().write(true).open(dir.join("rows").join("db")).map_err(failed)?;
-        Ok(Self { rows, file, leaves })
+        Ok(Self { rows, file, leaves, ids })
     }
 }
 
@@ -150,11 +161,12 @@ impl Index for FileIndex {
     /// system cannot do that, such a stop leads to a rebuild at the next start.
     fn reserve(&self, rows: usize) -> Result<(), StoreError> {
         let taken = take_room(&self.file, BATCH_BYTES + ROW_BYTES * rows as u64)
-            .and_then(|()| take_room(self.leaves.file(), (SLOT_BYTES * rows) as u64));
+            .and_then(|()| take_room(self.leaves.file(), (SLOT_BYTES * rows) as u64))
+            .and_then(|()| take_room(self.ids.file(), PAGE_BYTES as u64 * (2 + rows as u64 / FILL)));
         taken.map_err(io_error("taking room for the index"))
     }
 
-    /// The leaves first: their rows may be newer than the others, never older.
+    /// Leaves and ids first: their rows may be newer than the others, never older.
     fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
         let leaves = changes.range(vec![LEAVES]..vec![LEAVES + 1]);
         let slots = leaves.filter_map(|(key, value)| Some((leaf_of(key)?, value.as_deref())));
@@ -163,8 +175,11 @@ impl Index for FileIndex {
         let (new, old): (Vec<_>, Vec<_>) = slots.partition(|(leaf, _)| *leaf >= end);
         self.leaves.write(new.into_iter()).map_err(failed)?;
         self.leaves.write(old.into_iter()).map_err(failed)?;
+        let ids = changes.range(vec![IDS]..vec![IDS + 1]);
+        self.ids.add(ids.filter_map(|(key, _)| Some((id_of(key)?, last_number(key)?)))).map_err(failed)?;
         let mut batch = sled::Batch::default();
-        for (key, value) in changes.iter().filter(|(key, _)| key.first() != Some(&LEAVES)) {
+        let others = changes.iter().filter(|(key, _)| !matches!(key.first(), Some(&LEAVES | &IDS)));
+        for (key, value) in others {
             match value {
                 Some(value) => batch.insert(key.as_slice(), value.as_slice()),
                 None => batch.remove(key.as_slice()),
@@ -187,6 +202,11 @@ impl Index for FileIndex {
         if let Some(first) = leaf_of(from) {
             return self.leaves.scan(first, leaf_of(to).unwrap_or(u64::MAX), limit).map_err(failed);
         }
+        if let Some(id) = id_of(from) {
+            let keys = self.ids.find(id).map_err(failed)?.into_iter().map(|leaf| keys::with_id(id, leaf));
+            let within = keys.filter(|key| from <= key.as_slice() && key.as_slice() < to);
+            return Ok(within.take(limit).map(|key| (key, vec![])).collect());
+        }
         caught(|| {
             let rows = self.rows.range(from..to).take(limit);
             rows.map(|row| row.map(|(key, value)| (key.to_vec(), value.to_vec()))).collect()
@@ -198,7 +218,7 @@ impl Index for FileIndex {
     }
 
     fn clear(&self) -> Result<(), StoreError> {
-        self.leaves.clear().map_err(failed)?;
+        self.leaves.clear().and_then(|()| self.ids.clear()).map_err(failed)?;
         caught(|| self.rows.clear())
     }
 }

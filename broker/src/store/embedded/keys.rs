@@ -44,8 +44,6 @@ pub struct Totals {
     pub waiting: u64,
     /// The newest time in any record: the store's own notion of now, the same after a rebuild.
     pub newest_ms: i64,
-    /// No remembered id expires before this: spares the look for ids to forget.
-    pub forget_ms: i64,
 }
 
 /// `l` leaf: one entry of the log. These rows lie in a file of their own, of which a crash may leave a newer state than
@@ -63,12 +61,15 @@ pub struct LeafRow {
     pub before_of_delivery: u64,
     /// On the acceptance's own leaf.
     pub head: Option<HeadRow>,
+    /// On a rejection's leaf: the id that was rejected.
+    pub rejected: Option<[u8; 16]>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeadRow {
     pub id: [u8; 16],
     pub sender: AgencyCode,
+    pub envelope_sha256: [u8; 32],
     pub priority: u8,
     pub accepted_ms: i64,
     pub expires_ms: i64,
@@ -97,14 +98,6 @@ pub enum Stage {
 pub struct SenderRow {
     pub newest: u64,
     pub count: u64,
-}
-
-/// `i` id, 0, sender: what a retry is compared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DedupRow {
-    pub seq: u64,
-    pub expires_ms: i64,
-    pub envelope_sha256: [u8; 32],
 }
 
 /// `r` seq, recipient: a delivery whose chain has moved on from the acceptance. One that waits untouched has only its
@@ -186,21 +179,13 @@ pub fn leaf(leaf: u64) -> Vec<u8> {
     key(b'l', &[&leaf.to_be_bytes()])
 }
 
-pub fn dedup(id: &[u8; 16], sender: &AgencyCode) -> Vec<u8> {
-    key(b'i', &[id, &[0], sender.as_str().as_bytes(), &[0]])
+/// `i` id, leaf: an acceptance or rejection under this id. The table lies in a file of its own and is asked for one id at a
+/// time; it may give leaves of other ids too.
+pub fn with_id(id: &[u8; 16], leaf: u64) -> Vec<u8> {
+    key(b'i', &[id, &leaf.to_be_bytes()])
 }
 
-/// A dispatch under its id alone: rejected, or accepted so long ago that its id is no longer kept from being used anew.
-pub fn found_by_id(id: &[u8], seq: u64) -> Vec<u8> {
-    key(b'i', &[id, &[1], &seq.to_be_bytes()])
-}
-
-/// `d`: present while ids are remembered of dispatches that expire in this minute, by blocks of their leaves.
-pub fn forget(expires_ms: i64, seq: u64) -> Vec<u8> {
-    block(b'd', expires_ms, seq)
-}
-
-/// Everything under one id: acceptances, then rejections.
+/// Everything under one id.
 pub fn of_id(id: &[u8; 16]) -> Vec<u8> {
     key(b'i', &[id])
 }
@@ -209,15 +194,64 @@ pub fn delivery(seq: u64, recipient: &AgencyCode) -> Vec<u8> {
     key(b'r', &[&seq.to_be_bytes(), recipient.as_str().as_bytes()])
 }
 
+/// `q` recipient, 0, 255 - priority, block: the waiting deliveries among a block of leaves, as [`Queued`] has them.
 pub fn queue(recipient: &AgencyCode, priority: u8, seq: u64) -> Vec<u8> {
-    key(b'q', &[recipient.as_str().as_bytes(), &[0, u8::MAX - priority], &seq.to_be_bytes()])
+    key(b'q', &[recipient.as_str().as_bytes(), &[0, u8::MAX - priority], &(seq / BLOCK_LEAVES).to_be_bytes()])
 }
 
 pub fn queue_of(recipient: &AgencyCode) -> Vec<u8> {
     key(b'q', &[recipient.as_str().as_bytes(), &[0]])
 }
 
-/// Leaves that share a row of the tables `x` and `p`.
+/// A row of table `q`: each dispatch's place in its block, two bytes each, ascending.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Queued(Vec<u8>);
+
+impl Queued {
+    pub const fn read(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    fn place(seq: u64) -> [u8; 2] {
+        // Below BLOCK_LEAVES.
+        ((seq % BLOCK_LEAVES) as u16).to_be_bytes()
+    }
+
+    fn find(&self, seq: u64) -> Result<usize, usize> {
+        self.0.as_chunks().0.binary_search(&Self::place(seq))
+    }
+
+    pub fn has(&self, seq: u64) -> bool {
+        self.find(seq).is_ok()
+    }
+
+    pub fn put(&mut self, seq: u64) {
+        if let Err(at) = self.find(seq) {
+            self.0.splice(2 * at..2 * at, Self::place(seq));
+        }
+    }
+
+    /// Whether it was there.
+    pub fn take(&mut self, seq: u64) -> bool {
+        let found = self.find(seq);
+        if let Ok(at) = found {
+            self.0.drain(2 * at..2 * at + 2);
+        }
+        found.is_ok()
+    }
+
+    /// The row; none if nothing waits.
+    pub fn row(self) -> Option<Vec<u8>> {
+        (!self.0.is_empty()).then_some(self.0)
+    }
+
+    /// The dispatches of the block that begins with leaf `first`.
+    pub fn seqs(&self, first: u64) -> impl Iterator<Item = u64> {
+        self.0.as_chunks().0.iter().map(move |place| first.saturating_add(u16::from_be_bytes(*place).into()))
+    }
+}
+
+/// Leaves that share a row of the tables `x`, `p` and `q`.
 pub const BLOCK_LEAVES: u64 = 1024;
 
 const MINUTE_MS: i64 = 60_000;
@@ -240,16 +274,6 @@ pub fn block_at(key: &[u8]) -> Option<(i64, u64)> {
 /// Whether a time is in the minute of a block's row.
 pub const fn in_minute(ms: i64, minute: i64) -> bool {
     ms.div_euclid(MINUTE_MS) == minute
-}
-
-/// When a minute is over, in milliseconds.
-pub const fn minute_ends(minute: i64) -> i64 {
-    minute.saturating_add(1).saturating_mul(MINUTE_MS)
-}
-
-/// When the minute that a time is in is over.
-pub const fn end_of_minute(ms: i64) -> i64 {
-    minute_ends(ms.div_euclid(MINUTE_MS))
 }
 
 /// `x`: how many dispatches that wait expire in this minute, by blocks of their leaves.

@@ -12,6 +12,7 @@ mod committer;
 mod config;
 mod cut;
 mod evidence;
+mod ids;
 mod index;
 mod journal;
 mod keys;

@@ -4,10 +4,10 @@ use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEvidence, Timestamp};
 
-use super::apply::{apart_at, delivery, head_row, is_large, log_entry, remembered};
+use super::apply::{apart_at, delivery, head_row, is_large, is_queued, log_entry, remembered, with_id};
 use super::chains;
 use super::keys::{
-    self, BLOCK_LEAVES, BodyPlace, BodyRow, HeadRow, LeafRow, NoticeRow, Stage, block_at, end_of, in_minute,
+    self, BLOCK_LEAVES, BodyPlace, BodyRow, HeadRow, LeafRow, NoticeRow, Queued, Stage, block_at, end_of, in_minute,
     last_number, read_row,
 };
 use super::record::{RecordV1, id_of};
@@ -89,22 +89,11 @@ impl Reads<'_> {
 
     pub fn lookup(&self, sender: &AgencyCode, id: DispatchId) -> Result<Option<Seq>, StoreError> {
         let newest_ms = self.0.totals().newest_ms;
-        Ok(remembered(id.as_bytes(), sender, newest_ms, self.rows())?.map(|row| Seq(row.seq)))
+        Ok(remembered(id.as_bytes(), sender, newest_ms, self.rows())?.map(|(seq, _)| Seq(seq)))
     }
 
     pub fn find(&self, id: DispatchId) -> Result<Vec<Seq>, StoreError> {
-        let mut found = Vec::new();
-        let prefix = keys::of_id(id.as_bytes());
-        self.each_row(&prefix, prefix.clone(), |key, value| {
-            if value.is_empty() {
-                found.extend(last_number(key).map(Seq));
-            } else {
-                found.push(Seq(read_row::<keys::DedupRow>(value)?.seq));
-            }
-            Ok(true)
-        })?;
-        found.sort();
-        Ok(found)
+        Ok(with_id(id.as_bytes(), self.rows())?.into_iter().map(|(leaf, _)| Seq(leaf)).collect())
     }
 
     pub fn dispatch(&self, seq: Seq) -> Result<Option<Dispatch>, StoreError> {
@@ -185,25 +174,23 @@ impl Reads<'_> {
         limit: usize,
     ) -> Result<Vec<Waiting>, StoreError> {
         let prefix = keys::queue_of(recipient);
-        let from = match after {
-            Some((priority, seq)) => [keys::queue(recipient, priority, seq.0).as_slice(), &[0]].concat(),
-            None => prefix.clone(),
-        };
-        let rows = self.rows().scan(&from, &end_of(&prefix), limit)?;
-        let read = |(key, value): (Vec<u8>, Vec<u8>)| {
-            let (priority, seq) = (key.get(prefix.len()).copied(), last_number(&key));
-            let expires = value.try_into().ok().map(i64::from_be_bytes);
-            match (priority, seq, expires) {
-                (Some(inverse), Some(seq), Some(expires)) => Ok(Waiting {
-                    recipient: recipient.clone(),
-                    priority: u8::MAX - inverse,
-                    seq: Seq(seq),
-                    expires: Timestamp::from_unix_ms(expires),
-                }),
-                _ => Err(damaged("a row of a queue does not read; restart to rebuild the index")),
-            }
-        };
-        rows.into_iter().map(read).collect()
+        // The block that the last one is in may hold more.
+        let from = after.map_or_else(|| prefix.clone(), |(priority, seq)| keys::queue(recipient, priority, seq.0));
+        let mut found = Vec::new();
+        self.each_row(&prefix, from, |key, value| {
+            let (inverse, block) = (key.get(prefix.len()).copied(), last_number(key));
+            let (Some(inverse), Some(block)) = (inverse, block) else {
+                return Err(damaged("a row of a queue does not read; restart to rebuild the index"));
+            };
+            let priority = u8::MAX - inverse;
+            let seqs = Queued::read(value.to_vec());
+            let seqs = seqs.seqs(block.saturating_mul(BLOCK_LEAVES)).map(Seq);
+            let later = seqs.filter(|seq| after.is_none_or(|(last, at)| priority != last || *seq > at));
+            found.extend(later.map(|seq| Waiting { recipient: recipient.clone(), priority, seq }));
+            Ok(found.len() < limit)
+        })?;
+        found.truncate(limit);
+        Ok(found)
     }
 
     pub fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<Waiting>, StoreError> {
@@ -212,16 +199,15 @@ impl Reads<'_> {
         for (key, _) in self.rows().scan(b"x", &keys::expiry_after(until), limit)? {
             let (minute, first) = block_at(&key)
                 .ok_or_else(|| damaged("a row of the expiries does not read; restart to rebuild the index"))?;
-            for (expires_ms, seq, priority) in self.due_in(minute, first, until)? {
+            for (_, seq, priority) in self.due_in(minute, first, until)? {
                 let mut recipients = self.recipients(Seq(seq))?;
                 recipients.sort();
                 for recipient in recipients {
                     if due.len() >= limit {
                         return Ok(due);
                     }
-                    if self.rows().get(&keys::queue(&recipient, priority, seq))?.is_some() {
-                        let (seq, expires) = (Seq(seq), Timestamp::from_unix_ms(expires_ms));
-                        due.push(Waiting { recipient, priority, seq, expires });
+                    if is_queued(&recipient, priority, seq, self.rows())? {
+                        due.push(Waiting { recipient, priority, seq: Seq(seq) });
                     }
                 }
             }

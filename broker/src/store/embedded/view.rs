@@ -270,6 +270,11 @@ impl<'a> Staged<'a> {
         self.changes.insert(key, None);
     }
 
+    /// Puts a row, or removes it.
+    pub fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        self.changes.insert(key, value);
+    }
+
     /// Makes the changes visible.
     pub fn merge(&mut self) -> Result<(), StoreError> {
         self.view.merge(std::mem::take(&mut self.changes))

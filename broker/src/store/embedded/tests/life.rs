@@ -56,22 +56,11 @@ fn ids_whose_time_is_over_are_forgotten_and_found_all_the_same() {
     assert_eq!(store.find(old(3).id).unwrap(), [Seq(3), Seq(960)]);
     wait(store.close()).unwrap();
     drop(store);
-    let ids = |index: &MemoryIndex| -> Vec<_> {
-        index.rows().into_iter().filter(|(key, _)| matches!(key[0], b'd' | b'i')).collect()
-    };
-    let kept = ids(&index);
-    let remembered = kept.iter().filter(|(key, _)| key[0] == b'd').count();
-    assert!(remembered < 40, "{remembered} ids are remembered; a day and an hour brings 25");
-    assert_eq!(kept.iter().filter(|(_, value)| key_with_sender(value)).count(), remembered);
     let rebuilt = Arc::new(MemoryIndex::default());
     let store = open(&disk.after(Cut::Drop), &rebuilt).unwrap();
-    wait(store.close()).unwrap();
-    assert_eq!(ids(&rebuilt), kept, "a rebuilt index remembers the same");
-}
-
-/// Whether an `i` row is one that a retry is compared with.
-fn key_with_sender(value: &[u8]) -> bool {
-    value.len() == 8 + 8 + 32
+    assert_eq!(store.find(old(3).id).unwrap(), [Seq(3), Seq(960)]);
+    assert_eq!(store.lookup(&old(3).sender, old(3).id).unwrap(), Some(Seq(960)), "a rebuilt index remembers the same");
+    assert_eq!(store.lookup(&old(4).sender, old(4).id).unwrap(), None);
 }
 
 #[test]
@@ -127,7 +116,7 @@ fn a_submission_that_no_segment_holds_is_refused_and_others_go_on() {
     let sent = letter(2, &["H37.DN.001"]);
     assert_eq!(wait(store.accept(sent.clone())).unwrap(), Accepted::New(Seq(0)));
     let recipient = agency("H37.DN.001");
-    let expected = Waiting { recipient: recipient.clone(), priority: 0, seq: Seq(0), expires: sent.expires };
+    let expected = Waiting { recipient: recipient.clone(), priority: 0, seq: Seq(0) };
     assert_eq!(store.waiting(&recipient, None, 9).unwrap(), [expected]);
 }
 

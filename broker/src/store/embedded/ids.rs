@@ -1,0 +1,340 @@
+//! The index's table of ids, as one file of pages: which leaves brought a dispatch id. A linear hash, which grows a page at
+//! a time, so that finding an id and adding one cost the same however many there are.
+//!
+//! Entries are never removed: whether an id is still kept from being used anew is a matter of time, and the leaf's row has
+//! it. A page holds hashes, not ids, so what is found here may be another id's, and the leaf's row has the id. The hash is
+//! keyed with a salt of the file, so that no sender can choose ids that fall together. Like all of the index this is a view:
+//! nothing is synced before the store is closed, and a page that does not read leads to a rebuild.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use docaxis_protocol::Digest;
+
+/// A page is read and written at once.
+pub const PAGE_BYTES: usize = 4096;
+/// Count, zero, checksum.
+const PAGE_HEADER_BYTES: usize = 8;
+/// Hash and leaf.
+const ENTRY_BYTES: usize = 16;
+const MAX_ENTRIES: usize = (PAGE_BYTES - PAGE_HEADER_BYTES) / ENTRY_BYTES;
+/// Entries to a page on average. Pages whose turn to be split has not come hold up to twice as many.
+pub const FILL: u64 = 85;
+const MAGIC: [u8; 8] = *b"dxidpage";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Entry {
+    hash: u64,
+    leaf: u64,
+}
+
+struct State {
+    /// Pages with entries; the file's first page is its header.
+    pages: u64,
+    entries: u64,
+}
+
+pub struct IdFile {
+    file: File,
+    salt: [u8; 16],
+    /// Held for writing while pages change, so that nobody reads half of a change.
+    state: RwLock<State>,
+}
+
+fn damaged(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+fn number(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
+}
+
+/// Of the page's number as well, so that a page in another's place does not read. The checksum's own bytes are left out.
+fn checksum(page: u64, bytes: &[u8]) -> [u8; 4] {
+    let head = crc32c::crc32c_append(crc32c::crc32c(&page.to_le_bytes()), &bytes[..4]);
+    crc32c::crc32c_append(head, &bytes[PAGE_HEADER_BYTES..]).to_le_bytes()
+}
+
+/// The page of a hash among so many: those before the one whose turn it is have been split in this round.
+const fn page_of(hash: u64, pages: u64) -> u64 {
+    let round = 1 << pages.ilog2();
+    let wide = hash & (2 * round - 1);
+    if wide < pages { wide } else { hash & (round - 1) }
+}
+
+impl IdFile {
+    /// `salt` is for a new file; one that is there has its own.
+    pub fn open(path: &Path, salt: [u64; 2]) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        let len = file.metadata()?.len();
+        let [low, high] = salt.map(u64::to_le_bytes);
+        let mut salt = [0; 16];
+        salt[..8].copy_from_slice(&low);
+        salt[8..].copy_from_slice(&high);
+        let made = Self { file, salt, state: RwLock::new(State { pages: 0, entries: 0 }) };
+        if len == 0 {
+            made.clear()?;
+            return Ok(made);
+        }
+        let mut head = [0; PAGE_BYTES];
+        made.file.read_exact_at(&mut head, 0)?;
+        if head[8..16] != MAGIC || head[4..8] != checksum(0, &head) {
+            return Err(damaged("the header of the table of ids does not read"));
+        }
+        let mut salt = [0; 16];
+        salt.copy_from_slice(&head[16..32]);
+        let (pages, entries) = (number(&head, 32), number(&head, 40));
+        // A process that died may have added pages since; what is counted here bounds nothing.
+        let pages = pages.max((len / PAGE_BYTES as u64).saturating_sub(1));
+        if pages == 0 || len < (pages + 1) * PAGE_BYTES as u64 {
+            return Err(damaged(format!("the table of ids has {len} bytes; its header says {pages} pages")));
+        }
+        Ok(Self { salt, state: RwLock::new(State { pages, entries }), ..made })
+    }
+
+    /// For taking room behind its end.
+    pub const fn file(&self) -> &File {
+        &self.file
+    }
+
+    fn reading(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hash(&self, id: &[u8; 16]) -> u64 {
+        let mut salted = [0; 32];
+        salted[..16].copy_from_slice(&self.salt);
+        salted[16..].copy_from_slice(id);
+        number(&Digest::of(&salted).0, 0)
+    }
+
+    /// Leaves that brought this id, lowest first; seldom one of another id among them.
+    pub fn find(&self, id: &[u8; 16]) -> io::Result<Vec<u64>> {
+        let hash = self.hash(id);
+        let state = self.reading();
+        let entries = self.read(page_of(hash, state.pages))?;
+        let mut found: Vec<u64> = entries.iter().filter(|entry| entry.hash == hash).map(|entry| entry.leaf).collect();
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Adds leaves to ids; what is there already stays once.
+    pub fn add<'a>(&self, ids: impl Iterator<Item = (&'a [u8; 16], u64)>) -> io::Result<()> {
+        let new: Vec<Entry> = ids.map(|(id, leaf)| Entry { hash: self.hash(id), leaf }).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.writing();
+        while (state.entries + new.len() as u64) > state.pages * FILL {
+            self.split(&mut state)?;
+        }
+        let mut by_page: BTreeMap<u64, Vec<Entry>> = BTreeMap::new();
+        for entry in new {
+            by_page.entry(page_of(entry.hash, state.pages)).or_default().push(entry);
+        }
+        let mut crowded = Vec::new();
+        for (page, new) in by_page {
+            let mut entries = self.read(page)?;
+            let before = entries.len();
+            for entry in new {
+                match entries.contains(&entry) {
+                    true => {}
+                    false if entries.len() < MAX_ENTRIES => entries.push(entry),
+                    false => crowded.push(entry),
+                }
+            }
+            if entries.len() > before {
+                state.entries += (entries.len() - before) as u64;
+                self.write(page, &entries)?;
+            }
+        }
+        for entry in crowded {
+            self.squeeze(&mut state, entry)?;
+        }
+        self.write_header(&state)
+    }
+
+    /// An entry whose page is full: other pages are split until its own has been.
+    fn squeeze(&self, state: &mut State, entry: Entry) -> io::Result<()> {
+        loop {
+            let page = page_of(entry.hash, state.pages);
+            let mut entries = self.read(page)?;
+            if entries.len() < MAX_ENTRIES {
+                entries.push(entry);
+                state.entries += 1;
+                return self.write(page, &entries);
+            }
+            if entries.iter().all(|other| other.hash == entry.hash) {
+                return Err(damaged(format!("one id has more than {MAX_ENTRIES} leaves")));
+            }
+            self.split(state)?;
+        }
+    }
+
+    /// Splits the page whose turn it is. The new page is written first: whenever the process dies, no entry is lost, and one
+    /// that then stands in both pages is looked for in the new one only.
+    fn split(&self, state: &mut State) -> io::Result<()> {
+        let (new, old) = (state.pages, state.pages - (1 << state.pages.ilog2()));
+        let (go, stay): (Vec<_>, Vec<_>) =
+            self.read(old)?.into_iter().partition(|entry| page_of(entry.hash, new + 1) == new);
+        self.write(new, &go)?;
+        self.write(old, &stay)?;
+        state.pages += 1;
+        Ok(())
+    }
+
+    fn read(&self, page: u64) -> io::Result<Vec<Entry>> {
+        let mut bytes = [0; PAGE_BYTES];
+        self.file.read_exact_at(&mut bytes, (page + 1) * PAGE_BYTES as u64)?;
+        let count = usize::from(u16::from_le_bytes([bytes[0], bytes[1]]));
+        if bytes[4..8] != checksum(page + 1, &bytes) || count > MAX_ENTRIES {
+            return Err(damaged(format!("page {page} of the table of ids does not read")));
+        }
+        let entries = bytes[PAGE_HEADER_BYTES..].chunks_exact(ENTRY_BYTES).take(count);
+        Ok(entries.map(|entry| Entry { hash: number(entry, 0), leaf: number(entry, 8) }).collect())
+    }
+
+    fn write(&self, page: u64, entries: &[Entry]) -> io::Result<()> {
+        let mut bytes = [0; PAGE_BYTES];
+        let count = u16::try_from(entries.len()).map_err(|_| damaged("a page of the table of ids is too full"))?;
+        bytes[..2].copy_from_slice(&count.to_le_bytes());
+        for (slot, entry) in bytes[PAGE_HEADER_BYTES..].chunks_exact_mut(ENTRY_BYTES).zip(entries) {
+            slot[..8].copy_from_slice(&entry.hash.to_le_bytes());
+            slot[8..].copy_from_slice(&entry.leaf.to_le_bytes());
+        }
+        let crc = checksum(page + 1, &bytes);
+        bytes[4..8].copy_from_slice(&crc);
+        self.file.write_all_at(&bytes, (page + 1) * PAGE_BYTES as u64)
+    }
+
+    fn write_header(&self, state: &State) -> io::Result<()> {
+        let mut bytes = [0; PAGE_BYTES];
+        bytes[8..16].copy_from_slice(&MAGIC);
+        bytes[16..32].copy_from_slice(&self.salt);
+        bytes[32..40].copy_from_slice(&state.pages.to_le_bytes());
+        bytes[40..48].copy_from_slice(&state.entries.to_le_bytes());
+        let crc = checksum(0, &bytes);
+        bytes[4..8].copy_from_slice(&crc);
+        self.file.write_all_at(&bytes, 0)
+    }
+
+    pub fn clear(&self) -> io::Result<()> {
+        let mut state = self.writing();
+        self.file.set_len(0)?;
+        *state = State { pages: 1, entries: 0 };
+        self.write(0, &[])?;
+        self.write_header(&state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u64) -> [u8; 16] {
+        let mut id = [0x11; 16];
+        id[8..].copy_from_slice(&n.to_be_bytes());
+        id
+    }
+
+    fn file() -> (tempfile::TempDir, IdFile) {
+        let folder = tempfile::tempdir().unwrap();
+        let ids = IdFile::open(&folder.path().join("ids"), [7; 2]).unwrap();
+        (folder, ids)
+    }
+
+    fn add(ids: &IdFile, which: &[(u64, u64)]) {
+        let which: Vec<_> = which.iter().map(|(n, leaf)| (id(*n), *leaf)).collect();
+        ids.add(which.iter().map(|(id, leaf)| (id, *leaf))).unwrap();
+    }
+
+    #[test]
+    fn every_id_is_found_while_the_table_grows_and_after_reopening() {
+        let (folder, ids) = file();
+        let all: Vec<_> = (0..30_000).map(|n| (n, 3 * n)).collect();
+        for some in all.chunks(700) {
+            add(&ids, some);
+            add(&ids, &some[..9]);
+        }
+        add(&ids, &[(5, 99_999)]);
+        assert_eq!(ids.reading().entries, 30_001, "what is added again stays once");
+        for ids in [&ids, &IdFile::open(&folder.path().join("ids"), [9; 2]).unwrap()] {
+            assert_eq!(ids.find(&id(5)).unwrap(), [15, 99_999]);
+            for n in (0..30_000).filter(|n| *n != 5) {
+                assert_eq!(ids.find(&id(n)).unwrap(), [3 * n], "id {n}");
+            }
+            assert!(ids.find(&id(30_000)).unwrap().is_empty());
+        }
+        let pages = ids.reading().pages;
+        assert!((30_000 / FILL..=30_000 / FILL + 10).contains(&pages), "{pages} pages");
+        ids.clear().unwrap();
+        assert!(ids.find(&id(7)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_split_that_was_broken_off_loses_nothing() {
+        let (folder, ids) = file();
+        let all: Vec<_> = (0..84).map(|n| (n, n)).collect();
+        add(&ids, &all);
+        // The new page is there, the old one still has everything, and the header knows of neither.
+        let path = folder.path().join("ids");
+        let earlier = std::fs::read(&path).unwrap();
+        ids.split(&mut ids.writing()).unwrap();
+        let mut later = std::fs::read(&path).unwrap();
+        later[..2 * PAGE_BYTES].copy_from_slice(&earlier[..2 * PAGE_BYTES]);
+        std::fs::write(&path, later).unwrap();
+        let ids = IdFile::open(&path, [9; 2]).unwrap();
+        assert_eq!(ids.reading().pages, 2);
+        let more: Vec<_> = (84..2_000).map(|n| (n, n)).collect();
+        add(&ids, &more);
+        for n in 0..2_000 {
+            assert_eq!(ids.find(&id(n)).unwrap(), [n]);
+        }
+    }
+
+    #[test]
+    fn a_page_that_is_full_before_its_turn_gets_room() {
+        let (_folder, ids) = file();
+        let page = |ids: &IdFile, n: u64| page_of(ids.hash(&id(n)), 8);
+        // Ids that fall into the last page to be split of eight.
+        let together: Vec<_> = (0..40_000).filter(|n| page(&ids, *n) == 7).take(600).map(|n| (n, n)).collect();
+        add(&ids, &together);
+        for (n, leaf) in together {
+            assert_eq!(ids.find(&id(n)).unwrap(), [leaf]);
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_a_page_in_anothers_place_and_a_shorter_file_do_not_read() {
+        let (folder, ids) = file();
+        let all: Vec<_> = (0..300).map(|n| (n, n)).collect();
+        add(&ids, &all);
+        let path = folder.path().join("ids");
+        let whole = std::fs::read(&path).unwrap();
+        let reads = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            IdFile::open(&path, [9; 2]).is_ok_and(|ids| (0..ids.reading().pages).all(|page| ids.read(page).is_ok()))
+        };
+        assert!(reads(&whole));
+        for bit in (0..whole.len() * 8).step_by(77) {
+            let mut flipped = whole.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(!reads(&flipped), "bit {bit}");
+        }
+        let mut changed = whole.clone();
+        changed.copy_within(PAGE_BYTES..2 * PAGE_BYTES, 2 * PAGE_BYTES);
+        assert!(!reads(&changed));
+        assert!(!reads(&whole[..whole.len() - PAGE_BYTES]));
+        assert!(!reads(&whole[..whole.len() - 1]));
+    }
+}
