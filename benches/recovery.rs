@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use docaxis_broker::disk::RealDisk;
 use docaxis_broker::store::embedded::{EmbeddedConfig, EmbeddedStore};
-use docaxis_broker::store::{Accepted, Store};
+use docaxis_broker::store::{Accepted, Store, StoreError};
 
 mod store;
 use store::submission;
@@ -58,7 +58,14 @@ fn fill(dir: &Path, count: u64) {
                             if n >= to {
                                 return;
                             }
-                            assert!(matches!(store.accept(submission(n)).await.unwrap(), Accepted::New(_)));
+                            loop {
+                                match store.accept(submission(n)).await {
+                                    Ok(accepted) => break assert!(matches!(accepted, Accepted::New(_))),
+                                    // As a node does that is told that the exchange is busy.
+                                    Err(StoreError::Behind(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+                                    Err(error) => panic!("{error}"),
+                                }
+                            }
                         }
                     })
                 })

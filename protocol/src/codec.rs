@@ -72,9 +72,66 @@ pub mod blob {
     }
 }
 
+/// Byte arrays whose length is a multiple of 8, word by word: the same bytes as the array's own encoding, in an eighth of the
+/// steps.
+pub mod words {
+    use std::fmt;
+
+    use serde::ser::SerializeTuple as _;
+    use serde::{Deserializer, Serializer, de};
+
+    const WORD: usize = 8;
+
+    pub fn serialize<const N: usize, S: Serializer>(bytes: &[u8; N], serializer: S) -> Result<S::Ok, S::Error> {
+        const { assert!(N.is_multiple_of(WORD)) };
+        let mut tuple = serializer.serialize_tuple(N / WORD)?;
+        for word in bytes.as_chunks::<WORD>().0 {
+            tuple.serialize_element(&u64::from_le_bytes(*word))?;
+        }
+        tuple.end()
+    }
+
+    pub fn deserialize<'de, const N: usize, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; N], D::Error> {
+        struct Words<const N: usize>;
+        impl<'de, const N: usize> de::Visitor<'de> for Words<N> {
+            type Value = [u8; N];
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{N} bytes")
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut words: A) -> Result<[u8; N], A::Error> {
+                let mut bytes = [0; N];
+                for (at, to) in (0..).zip(bytes.as_chunks_mut::<WORD>().0) {
+                    let word: Option<u64> = words.next_element()?;
+                    *to = word.ok_or_else(|| de::Error::invalid_length(at, &self))?.to_le_bytes();
+                }
+                Ok(bytes)
+            }
+        }
+        const { assert!(N.is_multiple_of(WORD)) };
+        deserializer.deserialize_tuple(N / WORD, Words)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_the_bytes_of_the_array() {
+        #[derive(Debug, PartialEq, Serialize, serde::Deserialize)]
+        struct Row {
+            before: u16,
+            #[serde(with = "words")]
+            digest: [u8; 32],
+            after: u16,
+        }
+        let digest = std::array::from_fn(|n| n as u8 * 7);
+        let row = Row { before: 1, digest, after: 2 };
+        let encoded = encode(&row, 100).unwrap();
+        assert_eq!(encoded, encode(&(1u16, digest, 2u16), 100).unwrap());
+        assert_eq!(decode::<Row>(&encoded, 100).unwrap(), row);
+        assert!(decode::<Row>(&encoded[..30], 100).is_err());
+    }
 
     #[test]
     fn all_bytes_must_be_used_and_the_limit_holds_both_ways() {

@@ -32,7 +32,7 @@ pub struct Placed<'a> {
 impl Placed<'_> {
     /// Where the record's tail begins.
     pub fn tail(&self) -> BodyPlace {
-        let offset = self.at.offset + (FRAME_HEADER_BYTES + self.prepared.meta.len()) as u64;
+        let offset = self.at.offset + (FRAME_HEADER_BYTES + self.prepared.meta_bytes) as u64;
         BodyPlace { segment: self.at.segment, offset }
     }
 }
@@ -238,31 +238,25 @@ fn drop_apart(key: Vec<u8>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// While an index is built anew: bodies in a segment whose records stand in evidence and have been applied, so that it is
-/// known which dispatches still name theirs.
+/// While an index is built anew: a record of bodies in a segment whose records stand in evidence and have been applied, so
+/// that it is known which dispatches still name theirs.
 pub fn find_bodies(placed: &Placed<'_>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
     let mut place = placed.tail();
-    match &placed.prepared.record {
-        RecordV1::Accepted(accepted) if !accepted.bodies.is_empty() => {
-            find_together(placed.leaf, bytes_of(&accepted.bodies), place, rows)?;
+    let RecordV1::Bodies(list) = &placed.prepared.record else { return Ok(()) };
+    for one in list {
+        let bytes = bytes_of(&one.bodies);
+        if one.from.is_some() {
+            find_together(one.seq, bytes, place, rows)?;
+        } else if head_row(one.seq, rows)?.is_some_and(|head| head.stage != Stage::Pruned) {
+            put_apart(one, place, rows)?;
         }
-        RecordV1::Bodies(list) => {
-            for one in list {
-                let bytes = bytes_of(&one.bodies);
-                if one.from.is_some() {
-                    find_together(one.seq, bytes, place, rows)?;
-                } else if head_row(one.seq, rows)?.is_some_and(|head| head.stage != Stage::Pruned) {
-                    put_apart(one, place, rows)?;
-                }
-                place.offset += bytes;
-            }
-        }
-        _ => {}
+        place.offset += bytes;
     }
     Ok(())
 }
 
-fn find_together(seq: u64, bytes: u64, place: BodyPlace, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+/// The same of the bodies that came with an acceptance.
+pub fn find_together(seq: u64, bytes: u64, place: BodyPlace, rows: &mut Staged<'_>) -> Result<(), StoreError> {
     let mut head = head_row(seq, rows)?.ok_or_else(|| lost(format_args!("dispatch {seq}")))?;
     if head.stage == Stage::Pruned {
         return Ok(());

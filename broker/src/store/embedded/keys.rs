@@ -3,7 +3,8 @@
 //!
 //! No row is over 4 KiB: large values break the index's engine, so lists are rows of their own.
 
-use docaxis_protocol::{AgencyCode, Event, codec};
+use docaxis_protocol::codec::{self, words};
+use docaxis_protocol::{AgencyCode, Event};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,7 @@ pub struct Totals {
 /// of the other tables: nothing here is counted up or down, and every field is made anew when records are applied again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LeafRow {
+    #[serde(with = "words")]
     pub entry: [u8; 32],
     pub seq: u64,
     pub event: Event,
@@ -67,13 +69,16 @@ pub struct LeafRow {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeadRow {
+    #[serde(with = "words")]
     pub id: [u8; 16],
     pub sender: AgencyCode,
+    #[serde(with = "words")]
     pub envelope_sha256: [u8; 32],
     pub priority: u8,
     pub accepted_ms: i64,
     pub expires_ms: i64,
     /// SHA-256 of the SubmissionAcceptance: where every recipient's chain begins.
+    #[serde(with = "words")]
     pub evidence: [u8; 32],
     /// The dispatch's newest evidence.
     pub newest: u64,
@@ -105,6 +110,7 @@ pub struct SenderRow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliveryRow {
     pub state: DeliveryState,
+    #[serde(with = "words")]
     pub head: [u8; 32],
     pub head_ms: i64,
     /// The newest evidence in its chain.

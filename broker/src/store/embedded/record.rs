@@ -4,7 +4,7 @@
 //! [`Prepared`] is a record with everything that follows from it alone (its encoding, its log entries): made in the
 //! caller's thread for a new record, and from the bytes when one is read back, so that both take the same way.
 
-use docaxis_protocol::codec::{self, blob};
+use docaxis_protocol::codec::{self, blob, words};
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{
     AgencyCode, Digest, DispatchId, Event, NodeId, SealedEnvelope, SealedStatement, SignedEvidence, Timestamp,
@@ -34,6 +34,7 @@ pub enum RecordV1 {
 }
 
 /// The tags of some records, as they stand in the first four bytes of the encoding.
+pub const ACCEPTED_TAG: u32 = 0;
 pub const NOTICES_TAG: u32 = 3;
 pub const BODIES_TAG: u32 = 4;
 pub const SETTLED_TAG: u32 = 6;
@@ -46,11 +47,13 @@ pub fn tag_of(meta: &[u8]) -> u32 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptedV1 {
     pub sender: AgencyCode,
+    #[serde(with = "words")]
     pub id: [u8; 16],
     pub node: NodeId,
     pub accepted_ms: i64,
     pub expires_ms: i64,
     pub priority: u8,
+    #[serde(with = "words")]
     pub envelope_sha256: [u8; 32],
     pub envelope: SealedEnvelope,
     pub parts: Vec<PartV1>,
@@ -62,12 +65,14 @@ pub struct AcceptedV1 {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartV1 {
+    #[serde(with = "words")]
     pub sha256: [u8; 32],
     pub size: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BodyV1 {
+    #[serde(with = "words")]
     pub sha256: [u8; 32],
     pub size: u32,
 }
@@ -85,6 +90,7 @@ pub struct BodiesV1 {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RejectedV1 {
     pub sender: AgencyCode,
+    #[serde(with = "words")]
     pub id: [u8; 16],
     pub envelope: SealedEnvelope,
     pub evidence: SignedEvidence,
@@ -96,6 +102,7 @@ pub struct EventV1 {
     pub recipient: AgencyCode,
     pub event: Event,
     pub time_ms: i64,
+    #[serde(with = "words")]
     pub previous: [u8; 32],
     pub evidence: SignedEvidence,
     pub statement: Option<SealedStatement>,
@@ -140,8 +147,9 @@ impl Entry {
 #[derive(Debug, Clone)]
 pub struct Prepared {
     pub record: RecordV1,
+    /// The encoded record; empty when it was read back, as bodies are, which stay where they are.
     pub meta: Vec<u8>,
-    /// Empty when the record was read back: bodies stay where they are.
+    pub meta_bytes: usize,
     pub tail: Vec<Body>,
     pub tail_bytes: u32,
     pub entries: Vec<Entry>,
@@ -157,7 +165,7 @@ impl Prepared {
             found: "its bodies are over 4 GiB".to_owned(),
         })?;
         let entries = entries_of(&record);
-        Ok(Self { record, meta, tail, tail_bytes, entries })
+        Ok(Self { meta_bytes: meta.len(), record, meta, tail, tail_bytes, entries })
     }
 
     pub fn accepted(acceptance: Acceptance) -> Result<Self, StoreError> {
@@ -227,12 +235,13 @@ impl Prepared {
         if entries.is_empty() != (frame.leaf == NO_LEAF) {
             return Err(format!("the record brings {} log entries and says leaf {}", entries.len(), frame.leaf));
         }
-        Ok(Self { record, meta: meta.to_vec(), tail: vec![], tail_bytes: frame.tail, entries })
+        let (meta_bytes, tail_bytes) = (meta.len(), frame.tail);
+        Ok(Self { record, meta: vec![], meta_bytes, tail: vec![], tail_bytes, entries })
     }
 
     /// Length of the whole frame.
     pub fn frame_bytes(&self) -> usize {
-        FRAME_HEADER_BYTES + self.meta.len() + self.tail_bytes as usize
+        FRAME_HEADER_BYTES + self.meta_bytes + self.tail_bytes as usize
     }
 
     /// Appends the frame to a group in the making.

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::apply::{Placed, apply, find_bodies};
+use super::apply::{Placed, apply, find_bodies, find_together};
 use super::evidence::EvidenceFiles;
-use super::keys::{self, Position, Totals, read_row, row};
+use super::keys::{self, BodyPlace, Position, Totals, read_row, row};
+use super::layout::FRAME_HEADER_BYTES;
+use super::record;
 use super::segments::{Segment, Segments, Work, io_error};
 use super::view::{Lookup, Staged, View};
 use super::walk::{self, Found, Next};
@@ -21,6 +23,9 @@ use crate::store::StoreError;
 
 /// Records applied before their rows are merged: bounds memory while the index is built.
 const RECORDS_AT_ONCE: u32 = 2_000;
+/// Records that are handed on at once by whoever reads them, and how many of such lots may wait: bounds memory.
+const READ_AT_ONCE: usize = 128;
+const READ_AHEAD: usize = 8;
 const PROGRESS_EVERY: u64 = 200_000;
 
 /// The journal's end.
@@ -169,6 +174,12 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
+    /// Without a position yet: an index left in this state is built again.
+    fn merge_rows(&mut self) -> Result<(), StoreError> {
+        self.records = 0;
+        self.staged.merge()
+    }
+
     fn merge(&mut self) -> Result<(), StoreError> {
         // Nobody would make room while a start waits for it: then the start fails and says so.
         self.view.has_room()?;
@@ -220,14 +231,9 @@ impl Recovery<'_> {
     pub fn rebuild(&self, view: &View) -> Result<(End, Totals), StoreError> {
         tracing::info!("building the index from evidence and journal");
         let mut applier = Applier::new(view, Totals::default(), false);
-        self.evidence.walk(|found| {
+        self.each_of_evidence(|found| {
             applier.apply(&found)?;
-            if applier.records >= RECORDS_AT_ONCE {
-                applier.records = 0;
-                // No position yet: an index left in this state is built again.
-                applier.staged.merge()?;
-            }
-            Ok(())
+            if applier.records >= RECORDS_AT_ONCE { applier.merge_rows() } else { Ok(()) }
         })?;
         let settled = self.evidence.settled();
         for segment in self.segments.all().iter().filter(|segment| segment.header.number <= settled) {
@@ -245,6 +251,29 @@ impl Recovery<'_> {
         Ok((end, totals))
     }
 
+    /// Every record of evidence in order, read and decoded by a thread of its own.
+    fn each_of_evidence(&self, mut each: impl FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
+        std::thread::scope(|scope| {
+            let (to, records) = std::sync::mpsc::sync_channel::<Vec<Found>>(READ_AHEAD);
+            let reader = scope.spawn(move || {
+                let mut some = Vec::new();
+                self.evidence.walk(|found| {
+                    some.push(found);
+                    // Nobody takes any more: an error has ended it on the other side, and is what is told.
+                    if some.len() >= READ_AT_ONCE && to.send(std::mem::take(&mut some)).is_err() {
+                        return Err(StoreError::Closed);
+                    }
+                    Ok(())
+                })?;
+                drop(to.send(some));
+                Ok(())
+            });
+            let applied = records.into_iter().flatten().try_for_each(&mut each);
+            let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            applied.and(read)
+        })
+    }
+
     /// A settled segment that is still there holds bodies; its records stand in evidence and have been applied.
     fn bodies_of(&self, segment: &Segment, applier: &mut Applier<'_>) -> Result<(), StoreError> {
         let mut at = segment.start();
@@ -258,9 +287,26 @@ impl Recovery<'_> {
                 }
             };
             at = group.end();
-            for found in group.records()? {
-                let placed = Placed { prepared: &found.prepared, leaf: found.leaf, at: found.at, again: false };
-                find_bodies(&placed, &mut applier.staged)?;
+            for (frame, at, bytes) in group.frames()? {
+                let meta = walk::meta_of(&frame, bytes, at)?;
+                match record::tag_of(meta) {
+                    // All that is asked of it stands in its frame.
+                    record::ACCEPTED_TAG if frame.tail > 0 => {
+                        let offset = at.offset + (FRAME_HEADER_BYTES + meta.len()) as u64;
+                        let place = BodyPlace { segment: at.segment, offset };
+                        find_together(frame.leaf, frame.tail.into(), place, &mut applier.staged)?;
+                    }
+                    record::BODIES_TAG => {
+                        let found = walk::read_record(&frame, bytes, at)?;
+                        let placed = Placed { prepared: &found.prepared, leaf: found.leaf, at, again: false };
+                        find_bodies(&placed, &mut applier.staged)?;
+                    }
+                    _ => {}
+                }
+                applier.records += 1;
+            }
+            if applier.records >= RECORDS_AT_ONCE {
+                applier.merge_rows()?;
             }
         }
         applier.staged.put(keys::moved(segment.header.number), vec![]);
