@@ -17,6 +17,7 @@ mod journal;
 mod keys;
 mod layout;
 mod leaves;
+mod mend;
 mod reads;
 mod rebuild;
 mod record;
