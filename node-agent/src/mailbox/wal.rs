@@ -304,7 +304,7 @@ mod tests {
             assert_eq!(judged(&whole[..at]), Verdict::Good, "cut at {at}");
         }
         let noise: Vec<u8> =
-            (0..whole.len() as u64).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 37) as u8).collect();
+            (0..whole.len() as u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[3]).collect();
         // What stood there before: nothing, the frames of an earlier log, anything.
         for (name, before) in [("zeros", vec![0; whole.len()]), ("an earlier log", other.clone()), ("noise", noise)] {
             for unit in [512, PAGE] {

@@ -157,7 +157,7 @@ fn before(written: &Written) -> Vec<(&'static str, Vec<u8>)> {
     earlier.resize(length, 0);
     earlier[8..32].iter_mut().for_each(|byte| *byte ^= 0x5a);
     // Nothing is drawn: any bytes without a pattern will do.
-    let noise = (0..length as u64).map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 37) as u8).collect();
+    let noise = (0..length as u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[3]).collect();
     // The same sequence and letters under the same salt, but of another number of leaves: what only a test can write.
     let mut alike = written.page();
     alike.iter_mut().skip(60).step_by(97).for_each(|byte| *byte ^= 4);
