@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Single bits that rot while nothing runs, anywhere in the data of a broker or of an agent.
 
-    bitflips.py DOCAXIS [--count N] [--seed S] [-v]
+    bitflips.py DOCAXIS [--count N] [--seed S] [--only PLACE] [-v]
 
 After a flip the damage is refused or reported, or repaired from another copy, or stood for nothing. It is never passed on
-as content, it never changes a receipt, and whatever is not damaged goes its way. Each case is an exchange with settled
+as content, it never changes a receipt, and whatever is not damaged goes its way. What was written last is put right, or the
+start is refused: it is never taken for a torn write and left out. Each case is an exchange with settled
 segments, waiting dispatches, large bodies and a log, closed in order or killed.
 """
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -18,11 +20,14 @@ from claims import AWAY, fresh, forget_receipts
 from load import Acks, AgentLoad, BrokerLoad, evidence, rows
 from rig import AGENCY, RECIPIENT, SENDER, Broken, Refused, Unreachable, arguments, ask, run, until
 
-# By whose data, and which part of them. The newest group of the journal is a place of its own.
+# By whose data, and which part of them. What was written last is a place of its own: the journal's newest group before the
+# durable position is written behind it, and the last transaction of the mailbox's log.
 PLACES = [
     ("broker", "journal"), ("broker", "newest group"), ("broker", "evidence"), ("broker", "index"), ("broker", "blobs"),
-    ("broker", "log"), ("broker", "spare"), ("agent", "mailbox.db"), ("agent", "mailbox.db-wal"), ("agent", "parts"),
+    ("broker", "log"), ("broker", "spare"), ("agent", "mailbox.db"), ("agent", "mailbox.db-wal"),
+    ("agent", "last transaction"), ("agent", "parts"),
 ]
+NEWEST = ("newest group", "last transaction")
 PAGE = 4096
 # How the program says that something is damaged.
 DAMAGE = re.compile(r"damage|does not read|does not agree|malformed|corrupt|digest|CRC|not a database|does not open|"
@@ -56,6 +61,9 @@ class Prepared:
                 load.parts_each = 4
                 files = exchange.data["broker"] / "evidence"
                 until("a settled segment", lambda: any(f.stat().st_size > 48 for f in files.glob("*.evidence")) or None)
+            if (whose, state) == ("broker", "killed"):
+                # While it works: nothing says yet that the newest group was durable.
+                exchange.kill("broker")
             load.stop()
             if whose == "agent":
                 for ack in acks.lines:
@@ -63,10 +71,6 @@ class Prepared:
             if state == "closed":
                 exchange.stop()
             else:
-                if whose == "broker":
-                    # Until the durable position is written, rot in the newest group looks like a torn one.
-                    segments = exchange.data["broker"] / "journal"
-                    until("the durable position is written", lambda: groups(segments)[-1].records == 0 or None)
                 exchange.kill()
         finally:
             exchange.kill()
@@ -95,14 +99,14 @@ def groups(journal):
     return found
 
 
-def before_the_last_transaction(log):
-    """How long SQLite's log is without its last transaction, whose rot nobody can tell from a torn one."""
+def last_transaction(log):
+    """Where the last transaction of SQLite's log begins and ends."""
     page, salts = int.from_bytes(log[8:12], "big"), log[16:24]
     ends = [at + 24 + page for at in range(32, len(log) - 23 - page, 24 + page)
             if log[at + 8:at + 16] == salts and log[at + 4:at + 8] != bytes(4)]
-    if len(ends) < 2:
-        raise Broken("the mailbox's log holds only one transaction")
-    return ends[-2]
+    if not ends:
+        raise Broken("the mailbox's log holds no transaction")
+    return ([32] + ends)[-2], ends[-1]
 
 
 def an_auditor_finds(log):
@@ -122,8 +126,14 @@ def an_auditor_finds(log):
 def choose(dice, data, place):
     """A file, an offset and a bit."""
     if place == "newest group":
-        group = [group for group in groups(data / "journal") if group.records][-1]
+        group = groups(data / "journal")[-1]
+        if not group.records:
+            raise Broken("the newest group is a mark: the broker was idle before it was killed")
         return group.file, group.at + dice.randrange(group.length), dice.randrange(8)
+    if place == "last transaction":
+        file = data / "mailbox.db-wal"
+        begin, end = last_transaction(file.read_bytes())
+        return file, dice.randrange(begin, end), dice.randrange(8)
     folders = {"journal": ("journal", "*.segment"), "spare": ("journal", "*.spare"), "evidence": ("evidence", "*"),
                "index": ("index", "**/*"), "blobs": ("blobs", "??/*"), "log": ("log", "**/*"), "parts": ("parts", "??/*")}
     folder, pattern = folders.get(place, ("", place))
@@ -132,8 +142,6 @@ def choose(dice, data, place):
         raise Broken(f"there is nothing in {place}")
     file = dice.choice(files)
     size = file.stat().st_size
-    if place == "mailbox.db-wal":
-        size = before_the_last_transaction(file.read_bytes())
     at = dice.randrange(size)
     if place in ("journal", "mailbox.db", "mailbox.db-wal"):
         # Most of a preallocated file is empty: what stands for something is what is of interest.
@@ -256,8 +264,10 @@ def broker_case(exchange, acks, place):
     said = told(exchange, "broker", AWAY, SENDER)
     if missing and (not said or len(missing) > 2):
         # More than what a flipped bit explains stays away: perhaps the machine is only slow.
+        late, began = len(missing), time.monotonic()
         missing = settle(conditions, FLOWS_S)
         said = told(exchange, "broker", AWAY, SENDER)
+        print(f"    {late} were late, {len(missing)} after another {time.monotonic() - began:.1f} s", flush=True)
     if missing and not said:
         raise Broken(f"{len(missing)} do not come and nobody says why: {missing[:3]}")
     if len(missing) > 2:
@@ -314,9 +324,10 @@ def agent_case(exchange, acks, _):
 PREPARED = Prepared()
 
 
-def case(n, dice, template, folder):
-    whose, place = PLACES[n % len(PLACES)]
-    states = ("closed",) if place == "index" else ("killed",) if place.endswith("wal") else ("closed", "killed")
+def case(places, n, dice, template, folder):
+    whose, place = places[n % len(places)]
+    killed = place.endswith("wal") or place in NEWEST
+    states = ("closed",) if place == "index" else ("killed",) if killed else ("closed", "killed")
     state = dice.choice(states)
     prepared, acks = PREPARED.get(whose, state, template, folder, dice)
     exchange = prepared.copy(folder / "live", links=False)
@@ -326,7 +337,12 @@ def case(n, dice, template, folder):
         flip(file, at, bit)
         where = f"{place}, {file.name} byte {at} bit {bit}, {state}"
         try:
-            return f"{where}: {(broker_case if whose == 'broker' else agent_case)(exchange, acks, place)}"
+            verdict = (broker_case if whose == "broker" else agent_case)(exchange, acks, place)
+            # The journal says of each bit which it was; SQLite's checksum has bits that it does not tell apart.
+            allowed = {"newest group": ("repaired",), "last transaction": ("repaired", "refused")}.get(place)
+            if allowed and not verdict.startswith(allowed):
+                raise Broken(f"{verdict}; expected {' or '.join(allowed)}")
+            return f"{where}: {verdict}"
         except Broken as broken:
             raise Broken(f"{where}: {broken}") from broken
     finally:
@@ -334,4 +350,6 @@ def case(n, dice, template, folder):
 
 
 if __name__ == "__main__":
-    run(arguments(__doc__, 200), case, in_memory=True)
+    named = [place for _, place in PLACES]
+    args = arguments(__doc__, 200, lambda parser: parser.add_argument("--only", choices=named, help="flip bits in this alone"))
+    run(args, functools.partial(case, [one for one in PLACES if args.only in (None, one[1])]), in_memory=True)

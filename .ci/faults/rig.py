@@ -282,13 +282,14 @@ class Image:
 
 # --- the frame around the cases ---------------------------------------------------------------------------------------
 
-def arguments(doc, count):
+def arguments(doc, count, add=lambda parser: None):
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary", type=Path, help="the program")
     parser.add_argument("--count", type=int, default=count, help="how many cases (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="what is drawn follows from it (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the number of the first case, to repeat one")
     parser.add_argument("-v", action="store_true", dest="verbose", help="a line for each case")
+    add(parser)
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     subprocess.run([str(HERE / "tools.sh")], check=True)

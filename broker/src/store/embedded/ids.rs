@@ -103,6 +103,11 @@ impl IdFile {
         &self.file
     }
 
+    /// How many entries there are.
+    pub fn entries(&self) -> u64 {
+        self.reading().entries
+    }
+
     fn reading(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -267,7 +272,7 @@ mod tests {
             add(&ids, &some[..9]);
         }
         add(&ids, &[(5, 99_999)]);
-        assert_eq!(ids.reading().entries, 30_001, "what is added again stays once");
+        assert_eq!(ids.entries(), 30_001, "what is added again stays once");
         for ids in [&ids, &IdFile::open(&folder.path().join("ids"), [9; 2]).unwrap()] {
             assert_eq!(ids.find(&id(5)).unwrap(), [15, 99_999]);
             for n in (0..30_000).filter(|n| *n != 5) {

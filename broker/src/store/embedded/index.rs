@@ -13,7 +13,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::ids::{FILL, IdFile, PAGE_BYTES};
-use super::keys::{self, last_number};
+use super::keys::{self, Totals, last_number};
 use super::leaves::{LeafFile, SLOT_BYTES};
 use super::segments::{io_error, salt};
 use crate::store::StoreError;
@@ -148,11 +148,28 @@ impl FileIndex {
             .cache_capacity(cache_bytes)
             .flush_every_ms(None)
             .mode(sled::Mode::HighThroughput);
+        let is_new = !dir.join("rows").join("db").exists();
         let rows = caught(|| config.open())?;
         let leaves = LeafFile::open(&dir.join("leaves")).map_err(failed)?;
         let ids = IdFile::open(&dir.join("ids"), [salt()?, salt()?]).map_err(failed)?;
         let file = File::options().write(true).open(dir.join("rows").join("db")).map_err(failed)?;
-        Ok(Self { rows, file, leaves, ids })
+        let index = Self { rows, file, leaves, ids };
+        if is_new { Ok(()) } else { index.check_lengths() }?;
+        Ok(index)
+    }
+
+    /// Leaves and ids are never older than the other rows: files with fewer of them are not those that were written.
+    fn check_lengths(&self) -> Result<(), StoreError> {
+        let Some(bytes) = self.get(&keys::totals())? else { return Ok(()) };
+        let Totals { leaves, dispatches, .. } = keys::read_row(&bytes)?;
+        let found = (self.leaves.end(), self.ids.entries());
+        if found.0 < leaves || found.1 < dispatches {
+            return Err(failed(format_args!(
+                "it has {} leaves and {} ids; expected at least {leaves} and {dispatches}",
+                found.0, found.1
+            )));
+        }
+        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ mod journal;
 mod keys;
 mod layout;
 mod leaves;
+mod mend;
 mod reads;
 mod rebuild;
 mod record;

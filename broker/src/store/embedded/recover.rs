@@ -13,6 +13,7 @@ use super::apply::{Placed, apply, find_bodies, find_together};
 use super::evidence::EvidenceFiles;
 use super::keys::{self, BodyPlace, Position, Totals, read_row, row};
 use super::layout::FRAME_HEADER_BYTES;
+use super::mend::mend;
 use super::record;
 use super::segments::{Segment, Segments, Work, io_error};
 use super::view::{Lookup, Staged, View};
@@ -77,7 +78,11 @@ pub fn read_tail(
         .ok_or_else(|| StoreError::Damaged(format!("journal segment {:016x} is missing", from.segment)))?;
     loop {
         let next = segments.get(segment.header.number + 1).map(|next| next.header.first);
-        match walk::next(&segment, at, next)? {
+        let found = match walk::next(&segment, at, next)? {
+            Next::Group(group) => Next::Group(group),
+            other => mend(segments, &segment, at)?.map_or(other, Next::Group),
+        };
+        match found {
             Next::Group(group) => {
                 at = group.end();
                 last = Some((group.at.offset, group.bytes.clone(), group.header.records == 0));

@@ -123,6 +123,10 @@ impl Segments {
         self.in_use.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    pub fn disk(&self) -> &dyn Disk {
+        self.disk.as_ref()
+    }
+
     pub fn path(&self, number: u64) -> PathBuf {
         self.dir.join(file_name(number, SEGMENT))
     }

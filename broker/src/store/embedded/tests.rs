@@ -10,5 +10,6 @@ mod full;
 mod index;
 mod kill;
 mod life;
+mod mend;
 mod states;
 mod support;

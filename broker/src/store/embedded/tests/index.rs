@@ -156,3 +156,32 @@ fn an_index_that_turned_out_unreadable_is_not_believed_within_the_same_boot() {
     let store = open_sled(data.path());
     acknowledged.check(&store, "after the index was built anew");
 }
+
+#[test]
+fn a_file_of_the_index_that_is_gone_or_cut_is_noticed_within_the_same_boot() {
+    let data = tempfile::tempdir().unwrap();
+    let store = open_sled(data.path());
+    let mut acknowledged = Acknowledged::default();
+    acknowledged.work(&store, 0, LETTERS).unwrap();
+    let expected = visible(&store, LETTERS);
+    // Not closed: as far as the disk is concerned, the process died.
+    drop(store);
+    for name in ["leaves", "ids", "rows/db"] {
+        for cut in [None, Some(0), Some(5_000)] {
+            let copied = tempfile::tempdir().unwrap();
+            copy_folder(data.path(), copied.path());
+            let path = copied.path().join("index").join(name);
+            match cut {
+                None => fs::remove_file(&path).unwrap(),
+                Some(length) => fs::File::options().write(true).open(&path).unwrap().set_len(length).unwrap(),
+            }
+            let store = open_sled(copied.path());
+            let way = format!("{name} cut to {cut:?}");
+            for (found, expected) in visible(&store, LETTERS).iter().zip(&expected) {
+                assert_eq!(found, expected, "{way}");
+            }
+            acknowledged.check(&store, &way);
+            wait(store.close()).unwrap();
+        }
+    }
+}
