@@ -18,13 +18,11 @@ mod net;
 mod raw;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use docaxis_protocol::frame::{Class, Frame, Intake, Submit};
-use quinn::Connection;
+use docaxis_protocol::frame::{Frame, Intake, Submit};
 
-use crate::baseline::{SyncedFile, median};
+use crate::baseline::{SyncedFile, median, wire};
 use crate::net::TestNet;
 use crate::raw::{Letter, RawNode, dial_as};
 
@@ -49,53 +47,6 @@ fn sealed(node: &RawNode, number: u64) -> Vec<u8> {
     bytes
 }
 
-/// Sends one request and reads the whole answer frame.
-async fn exchange(connection: &Connection, request: &[u8]) -> Vec<u8> {
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(request).await.unwrap();
-    send.finish().unwrap();
-    let mut header = [0; 4];
-    recv.read_exact(&mut header).await.unwrap();
-    let mut body = vec![0; Frame::length(header, Class::Large).unwrap()];
-    recv.read_exact(&mut body).await.unwrap();
-    body
-}
-
-/// Exchanges a second with so many in flight. Each answer is looked at after the clock has stopped.
-async fn rate(connection: &Connection, requests: Arc<Vec<Vec<u8>>>, in_flight: usize) -> (f64, Vec<Vec<u8>>) {
-    let next = Arc::new(AtomicUsize::new(0));
-    let started = Instant::now();
-    let mut tasks = Vec::new();
-    for _ in 0..in_flight {
-        let (connection, requests, next) = (connection.clone(), requests.clone(), next.clone());
-        tasks.push(tokio::spawn(async move {
-            let mut answers = Vec::new();
-            while let Some(request) = requests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                answers.push(exchange(&connection, request).await);
-            }
-            answers
-        }));
-    }
-    let mut answers = Vec::new();
-    for task in tasks {
-        answers.extend(task.await.unwrap());
-    }
-    (requests.len() as f64 / started.elapsed().as_secs_f64(), answers)
-}
-
-/// Answers every request with a frame of this size.
-async fn echo(connection: Connection, request_bytes: usize, answer: Arc<Vec<u8>>) {
-    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
-        let answer = answer.clone();
-        tokio::spawn(async move {
-            let mut request = vec![0; request_bytes];
-            recv.read_exact(&mut request).await.unwrap();
-            send.write_all(&answer).await.unwrap();
-            send.finish().unwrap();
-        });
-    }
-}
-
 fn main() {
     let folder = baseline::data_folder();
     let data = folder.path().join("broker");
@@ -111,13 +62,9 @@ fn main() {
     runtime.block_on(async {
         let g22 = RawNode::link(&net, "g22").await;
         let one = sealed(&g22, u64::MAX);
-        let answer = exchange(&g22.connection, &one).await;
-        let mut framed = u32::try_from(answer.len()).unwrap().to_be_bytes().to_vec();
-        framed.extend_from_slice(&answer);
-        let (request_bytes, record_bytes, framed) = (one.len(), one.len() + answer.len(), Arc::new(framed));
-        let address = baseline::serve(&net.config.broker.identity, move |connection| {
-            echo(connection, request_bytes, framed.clone())
-        });
+        let answer = wire::exchange(&g22.connection, &one).await;
+        let (request_bytes, record_bytes) = (one.len(), one.len() + answer.len());
+        let address = wire::answering(&net.config.broker.identity, request_bytes, answer.len());
         let (_endpoint, bare) = dial_as(&g22.identity, address).await.unwrap();
         println!("request {request_bytes} B, answer {} B, both stored: {record_bytes} B a record", answer.len());
         println!(
@@ -130,14 +77,14 @@ fn main() {
                 let requests: Vec<_> = (0..count as u64).map(|at| sealed(&g22, number + at)).collect();
                 number += count as u64;
                 let requests = Arc::new(requests);
-                let (per_s, answers) = rate(&g22.connection, requests.clone(), in_flight).await;
+                let (per_s, answers) = wire::rate(&g22.connection, requests.clone(), in_flight).await;
                 for answer in answers {
                     let Frame::Done(done) = Frame::decode(&answer).unwrap() else { panic!("not Done") };
                     assert_eq!(done.intake, Intake::Accepted);
                 }
                 accepted.push(per_s);
                 synced.push(disk.records_per_s(record_bytes, in_flight, Duration::from_millis(500)));
-                asked.push(rate(&bare, requests, in_flight).await.0);
+                asked.push(wire::rate(&bare, requests, in_flight).await.0);
             }
             let (accepted, synced, asked) = (median(accepted), median(synced), median(asked));
             // What one dispatch would take if it only crossed the wire and was synced.

@@ -17,6 +17,9 @@ use docaxis_broker::disk::RealDisk;
 use docaxis_broker::store::embedded::{EmbeddedConfig, EmbeddedStore};
 use docaxis_broker::store::{Accepted, Store, StoreError};
 
+#[path = "../tests/it/resident.rs"]
+#[allow(dead_code, reason = "each benchmark uses its part")]
+mod resident;
 mod store;
 use store::submission;
 
@@ -36,9 +39,7 @@ fn runtime() -> tokio::runtime::Runtime {
 
 /// Resident memory of this process, in MiB.
 fn resident_mib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+    resident::kib("self", "VmRSS") >> 10
 }
 
 /// Fills the store, printing the rate of every step, and kills itself.

@@ -1,5 +1,7 @@
 //! What the machine gives without an exchange: synced overwrites of a file, and QUIC without anything behind it.
 
+pub mod wire;
+
 use std::fs::{File, OpenOptions};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
@@ -19,9 +21,19 @@ pub fn data_folder() -> tempfile::TempDir {
     tempfile::tempdir_in(below).unwrap()
 }
 
-pub fn median(mut of: Vec<f64>) -> f64 {
+pub fn median(of: Vec<f64>) -> f64 {
+    percentile(of, 50)
+}
+
+/// The value that so many of a hundred do not exceed.
+pub fn percentile(mut of: Vec<f64>, hundredths: usize) -> f64 {
     of.sort_by(f64::total_cmp);
-    of[of.len() / 2]
+    of[(of.len() * hundredths / 100).min(of.len() - 1)]
+}
+
+/// The numbers among this program's arguments, in their order.
+pub fn numbers() -> Vec<u64> {
+    std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).map(|arg| arg.parse().unwrap()).collect()
 }
 
 /// Records written a second when `group` of them, `record` bytes each, share one `fdatasync`: over a file that was
@@ -55,6 +67,19 @@ impl SyncedFile {
         }
         records as f64 / started.elapsed().as_secs_f64()
     }
+
+    /// Milliseconds that each of `count` records took to be written and synced, one by one.
+    pub fn latencies_ms(&self, record: usize, count: usize) -> Vec<f64> {
+        let bytes = vec![0x5a; record];
+        let places = self.len / record as u64;
+        let one = |n: usize| {
+            let started = Instant::now();
+            self.file.write_all_at(&bytes, n as u64 % places * record as u64).unwrap();
+            self.file.sync_data().unwrap();
+            started.elapsed().as_secs_f64() * 1e3
+        };
+        (0..count).map(one).collect()
+    }
 }
 
 /// A server that knows only QUIC, on a thread and a current-thread runtime of its own, as the broker's link has.
@@ -72,7 +97,9 @@ where
         .max_concurrent_bidi_streams(VarInt::from_u32(1024))
         .receive_window(VarInt::from_u32(8 << 20))
         .stream_receive_window(VarInt::from_u32(4 << 20))
-        .send_window(8 << 20);
+        .send_window(8 << 20)
+        // A peer may wait for long until a large file is synced.
+        .keep_alive_interval(Some(Duration::from_secs(5)));
     config.transport_config(Arc::new(transport));
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();

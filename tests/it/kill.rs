@@ -4,10 +4,8 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::load::{
-    Dice, Draft, every_inbox_holds_exactly_what_was_sent, persist, the_evidence_is_whole, wait_handed_over,
+    Dice, Draft, every_inbox_holds_exactly_what_was_sent, the_evidence_is_whole, wait_handed_over, wait_linked,
 };
 use crate::testnet::{BROKER, HANG, Processes, Sent};
 
@@ -46,12 +44,7 @@ fn under_kill_9_every_answered_dispatch_is_handed_over_once_with_whole_evidence(
 fn agents_hear_from_a_restarted_broker_that_their_links_are_gone_and_need_not_wait_for_silence() {
     let mut processes = Processes::start(NODES);
     for (node, _) in NODES {
-        let control = processes.control(node);
-        persist(|| match control.get::<Value>("/v1/status") {
-            Ok(status) if status["link"]["state"] == "up" => Ok(()),
-            Ok(status) => Err(format!("the link of {node}: {}", status["link"])),
-            Err(failure) => Err(failure.message),
-        });
+        wait_linked(&processes, node);
     }
     processes.kill(BROKER);
     processes.launch(BROKER);

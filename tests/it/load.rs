@@ -81,6 +81,16 @@ pub fn persist<T>(mut attempt: impl FnMut() -> Result<T, String>) -> T {
     }
 }
 
+/// Until the agent of this node says that its link is up.
+pub fn wait_linked(processes: &Processes, node: &str) {
+    let control = processes.control(node);
+    persist(|| match control.get::<Value>("/v1/status") {
+        Ok(status) if status["link"]["state"] == "up" => Ok(()),
+        Ok(status) => Err(format!("the link of {node}: {}", status["link"])),
+        Err(failure) => Err(failure.message),
+    });
+}
+
 pub fn wait_handed_over(processes: &Processes, sent: &Sent, within: Duration) {
     let control = processes.control(processes.net.node_of(&sent.from));
     let path = format!("/v1/dispatches/{}/wait?until=handed-over&timeout_ms={}", sent.id, within.as_millis());

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use docaxis_protocol::digest::Hasher;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest};
+use tokio::sync::Semaphore;
 
 use crate::disk::{Disk, DiskFile, is_full};
 
@@ -22,6 +23,8 @@ const RETIRED: &str = "retired";
 /// Beside the bodies' folder: where damaged ones are kept for inspection, the newest of each digest.
 const ASIDE: &str = "damaged";
 const CHUNK_BYTES: usize = 1 << 20;
+/// How many bodies may be written or read at once. More gain nothing and take the processor and the disk from commits.
+const TURNS: usize = 2;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
@@ -48,6 +51,8 @@ pub struct BlobStore {
     dir: PathBuf,
     /// Tells apart two uploads of one body at the same time.
     uploads: AtomicU64,
+    /// Whoever works on a piece of a body holds one meanwhile.
+    pub turns: Arc<Semaphore>,
 }
 
 impl BlobStore {
@@ -58,7 +63,7 @@ impl BlobStore {
                 disk.remove(&dir.join(name).join(left))?;
             }
         }
-        Ok(Self { disk, dir: dir.to_owned(), uploads: AtomicU64::new(0) })
+        Ok(Self { disk, dir: dir.to_owned(), uploads: AtomicU64::new(0), turns: Arc::new(Semaphore::new(TURNS)) })
     }
 
     /// Where the body is, if it is there.

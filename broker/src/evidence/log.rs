@@ -86,15 +86,23 @@ impl LogReader {
 
     /// The tlog-proof of a leaf under the newest checkpoint; none if no checkpoint covers it yet.
     pub fn proof(&self, leaf: u64) -> Result<Option<String>, LogError> {
+        Ok(self.proofs(&[leaf])?.remove(0))
+    }
+
+    /// One for each leaf, all under the same checkpoint. Neighbours share their tiles, which are read once.
+    pub fn proofs(&self, leaves: &[u64]) -> Result<Vec<Option<String>>, LogError> {
         // Held while tiles are read: the keeper removes outgrown tiles only under the write lock.
         let published = self.published.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if leaf >= published.size {
-            return Ok(None);
-        }
         let mut tiles = TileReader::new(published.size, |tile| read_tile(&self.folder, tile));
-        let path = tiles.inclusion_path(leaf).map_err(|e| LogError::Proof { leaf, why: e.to_string() })?;
-        let proof = TlogProof { extra: None, index: leaf, path, checkpoint: published.note.clone() };
-        Ok(Some(proof.to_string()))
+        let mut one = |leaf: u64| {
+            if leaf >= published.size {
+                return Ok(None);
+            }
+            let path = tiles.inclusion_path(leaf).map_err(|e| LogError::Proof { leaf, why: e.to_string() })?;
+            let proof = TlogProof { extra: None, index: leaf, path, checkpoint: published.note.clone() };
+            Ok(Some(proof.to_string()))
+        };
+        leaves.iter().map(|leaf| one(*leaf)).collect()
     }
 }
 

@@ -1,8 +1,11 @@
-//! Bodies on streams, in chunks: memory for one transfer is constant, whatever its size. File work happens on blocking
-//! threads; a bounded channel between makes a slow disk slow the sender down.
+//! Bodies on streams, in pieces: memory for one transfer is constant, whatever its size. While one piece travels, its
+//! neighbour is hashed and on its way to or from the disk, on a blocking thread that is held no longer than that. Pieces
+//! of all transfers take turns, so that many large bodies leave processor and disk to the small dispatches beside them,
+//! and a slow peer, which only waits for its own network, holds up nobody.
 
 use std::fs::File;
 use std::io::Read as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,17 +13,14 @@ use docaxis_protocol::digest::Hasher;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, Reason, ReasonCode};
 use quinn::{RecvStream, SendStream};
-use tokio::sync::mpsc;
 
-use super::io::{IoError, in_time, write_all};
-use crate::blobs::{BlobError, BlobStore};
+use super::io::{IoError, in_time, write_all, write_chunk};
+use crate::blobs::{BlobError, BlobStore, BlobWriter};
 use crate::space::Space;
 use crate::store::BodySource;
 
-/// Bytes read or written at once.
-const CHUNK: usize = 256 << 10;
-/// Chunks that may wait between the network and the disk.
-const CHUNKS_AHEAD: usize = 8;
+/// Bytes read or written, and hashed, in one turn. A transfer holds two pieces at most.
+const PIECE: usize = 256 << 10;
 
 /// How receiving a body ended.
 pub enum Received {
@@ -52,6 +52,20 @@ pub enum BodyError {
     NoRoom(Reason),
 }
 
+/// Does this on a blocking thread when it is its turn.
+async fn in_turn<T: Send + 'static>(
+    blobs: &BlobStore,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, BodyError> {
+    let turn = blobs.turns.clone().acquire_owned().await.map_err(|_| BodyError::Thread)?;
+    let work = move || {
+        let done = work();
+        drop(turn);
+        done
+    };
+    tokio::task::spawn_blocking(work).await.map_err(|_| BodyError::Thread)
+}
+
 /// Receives exactly `part.size` bytes into the blob store; durable when this returns.
 pub async fn receive(
     stream: &mut RecvStream,
@@ -60,42 +74,71 @@ pub async fn receive(
     part: PartDigest,
 ) -> Result<Received, BodyError> {
     let _room = space.expect(part.size).map_err(BodyError::NoRoom)?;
-    let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
-    let (blobs, expected) = (blobs.clone(), part.clone());
-    let writer = tokio::task::spawn_blocking(move || -> Result<(), BlobError> {
-        let mut writer = blobs.writer(&agency, expected)?;
-        while let Some(chunk) = chunks.blocking_recv() {
-            writer.write(&chunk)?;
-        }
-        writer.finish()
-    });
-    let mut left = part.size;
-    while left > 0 {
-        let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-        let chunk =
-            in_time(async { stream.read_chunk(wanted, true).await.map_err(|e| IoError::Lost(e.to_string())) }).await?;
-        let Some(chunk) = chunk else {
-            return Err(IoError::Ended { expected: "the rest of a body" }.into());
-        };
-        left -= chunk.bytes.len() as u64;
-        space.may_finish().map_err(BodyError::NoRoom)?;
-        if sender.send(chunk.bytes).await.is_err() {
-            break; // The writer gave up; its error says why.
-        }
-    }
-    drop(sender);
-    match writer.await.map_err(|_| BodyError::Thread)? {
+    match write_all_of(stream, blobs, space, agency, part).await {
         Ok(()) => Ok(Received::Durable),
-        Err(error @ (BlobError::DigestMismatch { .. } | BlobError::TooLarge { .. } | BlobError::TooShort { .. })) => {
-            Ok(Received::Refused(ReasonCode::DigestMismatch.because(error.to_string())))
-        }
+        Err(BodyError::Blob(
+            error @ (BlobError::DigestMismatch { .. } | BlobError::TooLarge { .. } | BlobError::TooShort { .. }),
+        )) => Ok(Received::Refused(ReasonCode::DigestMismatch.because(error.to_string()))),
         Err(error) => {
-            if error.is_disk_full() {
+            if matches!(&error, BodyError::Blob(own) if own.is_disk_full()) {
                 space.ran_out();
             }
-            Err(error.into())
+            Err(error)
         }
     }
+}
+
+async fn write_all_of(
+    stream: &mut RecvStream,
+    blobs: &Arc<BlobStore>,
+    space: &Arc<Space>,
+    agency: AgencyCode,
+    part: PartDigest,
+) -> Result<(), BodyError> {
+    let mut left = part.size;
+    let store = blobs.clone();
+    let mut writer = in_turn(blobs, move || store.writer(&agency, part)).await??;
+    let (mut full, mut empty) = (Vec::new(), Vec::new());
+    loop {
+        let wanted = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        empty.resize(wanted, 0);
+        let (written, filled) = tokio::join!(write_piece(blobs, writer, full), fill(stream, &mut empty, space));
+        // If both failed, the disk's failure is the one that says what to do.
+        (writer, full) = written?;
+        filled?;
+        left -= wanted as u64;
+        std::mem::swap(&mut full, &mut empty);
+        if full.is_empty() {
+            break;
+        }
+    }
+    Ok(in_turn(blobs, move || writer.finish()).await??)
+}
+
+/// Gives both back: the writer goes from thread to thread, and the piece's memory is used again.
+async fn write_piece(
+    blobs: &BlobStore,
+    mut writer: BlobWriter,
+    piece: Vec<u8>,
+) -> Result<(BlobWriter, Vec<u8>), BodyError> {
+    if piece.is_empty() {
+        return Ok((writer, piece));
+    }
+    in_turn(blobs, move || writer.write(&piece).map(|()| (writer, piece))).await?.map_err(BodyError::from)
+}
+
+/// Each read has its own time: a slow peer is none that stalled.
+async fn fill(stream: &mut RecvStream, piece: &mut [u8], space: &Space) -> Result<(), BodyError> {
+    let mut at = 0;
+    while at < piece.len() {
+        let read = in_time(async { stream.read(&mut piece[at..]).await.map_err(|e| IoError::Lost(e.to_string())) });
+        let Some(read) = read.await? else {
+            return Err(IoError::Ended { expected: "the rest of a body" }.into());
+        };
+        at += read;
+        space.may_finish().map_err(BodyError::NoRoom)?;
+    }
+    Ok(())
 }
 
 /// Receives a small body into memory.
@@ -105,10 +148,11 @@ pub async fn receive_small(stream: &mut RecvStream, size: usize) -> Result<Vec<u
     Ok(bytes)
 }
 
-/// Sends a body from byte `offset` on. A file is hashed as it goes, from its beginning; its last chunk leaves only when
+/// Sends a body from byte `offset` on. A file is hashed as it goes, from its beginning; its last piece leaves only when
 /// the digest is right, so that the peer never has all of a damaged body.
 pub async fn send(
     stream: &mut SendStream,
+    blobs: &BlobStore,
     source: BodySource,
     part: &PartDigest,
     offset: u64,
@@ -119,61 +163,74 @@ pub async fn send(
             Ok(write_all(stream, &bytes[from..]).await?)
         }
         BodySource::File(path) => {
-            let (sender, mut chunks) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
             let part = part.clone();
-            let reader = tokio::task::spawn_blocking(move || read_file(&path, &part, offset, &sender));
-            while let Some(chunk) = chunks.recv().await {
-                write_all(stream, &chunk).await?;
+            let mut reader = in_turn(blobs, move || BodyReader::open(&path, part, offset)).await??;
+            let mut ready = Bytes::new();
+            loop {
+                let (read, sent) = tokio::join!(read_piece(blobs, reader), send_piece(stream, ready));
+                sent?;
+                let Some((next, piece)) = read? else { return Ok(()) };
+                (reader, ready) = (next, piece);
             }
-            reader.await.map_err(|_| BodyError::Thread)?
         }
     }
 }
 
-fn read_file(
-    path: &std::path::Path,
-    part: &PartDigest,
+async fn read_piece(blobs: &BlobStore, reader: BodyReader) -> Result<Option<(BodyReader, Bytes)>, BodyError> {
+    if reader.at == reader.part.size {
+        return Ok(None);
+    }
+    in_turn(blobs, move || reader.next().map(Some)).await?
+}
+
+async fn send_piece(stream: &mut SendStream, piece: Bytes) -> Result<(), BodyError> {
+    if piece.is_empty() { Ok(()) } else { Ok(write_chunk(stream, piece).await?) }
+}
+
+/// A body's file, read from its beginning.
+struct BodyReader {
+    file: File,
+    part: PartDigest,
+    hasher: Hasher,
+    at: u64,
     offset: u64,
-    sender: &mpsc::Sender<Bytes>,
-) -> Result<(), BodyError> {
-    let damaged = |found: String| BodyError::Damaged { expected: part.sha256, found };
-    // A file that is gone, of another length, or on a medium that does not give it back: the body is lost either way.
-    let unreadable = |error: std::io::Error| match error.raw_os_error() {
-        Some(code) if code == rustix::io::Errno::IO.raw_os_error() => damaged(error.to_string()),
-        _ if error.kind() == std::io::ErrorKind::NotFound => damaged(error.to_string()),
-        _ => BodyError::File(error),
-    };
-    let mut file = File::open(path).map_err(unreadable)?;
-    let len = file.metadata().map_err(unreadable)?.len();
-    if len != part.size {
-        return Err(damaged(format!("{len} bytes instead of {}", part.size)));
-    }
-    let (mut hasher, mut skip, mut held) = (Hasher::new(), offset, None::<Bytes>);
-    loop {
-        let mut chunk = vec![0; CHUNK];
-        let read = file.read(&mut chunk).map_err(unreadable)?;
-        chunk.truncate(read);
-        if read == 0 {
-            break;
+}
+
+impl BodyReader {
+    fn open(path: &Path, part: PartDigest, offset: u64) -> Result<Self, BodyError> {
+        let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (len, file) = opened.map_err(|error| unreadable(&part, error))?;
+        if len != part.size {
+            return Err(damaged(&part, format!("{len} bytes instead of {}", part.size)));
         }
-        hasher.update(&chunk);
-        let mut chunk = Bytes::from(chunk);
-        let cut = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
-        skip -= cut as u64;
-        let chunk = chunk.split_off(cut);
-        if !chunk.is_empty()
-            && let Some(ready) = held.replace(chunk)
-            && sender.blocking_send(ready).is_err()
-        {
-            return Ok(()); // The stream is gone, and says so itself.
+        Ok(Self { file, part, hasher: Hasher::new(), at: 0, offset })
+    }
+
+    /// The next piece, of which what lies before the offset is cut off. The last one only if the digest is right.
+    fn next(mut self) -> Result<(Self, Bytes), BodyError> {
+        let wanted = usize::try_from(self.part.size - self.at).unwrap_or(PIECE).min(PIECE);
+        let mut piece = vec![0; wanted];
+        self.file.read_exact(&mut piece).map_err(|error| unreadable(&self.part, error))?;
+        self.hasher.update(&piece);
+        let cut = usize::try_from(self.offset.saturating_sub(self.at)).unwrap_or(wanted).min(wanted);
+        self.at += wanted as u64;
+        if self.at == self.part.size {
+            let found = std::mem::take(&mut self.hasher).finish();
+            if found != self.part.sha256 {
+                return Err(damaged(&self.part, format!("bytes with the digest {found}")));
+            }
         }
+        Ok((self, Bytes::from(piece).split_off(cut)))
     }
-    let found = hasher.finish();
-    if found != part.sha256 {
-        return Err(damaged(format!("bytes with the digest {found}")));
-    }
-    if let Some(last) = held {
-        let _gone = sender.blocking_send(last);
-    }
-    Ok(())
+}
+
+fn damaged(part: &PartDigest, found: String) -> BodyError {
+    BodyError::Damaged { expected: part.sha256, found }
+}
+
+/// A file that is gone, of another length, or on a medium that does not give it back: the body is lost either way.
+fn unreadable(part: &PartDigest, error: std::io::Error) -> BodyError {
+    let medium = error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error());
+    let gone = matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::UnexpectedEof);
+    if medium || gone { damaged(part, error.to_string()) } else { BodyError::File(error) }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use docaxis_protocol::frame::{Class, Frame, FrameError, Refusal};
 use docaxis_protocol::{Reason, Timestamp};
 use quinn::{ReadExactError, RecvStream, SendStream, VarInt, WriteError};
@@ -83,6 +84,11 @@ pub async fn write(stream: &mut SendStream, frame: &Frame) -> Result<(), IoError
 
 pub async fn write_all(stream: &mut SendStream, bytes: &[u8]) -> Result<(), IoError> {
     in_time(async { stream.write_all(bytes).await.map_err(|error: WriteError| IoError::Lost(error.to_string())) }).await
+}
+
+/// The same without copying.
+pub async fn write_chunk(stream: &mut SendStream, bytes: Bytes) -> Result<(), IoError> {
+    in_time(async { stream.write_chunk(bytes).await.map_err(|error| IoError::Lost(error.to_string())) }).await
 }
 
 /// Answers with a link error and ends the stream.

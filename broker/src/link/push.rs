@@ -263,7 +263,7 @@ async fn give(
     let (reader, wanted) = (exchange.clone(), part.clone());
     let found = exchange.workers.run(move || reader.store.body(seq, &wanted)).await.map_err(ExchangeError::from)?;
     let Some(source) = found.map_err(ExchangeError::from)? else { return Ok(false) };
-    let failed = match bodies::send(send, source, part, offset).await {
+    let failed = match bodies::send(send, &exchange.blobs, source, part, offset).await {
         Ok(()) => return Ok(true),
         Err(failed @ BodyError::Damaged { .. }) => failed,
         Err(other) => return Err(other.into()),

@@ -22,6 +22,7 @@ use super::resend;
 use super::submit::{self, StreamError};
 use crate::bells::Bell;
 use crate::dispatch::{Exchange, ExchangeError};
+use crate::evidence::log::LogError;
 
 /// How often a follower's evidence is looked for, whether or not the bell rang.
 const ROUND: Duration = Duration::from_secs(30);
@@ -306,7 +307,8 @@ async fn give_proofs(exchange: &Arc<Exchange>, leaves: Vec<u64>, send: &mut Send
     }
     let log = exchange.log.clone();
     let proofs = exchange.workers.run(move || {
-        leaves.into_iter().map(|leaf| log.proof(leaf).map(|proof| (leaf, proof))).collect::<Result<Vec<_>, _>>()
+        let proofs = log.proofs(&leaves)?;
+        Ok::<_, LogError>(leaves.into_iter().zip(proofs).collect())
     });
     match proofs.await.map_err(ExchangeError::from)? {
         Ok(proofs) => {

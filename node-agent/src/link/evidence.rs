@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use docaxis_protocol::frame::{Class, EvidenceItem, Follow, Frame};
 use docaxis_protocol::limits::MAX_BATCH;
-use docaxis_protocol::tlog::TlogProof;
+use docaxis_protocol::tlog::{Checkpoint, OpenedCheckpoint, TlogProof};
 use docaxis_protocol::{AgencyCode, ReasonCode};
 use tokio::sync::watch;
 
@@ -17,7 +17,7 @@ use super::offer::row_of;
 use super::session::Session;
 use crate::agent::told_to_stop;
 use crate::identity::claimed_key;
-use crate::mailbox::{Follows, MissingProof};
+use crate::mailbox::{EvidenceRow, Follows, MissingProof};
 use crate::uplink::back_off;
 
 /// How long to wait before evidence is asked for again that builds on something still on its way.
@@ -182,6 +182,29 @@ pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>
     }
 }
 
+/// Checks one proof; returns the size and the text of its checkpoint. `opened` is the checkpoint of the proof before:
+/// those that come together share one, and its signature is checked once.
+fn check_proof(
+    session: &Session,
+    text: &str,
+    row: &EvidenceRow,
+    opened: &mut Option<(String, OpenedCheckpoint)>,
+) -> Result<(u64, String), String> {
+    let proof = TlogProof::parse(text).map_err(|e| e.to_string())?;
+    if proof.index != row.leaf {
+        return Err(format!("it is one of leaf {}", proof.index));
+    }
+    let (_, under) = match opened.take().filter(|(same, _)| *same == proof.checkpoint) {
+        Some(same) => opened.insert(same),
+        None => {
+            let under = Checkpoint::open(&proof.checkpoint, &session.log, &[], 0).map_err(|e| e.to_string())?;
+            opened.insert((proof.checkpoint.clone(), under))
+        }
+    };
+    proof.verify_under(row.signed.log_entry().as_bytes(), under).map_err(|e| e.to_string())?;
+    Ok((under.checkpoint.size, proof.checkpoint))
+}
+
 async fn fetch_once(session: &Session, after: &mut Option<MissingProof>) -> Result<(), LinkError> {
     let shared = &session.shared;
     let missing = shared.mailbox.unproven(after.take(), u32::try_from(MAX_BATCH).unwrap_or(u32::MAX)).await?;
@@ -199,18 +222,17 @@ async fn fetch_once(session: &Session, after: &mut Option<MissingProof>) -> Resu
     docaxis_failpoints::failpoint!("agent.proofs.read");
     let mut good = Vec::new();
     let mut newest = None;
-    for (leaf, proof) in proofs.into_iter().filter(|(leaf, _)| leaves.contains(leaf)) {
-        let Some(text) = proof else { continue };
-        let Some(row) = shared.mailbox.evidence_at(leaf).await? else { continue };
-        let verified = TlogProof::parse(&text)
-            .and_then(|proof| Ok((proof.verify(row.signed.log_entry().as_bytes(), &session.log, &[], 0)?, proof)))
-            .map_err(|e| e.to_string());
-        match verified {
-            Ok((shown, proof)) if shown.index == leaf => {
+    let mut opened = None;
+    let mut proofs: Vec<(u64, String)> = proofs.into_iter().filter_map(|(leaf, proof)| Some(leaf).zip(proof)).collect();
+    proofs.retain(|(leaf, _)| leaves.contains(leaf));
+    let held = shared.mailbox.evidence_at(proofs.iter().map(|(leaf, _)| *leaf).collect()).await?;
+    for (leaf, text) in proofs {
+        let Some(row) = held.get(&leaf) else { continue };
+        match check_proof(session, &text, row, &mut opened) {
+            Ok((size, checkpoint)) => {
                 good.push((leaf, text));
-                newest = newest.max(Some((shown.size, proof.checkpoint)));
+                newest = newest.max(Some((size, checkpoint)));
             }
-            Ok((proof, _)) => shared.alarm(format!("the proof of leaf {leaf} is one of leaf {}", proof.index)),
             Err(error) => shared.alarm(format!("the proof of leaf {leaf} does not verify: {error}")),
         }
     }

@@ -13,7 +13,7 @@ use crate::parts::{CHUNK_BYTES, PartsError, Stored};
 use docaxis_protocol::{Digest, Reason};
 
 /// Chunks between a stream and the disk.
-const CHUNKS_IN_FLIGHT: usize = 8;
+const CHUNKS_IN_FLIGHT: usize = 2;
 
 /// One exchange of frames.
 pub struct Stream {
@@ -107,13 +107,19 @@ impl Stream {
     async fn pump(&mut self, size: u64, chunks: mpsc::Sender<Bytes>) -> Result<(), LinkError> {
         let mut left = size;
         while left > 0 {
-            let most = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES);
-            let chunk = timed(self.patience, "read a body", self.recv.read_chunk(most, true)).await?;
-            let Some(chunk) = chunk else {
-                return Err(LinkError::Stream(format!("the stream ended {left} bytes before the body's end")));
-            };
-            left = left.saturating_sub(chunk.bytes.len() as u64);
-            if chunks.send(chunk.bytes).await.is_err() {
+            // What arrives is a packet long; the disk gets it in chunks.
+            let mut chunk = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES)];
+            let mut filled = 0;
+            while filled < chunk.len() {
+                let read = timed(self.patience, "read a body", self.recv.read(&mut chunk[filled..])).await?;
+                let Some(read) = read else {
+                    let missing = left.saturating_sub(filled as u64);
+                    return Err(LinkError::Stream(format!("the stream ended {missing} bytes before the body's end")));
+                };
+                filled += read;
+            }
+            left = left.saturating_sub(filled as u64);
+            if chunks.send(chunk.into()).await.is_err() {
                 // The writer has failed; its own error is the one to report.
                 return Ok(());
             }

@@ -33,13 +33,11 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     let ended = loop {
         let room = concurrent.saturating_sub(under_way.len());
         if room > 0 {
-            let limit = u32::try_from(concurrent.saturating_add(under_way.len())).unwrap_or(u32::MAX);
-            let due = match shared.mailbox.due(shared.env.now(), limit).await {
+            let due = match shared.mailbox.due(shared.env.now(), under_way.clone(), room).await {
                 Ok(due) => due,
                 Err(error) => break Err(error.into()),
             };
-            let new: Vec<OutgoingRow> = due.into_iter().filter(|row| !under_way.contains(&row.id)).take(room).collect();
-            for row in new {
+            for row in due {
                 under_way.insert(row.id);
                 let session = session.clone();
                 tasks.spawn(async move {
@@ -49,24 +47,34 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
                 });
             }
         }
-        let pause = match shared.mailbox.next_due().await {
-            Ok(Some(at)) if under_way.is_empty() => at.since(shared.env.now()).max(std::time::Duration::from_millis(1)),
-            Ok(_) => LOOK_AGAIN,
+        let next = if under_way.is_empty() { shared.mailbox.next_due().await } else { Ok(None) };
+        let pause = match next {
+            Ok(Some(at)) => at.since(shared.env.now()).max(std::time::Duration::from_millis(1)),
+            Ok(None) => LOOK_AGAIN,
             Err(error) => break Err(error.into()),
         };
         tokio::select! {
             () = told_to_stop(&mut quit) => break Ok(()),
             () = shared.outbox.notified() => {}
             () = tokio::time::sleep(pause.min(LOOK_AGAIN)) => {}
-            Some(done) = tasks.join_next() => match done {
-                Ok((id, result)) => {
-                    under_way.remove(&id);
-                    if let Err(error) = result {
-                        break Err(error);
+            Some(done) = tasks.join_next() => {
+                // Answers come in groups, as they were committed: what is due is looked at once for all of them.
+                let mut ended = Some(done);
+                let mut failed = None;
+                while let Some(done) = ended {
+                    match done {
+                        Ok((id, result)) => {
+                            under_way.remove(&id);
+                            failed = failed.or(result.err());
+                        }
+                        Err(_) => failed = Some(LinkError::Panicked),
                     }
+                    ended = tasks.try_join_next();
                 }
-                Err(_) => break Err(LinkError::Panicked),
-            },
+                if let Some(error) = failed {
+                    break Err(error);
+                }
+            }
         }
     };
     while tasks.join_next().await.is_some() {}

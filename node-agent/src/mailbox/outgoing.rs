@@ -1,5 +1,7 @@
 //! What agencies of this node send: durable from the moment an id is given out.
 
+use std::collections::BTreeSet;
+
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Reason, SealedEnvelope, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 
@@ -104,15 +106,32 @@ impl Mailbox {
         .await
     }
 
-    /// Dispatches that may be tried at `now`: urgent before normal, then oldest first.
-    pub async fn due(&self, now: Timestamp, limit: u32) -> Result<Vec<OutgoingRow>, MailboxError> {
+    /// Dispatches that may be tried at `now` and are not `under_way`: urgent before normal, then oldest first.
+    pub async fn due(
+        &self,
+        now: Timestamp,
+        under_way: BTreeSet<DispatchId>,
+        limit: usize,
+    ) -> Result<Vec<OutgoingRow>, MailboxError> {
         self.read(move |connection| {
-            let sql = format!(
-                "SELECT {COLUMNS} FROM outgoing WHERE state = 'queued' AND next_attempt <= ?1 \
-                 ORDER BY priority DESC, seq LIMIT ?2"
-            );
-            let mut query = connection.prepare_cached(&sql)?;
-            query.query_map(params![now.unix_ms(), limit], outgoing)?.map(|row| row?).collect()
+            // In the order of an index that holds all that is asked here: thousands may be queued, and this is asked
+            // after each answer.
+            let mut query = connection.prepare_cached(
+                "SELECT id, seq FROM outgoing INDEXED BY outgoing_order WHERE state = 'queued' AND next_attempt <= ?1 \
+                 ORDER BY priority DESC, seq",
+            )?;
+            let mut found = query.query([now.unix_ms()])?;
+            let sql = format!("SELECT {COLUMNS} FROM outgoing WHERE seq = ?1");
+            let mut one = connection.prepare_cached(&sql)?;
+            let mut due = Vec::with_capacity(limit);
+            while due.len() < limit
+                && let Some(row) = found.next()?
+            {
+                if !under_way.contains(&rows::dispatch(row.get(0)?)?) {
+                    due.push(one.query_row([row.get::<_, i64>(1)?], outgoing)??);
+                }
+            }
+            Ok(due)
         })
         .await
     }

@@ -1,5 +1,7 @@
 //! Evidence, the inclusion proofs that come later, and how far the stream of evidence was read.
 
+use std::collections::BTreeMap;
+
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Reason, SignedEvidence, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
@@ -125,10 +127,18 @@ impl Mailbox {
         .await
     }
 
-    pub async fn evidence_at(&self, leaf: u64) -> Result<Option<EvidenceRow>, MailboxError> {
+    /// What is here under these leaves.
+    pub async fn evidence_at(&self, leaves: Vec<u64>) -> Result<BTreeMap<u64, EvidenceRow>, MailboxError> {
         self.read(move |connection| {
             let sql = format!("SELECT {COLUMNS} FROM evidence WHERE leaf = ?1");
-            connection.prepare_cached(&sql)?.query_row([rows::int(leaf)], evidence).optional()?.transpose()
+            let mut query = connection.prepare_cached(&sql)?;
+            let mut found = BTreeMap::new();
+            for leaf in leaves {
+                if let Some(row) = query.query_row([rows::int(leaf)], evidence).optional()? {
+                    found.insert(leaf, row?);
+                }
+            }
+            Ok(found)
         })
         .await
     }

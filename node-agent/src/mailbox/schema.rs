@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::MailboxError;
 
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 
 pub(super) const V1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
@@ -142,6 +142,11 @@ CREATE TABLE gone (
 ) STRICT;
 ";
 
+/// The order in which the outbox is sent.
+const V4: &str = "
+CREATE INDEX outgoing_order ON outgoing (priority DESC, seq, next_attempt, id) WHERE state = 'queued';
+";
+
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
     connection.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000; PRAGMA foreign_keys=ON;",
@@ -159,7 +164,10 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
             if found < 2 {
                 transaction.execute_batch(V2)?;
             }
-            transaction.execute_batch(V3)?;
+            if found < 3 {
+                transaction.execute_batch(V3)?;
+            }
+            transaction.execute_batch(V4)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
             Ok(())

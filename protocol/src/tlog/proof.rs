@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::checkpoint::{Checkpoint, CheckpointError};
+use super::checkpoint::{Checkpoint, CheckpointError, OpenedCheckpoint};
 use super::merkle::{self, ProofError, leaf_hash};
 use super::note::{MAX_NOTE, VerifierKey, shorten};
 use super::{base64, parse_hash, parse_number};
@@ -87,8 +87,8 @@ impl TlogProof {
         quorum: usize,
     ) -> Result<VerifiedProof, TlogProofError> {
         let opened = Checkpoint::open(&self.checkpoint, log, witnesses, quorum)?;
+        self.verify_under(entry, &opened)?;
         let Checkpoint { size, root, .. } = opened.checkpoint;
-        merkle::verify_inclusion(self.index, size, leaf_hash(entry), &self.path, root)?;
         Ok(VerifiedProof {
             index: self.index,
             size,
@@ -96,6 +96,13 @@ impl TlogProof {
             cosigned: opened.cosigned,
             first_cosigned_s: opened.first_cosigned_s,
         })
+    }
+
+    /// Checks that `entry` is in the log under this checkpoint, which the caller opened: many proofs may share one, whose
+    /// signature is then checked once. Whether it is the one that the proof carries is not looked at.
+    pub fn verify_under(&self, entry: &[u8], opened: &OpenedCheckpoint) -> Result<(), TlogProofError> {
+        let Checkpoint { size, root, .. } = opened.checkpoint;
+        Ok(merkle::verify_inclusion(self.index, size, leaf_hash(entry), &self.path, root)?)
     }
 }
 

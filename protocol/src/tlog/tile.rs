@@ -125,11 +125,13 @@ fn width_of(count: u64, index: u64) -> u16 {
     u16::try_from(left).map_or(TILE_WIDTH, |left| left.min(TILE_WIDTH))
 }
 
-/// Reads the tree of `size` leaves from tiles; keeps the tiles that it has read.
+/// Reads the tree of `size` leaves from tiles; keeps the tiles that it has read, and what it has made of them.
 pub struct TileReader<F> {
     size: u64,
     read: F,
     kept: BTreeMap<TilePath, Vec<u8>>,
+    /// Hashes between the levels of two tiles, by level and index: paths of neighbours share most of them.
+    inner: BTreeMap<(u8, u64), Digest>,
 }
 
 impl<F, E> TileReader<F>
@@ -139,7 +141,7 @@ where
 {
     /// `read` returns a tile's bytes; for a partial tile it may return a wider one's, whose beginning is the same.
     pub fn new(size: u64, read: F) -> Self {
-        Self { size: size.min(MAX_SIZE), read, kept: BTreeMap::new() }
+        Self { size: size.min(MAX_SIZE), read, kept: BTreeMap::new(), inner: BTreeMap::new() }
     }
 
     /// The hash of a complete subtree.
@@ -149,17 +151,24 @@ where
         if !complete {
             return Err(TileError::Incomplete { level, index, size: self.size });
         }
-        let (tile_level, above) = (level / TILE_HEIGHT, level % TILE_HEIGHT);
-        let first = index << above;
-        let tile_index = first / u64::from(TILE_WIDTH);
+        let tile_level = level / TILE_HEIGHT;
+        if level % TILE_HEIGHT > 0 {
+            if let Some(known) = self.inner.get(&(level, index)) {
+                return Ok(*known);
+            }
+            let left = self.hash(Subtree { level: level - 1, index: 2 * index })?;
+            let right = self.hash(Subtree { level: level - 1, index: 2 * index + 1 })?;
+            let hash = merkle::node_hash(&left, &right);
+            self.inner.insert((level, index), hash);
+            return Ok(hash);
+        }
+        let tile_index = index / u64::from(TILE_WIDTH);
         let width = width_of(self.size >> (tile_level * TILE_HEIGHT), tile_index);
         let bytes = self.tile(TilePath { level: Some(tile_level), index: tile_index, width })?;
-        let offset = usize::from(u8::try_from(first % u64::from(TILE_WIDTH)).unwrap_or(0));
-        let mut frontier = Frontier::new();
-        for hash in bytes.chunks_exact(32).skip(offset).take(1 << above) {
-            frontier.push(Digest(hash.try_into().unwrap_or([0; 32])));
-        }
-        Ok(frontier.root())
+        let at = usize::from(u8::try_from(index % u64::from(TILE_WIDTH)).unwrap_or(0)) * 32;
+        // The tile holds at least its width, as was checked when it was read.
+        let hash = bytes.get(at..at + 32).and_then(|hash| hash.try_into().ok()).unwrap_or([0; 32]);
+        Ok(Digest(hash))
     }
 
     pub fn root(&mut self) -> Result<Digest, TileError<E>> {

@@ -89,8 +89,12 @@ pub struct RawNode {
 
 impl RawNode {
     pub async fn link(exchange: &Exchange, node: &str) -> Self {
-        let identity = exchange.identity(node);
-        let (endpoint, connection) = dial_as(&identity, exchange.address()).await.unwrap();
+        Self::dial(exchange.identity(node), exchange.address()).await
+    }
+
+    /// A link of this node to the broker at `address`.
+    pub async fn dial(identity: Arc<NodeIdentity>, address: SocketAddr) -> Self {
+        let (endpoint, connection) = dial_as(&identity, address).await.unwrap();
         match Stream::open(&connection).await.ask(&hello(now())).await {
             Frame::Welcome(welcome) => Self { identity, welcome, connection, _endpoint: endpoint },
             other => panic!("{other:?} in answer to Hello"),

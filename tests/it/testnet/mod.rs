@@ -36,7 +36,7 @@ pub type EventLine = (Event, Option<AgencyCode>);
 pub struct TestNet {
     pub authority: Authority,
     broker: Option<Broker>,
-    broker_config: BrokerConfig,
+    pub broker_config: BrokerConfig,
     nodes: BTreeMap<String, Node>,
     runtime: tokio::runtime::Runtime,
     folder: tempfile::TempDir,
@@ -102,6 +102,12 @@ impl TestNet {
         net.publish();
         net.stop_broker();
         net
+    }
+
+    /// Changes the configuration of the broker and of every node, none of which may run yet.
+    pub fn configure(&mut self, broker: impl FnOnce(&mut BrokerConfig), node: impl Fn(&mut AgentConfig)) {
+        broker(&mut self.broker_config);
+        self.nodes.values_mut().for_each(|one| node(&mut one.config));
     }
 
     fn join(&mut self, name: &str, agencies: &[AgencyCode]) {

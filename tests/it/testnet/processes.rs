@@ -40,7 +40,7 @@ impl Processes {
     /// Everything is there and nothing runs.
     pub fn prepare(nodes: &[(&str, &[&str])], configure: impl FnOnce(&mut BrokerConfig)) -> Self {
         let mut net = TestNet::prepare(nodes);
-        configure(&mut net.broker_config);
+        net.configure(configure, |_| {});
         net.authority.issue_link(&net.folder.path().join(AUTHORITY), super::now()).unwrap();
         let broker = toml::to_string(&net.broker_config).unwrap();
         std::fs::write(net.folder.path().join("broker.toml"), broker).unwrap();
@@ -81,6 +81,11 @@ impl Processes {
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
         self.running.insert(name.into(), child);
         !line.is_empty()
+    }
+
+    /// The id of a running process.
+    pub fn pid(&self, name: &str) -> u32 {
+        self.running[name].id()
     }
 
     /// Waits until a process has died of SIGKILL that it was not sent from here.
