@@ -125,7 +125,8 @@ mod tests {
             digest: [u8; 32],
             after: u16,
         }
-        let digest = std::array::from_fn(|n| n as u8 * 7);
+        let mut digest = [0; 32];
+        digest.iter_mut().zip(1..).for_each(|(byte, n)| *byte = n);
         let row = Row { before: 1, digest, after: 2 };
         let encoded = encode(&row, 100).unwrap();
         assert_eq!(encoded, encode(&(1u16, digest, 2u16), 100).unwrap());
