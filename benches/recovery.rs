@@ -25,8 +25,8 @@ use store::submission;
 
 const COUNT: u64 = 1_000_000;
 const IN_FLIGHT: usize = 512;
-/// Dispatches over which a rate is taken.
-const STEP: u64 = 50_000;
+/// Dispatches of a burst: what comes before the settler, which works behind it, has anything to do counts for most of it.
+const BURST: u64 = 25_000;
 const FILL: &str = "DOCAXIS_BENCH_FILL";
 
 fn open(dir: &Path) -> Arc<EmbeddedStore> {
@@ -42,40 +42,51 @@ fn resident_mib() -> u64 {
     resident::kib("self", "VmRSS") >> 10
 }
 
-/// Fills the store, printing the rate of every step, and kills itself.
+/// Accepts these submissions, so many in flight; returns how many a second.
+async fn accept(store: &Arc<EmbeddedStore>, numbers: std::ops::Range<u64>) -> f64 {
+    let (next, began) = (Arc::new(AtomicU64::new(numbers.start)), Instant::now());
+    let tasks: Vec<_> = (0..IN_FLIGHT)
+        .map(|_| {
+            let (store, next) = (store.clone(), next.clone());
+            tokio::spawn(async move {
+                loop {
+                    let n = next.fetch_add(1, Ordering::Relaxed);
+                    if n >= numbers.end {
+                        return;
+                    }
+                    loop {
+                        match store.accept(submission(n)).await {
+                            Ok(accepted) => break assert!(matches!(accepted, Accepted::New(_))),
+                            // As a node does that is told that the exchange is busy.
+                            Err(StoreError::Behind(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    (numbers.end - numbers.start) as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Fills the store and kills itself. Prints rate and memory: of a burst into the empty store, of everything else, and of a
+/// burst into the full one that has settled what came before.
 fn fill(dir: &Path, count: u64) {
     let store = open(dir);
+    let settled = || {
+        let place = store.journal();
+        place.settled + 1 >= place.segment
+    };
+    let burst = BURST.min(count / 3);
     runtime().block_on(async {
-        let mut from = 0;
-        while from < count {
-            let to = (from + STEP).min(count);
-            let (next, began) = (Arc::new(AtomicU64::new(from)), Instant::now());
-            let tasks: Vec<_> = (0..IN_FLIGHT)
-                .map(|_| {
-                    let (store, next) = (store.clone(), next.clone());
-                    tokio::spawn(async move {
-                        loop {
-                            let n = next.fetch_add(1, Ordering::Relaxed);
-                            if n >= to {
-                                return;
-                            }
-                            loop {
-                                match store.accept(submission(n)).await {
-                                    Ok(accepted) => break assert!(matches!(accepted, Accepted::New(_))),
-                                    // As a node does that is told that the exchange is busy.
-                                    Err(StoreError::Behind(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
-                                    Err(error) => panic!("{error}"),
-                                }
-                            }
-                        }
-                    })
-                })
-                .collect();
-            for task in tasks {
-                task.await.unwrap();
+        for numbers in [0..burst, burst..count - burst, count - burst..count] {
+            while !settled() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            println!("{:.0} {}", (to - from) as f64 / began.elapsed().as_secs_f64(), resident_mib());
-            from = to;
+            println!("{:.0} {}", accept(&store, numbers).await, resident_mib());
         }
     });
     rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL).unwrap();
@@ -117,14 +128,13 @@ fn main() {
         std::io::BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap()).collect();
     assert!(!child.wait().unwrap().success(), "the child kills itself");
     let step = |line: &String| line.split_once(' ').map(|(rate, mib)| (rate.parse::<f64>().unwrap(), mib.to_owned()));
-    let (first, last) = (step(&lines[0]).unwrap(), step(lines.last().unwrap()).unwrap());
+    let [empty, filling, full] = [0, 1, 2].map(|n| step(&lines[n]).unwrap());
     println!(
-        "filled with {count}: accepted/s first {:.0}, last {:.0} ({:.2} of it)",
-        first.0,
-        last.0,
-        last.0 / first.0
+        "accepted/s in a burst: into the empty store {:.0}, with all but that many waiting {:.0}",
+        empty.0, full.0
     );
-    println!("resident while filling: {} MiB after the first step, {} MiB at the end", first.1, last.1);
+    println!("ratio: {:.2}; {:.0} accepted/s between the two", full.0 / empty.0, filling.0);
+    println!("resident while filling: {} MiB after the first burst, {} MiB at the end", empty.1, full.1);
 
     let before = resident_mib();
     let began = Instant::now();

@@ -7,7 +7,7 @@ use docaxis_broker::continuity::Report;
 use docaxis_broker::dispatch::Intake;
 use docaxis_protocol::{DispatchId, Envelope, ReasonCode, SignedEvidence};
 
-use crate::testnet::{Sent, TestNet, code, letter};
+use crate::testnet::{Letter, Sent, TestNet, code, letter};
 
 const G22: &str = "000.00.00.G22";
 const DN: &str = "H37.DN.001";
@@ -253,12 +253,13 @@ fn a_restored_agent_gets_again_what_was_handed_over_since_without_new_evidence()
 fn an_agent_restored_together_with_the_broker_gets_again_what_the_broker_took_back_later() {
     let mut net = TestNet::start(NODES);
     let (broker_dir, node_dir) = (net.folder("broker-backup"), net.folder("node-backup"));
-    let before = net.send(G22, &[A53], letter().about("trước"));
+    let large = |about: &str| Letter { parts: vec![], ..letter() }.with_part("lon.pdf", 150_000).about(about);
+    let before = net.send(G22, &[A53], large("trước"));
     net.wait_handed_over(&before);
     net.wait_proven("g22", before.id, 2);
     net.back_up_node("h37", &node_dir);
     net.back_up_broker(&broker_dir);
-    let after = net.send(G22, &[DN], letter().about("sau"));
+    let after = net.send(G22, &[DN], large("sau"));
     net.wait_handed_over(&after);
     net.wait_proven("g22", after.id, 2);
     for (node, _) in NODES {

@@ -128,9 +128,11 @@ async fn a_digest_that_its_sender_never_uploaded_opens_no_body() {
     let (small, large) = (vec![1; 1000], vec![2; 200_000]);
     let first = letter(&[DN], &[&small, &large]).seal(&g22);
     assert_eq!(g22.submit(&first).await.done().intake, Intake::Accepted);
-    // The same agency need not upload it again.
+    // The same agency need not upload the large one again. A small one comes with each dispatch.
     let second = letter(&[DN], &[&small, &large]).seal(&g22);
-    assert_eq!(g22.submit_inline(&second, &[]).await.needed, None);
+    assert_eq!(g22.submit_inline(&second, &[0]).await.needed, None);
+    let third = letter(&[DN], &[&small, &large]).seal(&g22);
+    assert_eq!(g22.submit_inline(&third, &[]).await.needed, Some(vec![(0, 0)]));
     // Another agency, here one of the recipients, is asked for every byte as if nobody had it.
     let foreign = Letter::new((TC, "h37"), &["000.00.00.G22"], &[&small, &large]).seal(&h37);
     let submitted = h37.submit_inline(&foreign, &[]).await;
