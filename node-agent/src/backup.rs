@@ -238,7 +238,9 @@ mod tests {
         let mut bytes = std::fs::read(&log).unwrap();
         let pages = std::fs::read(&database).unwrap();
         drop(connection);
+        // Two bits: one would be put right.
         bytes[100] ^= 1;
+        bytes[2_000] ^= 4;
         std::fs::write(&database, pages).unwrap();
         std::fs::write(&log, &bytes).unwrap();
         let error = node.take().unwrap_err();

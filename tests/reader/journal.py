@@ -54,7 +54,7 @@ for data, number, salt, sequence in files("journal", "segment", b"dxjournl"):
         length, *says, durable = struct.unpack_from("<IQQQQ", data, at + 4)
         group = data[at:at + length]
         if says != [number, salt, sequence] or crc(group[:44] + group[48:]) != struct.unpack_from("<I", group, 44)[0]: break
-        for leaf, record in frames(group, 48): apply(leaf, record)
+        for leaf, record in frames(group, 56): apply(leaf, record)
         found.update(segment=number, sequence=sequence, durable=durable)
         at, sequence = at + -(-length // 4096) * 4096, sequence + 1
 print(json.dumps({**found, "waiting": len(waiting)}))

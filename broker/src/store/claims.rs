@@ -124,6 +124,7 @@ pub const CLAIMS: &[Claim] = &[
     ("a body is held only by the agency that uploaded it", bodies),
     ("newer notices replace older ones", notices),
     ("four thousand recipients are one submission", many_recipients),
+    ("an id may be rejected any number of times", rejected_again_and_again),
     ("a dispatch whose body is missing is not accepted", missing_body),
     ("after closing nothing is accepted", closed),
 ];
@@ -428,6 +429,19 @@ fn many_recipients(store: &Arc<dyn Store>) {
     let left = store.expired(sent.expires, 9_999).unwrap();
     assert_eq!((left.len(), &left[3_998].recipient), (3_999, &agency("H37.3998")));
     assert_eq!(store.counts(), Counts { leaves: 2, dispatches: 1, waiting: 3_999 });
+}
+
+fn rejected_again_and_again(store: &Arc<dyn Store>) {
+    const TIMES: u64 = 400;
+    wait(store.accept(letter(1, &["H37.DN.001"]))).unwrap();
+    let answers: Vec<_> = (0..TIMES).map(|n| store.reject(Rejection { id: id(1), ..rejection(n) })).collect();
+    let leaves: Vec<u64> = answers.into_iter().map(|answer| wait(answer).unwrap()).collect();
+    assert_eq!(leaves, (1..=TIMES).collect::<Vec<_>>());
+    // It is still the accepted one's, and others are as well accepted as before.
+    assert_eq!(store.find(id(1)).unwrap(), (0..=TIMES).map(Seq).collect::<Vec<_>>());
+    assert_eq!(store.lookup(&agency("000.00.00.G22"), id(1)).unwrap(), Some(Seq(0)));
+    assert!(matches!(wait(store.accept(letter(1, &["H37.DN.001"]))).unwrap(), Accepted::Already(Seq(0), _)));
+    assert_eq!(wait(store.accept(letter(2, &["H37.DN.001"]))).unwrap(), Accepted::New(Seq(TIMES + 1)));
 }
 
 fn missing_body(store: &Arc<dyn Store>) {

@@ -260,7 +260,8 @@ pub trait Store: Send + Sync {
     fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError>;
     /// The dispatch that this sender sent under this id, if it is known.
     fn lookup(&self, sender: &AgencyCode, id: DispatchId) -> Result<Option<Seq>, StoreError>;
-    /// Dispatches of any sender under this id (one, unless two senders drew the same id), rejections included.
+    /// Dispatches of any sender under this id (one, unless two senders drew the same id), rejections included: the newest
+    /// thousand of each, in order.
     fn find(&self, id: DispatchId) -> Result<Vec<Seq>, StoreError>;
     fn dispatch(&self, seq: Seq) -> Result<Option<Dispatch>, StoreError>;
     fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Option<Delivery>, StoreError>;

@@ -6,8 +6,8 @@ use docaxis_protocol::{AgencyCode, Digest, Event, Timestamp};
 
 use super::chains::{self, NewLeaf};
 use super::keys::{
-    self, ApartRow, Area, BodyPlace, BodyRow, DeliveryRow, HeadRow, LeafRow, Location, NoticeRow, Queued, Stage,
-    Totals, read_row, row,
+    self, ApartRow, Area, BodyPlace, BodyRow, DeliveryRow, HeadRow, Intake, LeafRow, Location, NoticeRow, Queued,
+    Stage, Totals, read_row, row,
 };
 use super::layout::FRAME_HEADER_BYTES;
 use super::record::{AcceptedV1, BodiesV1, Entry, EventV1, Prepared, PrunedV1, RecordV1, bytes_of};
@@ -48,9 +48,9 @@ pub fn apply(placed: &Placed<'_>, rows: &mut Staged<'_>, totals: &mut Totals) ->
         RecordV1::Accepted(accepted) => apply_accepted(placed, accepted, rows, totals)?,
         RecordV1::Rejected(rejected) => {
             let new = new_leaf(placed, 0, placed.leaf, Event::SubmissionRejection, &rejected.sender)?;
-            let made = LeafRow { rejected: Some(rejected.id), ..chains::begin(&new, rows)? };
+            let before_with_id = put_id(&rejected.id, Intake::Rejected, placed.leaf, rows)?;
+            let made = LeafRow { before_with_id, rejected: Some(rejected.id), ..chains::begin(&new, rows)? };
             rows.put(keys::leaf(placed.leaf), row(&made)?);
-            rows.put(keys::with_id(&rejected.id, placed.leaf), vec![]);
         }
         RecordV1::Event(event) => apply_event(placed, event, rows, totals)?,
         RecordV1::Notices(notices) => {
@@ -105,7 +105,6 @@ fn apply_accepted(
     let mut head = HeadRow {
         id: accepted.id,
         sender: accepted.sender.clone(),
-        envelope_sha256: accepted.envelope_sha256,
         priority: accepted.priority,
         accepted_ms: accepted.accepted_ms,
         expires_ms: accepted.expires_ms,
@@ -115,7 +114,8 @@ fn apply_accepted(
         bodies,
     };
     let acceptance = new_leaf(placed, 0, seq, Event::SubmissionAcceptance, &accepted.sender)?;
-    let made = LeafRow { head: Some(head.clone()), ..chains::begin(&acceptance, rows)? };
+    let before_with_id = put_id(&accepted.id, Intake::Accepted, seq, rows)?;
+    let made = LeafRow { head: Some(head.clone()), before_with_id, ..chains::begin(&acceptance, rows)? };
     rows.put(keys::leaf(seq), row(&made)?);
     let mut refused = placed.prepared.entries[1..].iter();
     let mut item = 0;
@@ -146,7 +146,6 @@ fn apply_accepted(
     if head.newest > seq {
         put_head(seq, head, rows)?;
     }
-    rows.put(keys::with_id(&accepted.id, seq), vec![]);
     totals.dispatches += 1;
     totals.waiting += waiting;
     for part in accepted.parts.iter().filter(|part| is_large(part.size)) {
@@ -382,13 +381,32 @@ pub fn is_queued(recipient: &AgencyCode, priority: u8, seq: u64, rows: &dyn Look
     Ok(rows.get(&keys::queue(recipient, priority, seq))?.is_some_and(|bytes| Queued::read(bytes).has(seq)))
 }
 
-/// Acceptances and rejections under this id, in order.
-pub fn with_id(id: &[u8; 16], rows: &dyn Lookup) -> Result<Vec<(u64, LeafRow)>, StoreError> {
-    let prefix = keys::of_id(id);
+/// Makes `leaf` the newest of its kind under this id; returns the one before it. A table of a later state has a newer one; then
+/// the leaf's row is of a later state too, as leaves are never older, and knows the one before it.
+fn put_id(id: &[u8; 16], kind: Intake, leaf: u64, rows: &mut Staged<'_>) -> Result<Option<u64>, StoreError> {
+    let key = keys::with_id(id, kind);
+    let newest = rows.get(&key)?.and_then(|bytes| keys::number_at(&bytes, 0));
+    if newest.is_some_and(|newest| newest >= leaf) {
+        let there = leaf_row(leaf, rows)?.ok_or_else(|| lost(format_args!("leaf {leaf}")))?;
+        return Ok(there.before_with_id);
+    }
+    rows.put(key, leaf.to_be_bytes().to_vec());
+    Ok(newest)
+}
+
+/// Acceptances or rejections under this id, the newest first, up to `limit`.
+pub fn with_id(
+    id: &[u8; 16],
+    kind: Intake,
+    limit: usize,
+    rows: &dyn Lookup,
+) -> Result<Vec<(u64, LeafRow)>, StoreError> {
     let mut found = Vec::new();
-    for (key, _) in rows.scan(&prefix, &keys::end_of(&prefix), usize::MAX)? {
-        let leaf = keys::last_number(&key).ok_or_else(|| lost("a leaf under an id"))?;
+    let mut at = rows.get(&keys::with_id(id, kind))?.and_then(|bytes| keys::number_at(&bytes, 0));
+    for _ in 0..limit {
+        let Some(leaf) = at else { break };
         let row = leaf_row(leaf, rows)?.ok_or_else(|| lost(format_args!("leaf {leaf}")))?;
+        at = row.before_with_id;
         if row.head.as_ref().map(|head| &head.id).or(row.rejected.as_ref()) == Some(id) {
             found.push((leaf, row));
         }
@@ -396,21 +414,20 @@ pub fn with_id(id: &[u8; 16], rows: &dyn Lookup) -> Result<Vec<(u64, LeafRow)>, 
     Ok(found)
 }
 
-/// What was accepted under this id from this sender, while it is to be remembered (protocol.md, section 2): the dispatch
-/// and the SHA-256 of its envelope.
+/// What was accepted under this id from this sender, while it is to be remembered (protocol.md, section 2).
 pub fn remembered(
     id: &[u8; 16],
     sender: &AgencyCode,
     newest_ms: i64,
     rows: &dyn Lookup,
-) -> Result<Option<(u64, Digest)>, StoreError> {
+) -> Result<Option<u64>, StoreError> {
     let is_remembered = |(seq, row): (u64, LeafRow)| {
         let head = row.head.filter(|head| head.sender == *sender)?;
         let until = Timestamp::from_unix_ms(head.expires_ms).plus(DEDUP_AFTER_EXPIRY);
-        (Timestamp::from_unix_ms(newest_ms) <= until).then_some((seq, Digest(head.envelope_sha256)))
+        (Timestamp::from_unix_ms(newest_ms) <= until).then_some(seq)
     };
     // The sender may have used an id anew whose time was over: the newest counts.
-    Ok(with_id(id, rows)?.into_iter().rev().find_map(is_remembered))
+    Ok(with_id(id, Intake::Accepted, usize::MAX, rows)?.into_iter().find_map(is_remembered))
 }
 
 /// The evidence log's entry in a row.

@@ -50,6 +50,7 @@ pub fn begin(new: &NewLeaf<'_>, rows: &mut Staged<'_>) -> Result<LeafRow, StoreE
         before: seq,
         before_of_delivery: seq,
         head: None,
+        before_with_id: None,
         rejected: None,
     })
 }
@@ -66,6 +67,7 @@ pub fn alone(entry: [u8; 32], leaf: u64, at: Location, rows: &mut Staged<'_>) ->
         before,
         before_of_delivery: before,
         head: None,
+        before_with_id: None,
         rejected: None,
     };
     rows.put(keys::leaf(leaf), row(&made)?);

@@ -5,6 +5,7 @@
 //! before an answer leaves, and after a failed write nothing is acknowledged any more.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use docaxis_protocol::Digest;
@@ -118,6 +119,10 @@ pub struct Committer {
     pub requests: Receiver<Request>,
     /// Bodies that the group in the making may leave without a name.
     pub pruned: Vec<[u8; 32]>,
+    /// Dispatches of the group in the making, with the digests of their envelopes.
+    pub new: Vec<(u64, Digest)>,
+    /// Restores in the group in the making.
+    pub restored: u64,
     /// Segments that are full, for the settler.
     pub full: std::sync::mpsc::Sender<u64>,
 }
@@ -152,6 +157,8 @@ impl Committer {
         }
         let Some(first) = self.make_room(first)? else { return Ok(None) };
         let began = Instant::now();
+        self.new.clear();
+        self.restored = 0;
         let mut staged = Staged::new(&shared.view);
         let mut replies = Vec::new();
         let mut totals = self.totals;
@@ -183,6 +190,8 @@ impl Committer {
         }
         self.totals = totals;
         shared.set_totals(&totals);
+        // Only now: who looks again must find them.
+        shared.restored.fetch_add(self.restored, Ordering::Relaxed);
         docaxis_failpoints::failpoint!("broker.commit.visible");
         replies.into_iter().for_each(|reply| self.answer(reply));
         docaxis_failpoints::failpoint!("broker.commit.answered");
@@ -271,6 +280,7 @@ impl Committer {
                 Some(Stage::Pruned) => replies.push(Reply::Done(to)),
                 Some(_) => {
                     self.add(&prepared, staged, totals)?;
+                    self.restored += 1;
                     replies.push(Reply::Done(to));
                 }
                 None => {
@@ -311,6 +321,9 @@ impl Committer {
         if let RecordV1::Pruned(pruned) = &prepared.record {
             self.pruned.extend(pruned.iter().flat_map(|dispatch| &dispatch.parts));
         }
+        if let RecordV1::Accepted(accepted) = &prepared.record {
+            self.new.push((leaf, Digest(accepted.envelope_sha256)));
+        }
         apply(&placed, staged, totals)?;
         self.journal.add(prepared, leaf);
         Ok(leaf)
@@ -325,13 +338,24 @@ impl Committer {
     ) -> Result<Option<Accepted>, StoreError> {
         let RecordV1::Accepted(accepted) = &prepared.record else { return Ok(None) };
         if let Some(known) = remembered(&accepted.id, &accepted.sender, totals.newest_ms, staged)? {
-            let (seq, envelope_sha256) = known;
+            let envelope_sha256 = self.envelope_of(known)?;
             let same = envelope_sha256.0 == accepted.envelope_sha256;
-            return Ok(Some(if same { Accepted::New(Seq(seq)) } else { Accepted::Conflict { envelope_sha256 } }));
+            return Ok(Some(if same { Accepted::New(Seq(known)) } else { Accepted::Conflict { envelope_sha256 } }));
         }
         self.may_take_new()?;
         self.check_bodies(accepted)?;
         Ok(None)
+    }
+
+    /// The digest of a dispatch's envelope. One of the group in the making stands in no file yet.
+    fn envelope_of(&self, seq: u64) -> Result<Digest, StoreError> {
+        if let Some((_, envelope_sha256)) = self.new.iter().find(|(new, _)| *new == seq) {
+            return Ok(*envelope_sha256);
+        }
+        match self.shared.leaf(seq)?.map(|(_, found)| found.prepared.record) {
+            Some(RecordV1::Accepted(accepted)) => Ok(Digest(accepted.envelope_sha256)),
+            _ => Err(StoreError::Damaged(format!("the acceptance of dispatch {seq} is not where the index says"))),
+        }
     }
 
     /// Whether there is room for what was not promised yet. What was begun may end until only draining is left.

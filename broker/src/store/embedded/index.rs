@@ -13,7 +13,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::ids::{FILL, IdFile, PAGE_BYTES};
-use super::keys::{self, Totals, last_number};
+use super::keys::{self, Totals};
 use super::leaves::{LeafFile, SLOT_BYTES};
 use super::segments::{io_error, salt};
 use crate::store::StoreError;
@@ -134,9 +134,9 @@ fn leaf_of(key: &[u8]) -> Option<u64> {
     Some(if digits.len() > 8 { leaf.saturating_add(1) } else { leaf })
 }
 
-/// The id of a key in the table of ids.
-fn id_of(key: &[u8]) -> Option<&[u8; 16]> {
-    key.strip_prefix(&[IDS])?.first_chunk()
+/// What a key in the table of ids is found by.
+fn id_of(key: &[u8]) -> Option<&[u8]> {
+    key.strip_prefix(&[IDS])
 }
 
 impl FileIndex {
@@ -193,7 +193,8 @@ impl Index for FileIndex {
         self.leaves.write(new.into_iter()).map_err(failed)?;
         self.leaves.write(old.into_iter()).map_err(failed)?;
         let ids = changes.range(vec![IDS]..vec![IDS + 1]);
-        self.ids.add(ids.filter_map(|(key, _)| Some((id_of(key)?, last_number(key)?)))).map_err(failed)?;
+        let ids = ids.filter_map(|(key, value)| Some((id_of(key)?, keys::number_at(value.as_ref()?, 0)?)));
+        self.ids.put(ids).map_err(failed)?;
         let mut batch = sled::Batch::default();
         let others = changes.iter().filter(|(key, _)| !matches!(key.first(), Some(&LEAVES | &IDS)));
         for (key, value) in others {
@@ -208,6 +209,9 @@ impl Index for FileIndex {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         match leaf_of(key) {
             Some(leaf) => self.leaves.get(leaf).map_err(failed),
+            None if let Some(id) = id_of(key) => {
+                Ok(self.ids.find(id).map_err(failed)?.map(|leaf| leaf.to_be_bytes().to_vec()))
+            }
             None => Ok(caught(|| self.rows.get(key))?.map(|value| value.to_vec())),
         }
     }
@@ -218,11 +222,6 @@ impl Index for FileIndex {
         }
         if let Some(first) = leaf_of(from) {
             return self.leaves.scan(first, leaf_of(to).unwrap_or(u64::MAX), limit).map_err(failed);
-        }
-        if let Some(id) = id_of(from) {
-            let keys = self.ids.find(id).map_err(failed)?.into_iter().map(|leaf| keys::with_id(id, leaf));
-            let within = keys.filter(|key| from <= key.as_slice() && key.as_slice() < to);
-            return Ok(within.take(limit).map(|key| (key, vec![])).collect());
         }
         caught(|| {
             let rows = self.rows.range(from..to).take(limit);

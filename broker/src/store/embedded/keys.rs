@@ -63,6 +63,8 @@ pub struct LeafRow {
     pub before_of_delivery: u64,
     /// On the acceptance's own leaf.
     pub head: Option<HeadRow>,
+    /// On an acceptance: the one before it under the same id; on a rejection, the rejection.
+    pub before_with_id: Option<u64>,
     /// On a rejection's leaf: the id that was rejected.
     pub rejected: Option<[u8; 16]>,
 }
@@ -72,8 +74,6 @@ pub struct HeadRow {
     #[serde(with = "words")]
     pub id: [u8; 16],
     pub sender: AgencyCode,
-    #[serde(with = "words")]
-    pub envelope_sha256: [u8; 32],
     pub priority: u8,
     pub accepted_ms: i64,
     pub expires_ms: i64,
@@ -185,15 +185,17 @@ pub fn leaf(leaf: u64) -> Vec<u8> {
     key(b'l', &[&leaf.to_be_bytes()])
 }
 
-/// `i` id, leaf: an acceptance or rejection under this id. The table lies in a file of its own and is asked for one id at a
-/// time; it may give leaves of other ids too.
-pub fn with_id(id: &[u8; 16], leaf: u64) -> Vec<u8> {
-    key(b'i', &[id, &leaf.to_be_bytes()])
+/// `i` 0 id, `i` 1 id: the newest acceptance under this id, the newest rejection. The table lies in a file of its own, which
+/// seldom gives the leaf of another id.
+pub fn with_id(id: &[u8; 16], kind: Intake) -> Vec<u8> {
+    key(b'i', &[&[kind as u8], id])
 }
 
-/// Everything under one id.
-pub fn of_id(id: &[u8; 16]) -> Vec<u8> {
-    key(b'i', &[id])
+/// What is found by an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intake {
+    Accepted = 0,
+    Rejected = 1,
 }
 
 pub fn delivery(seq: u64, recipient: &AgencyCode) -> Vec<u8> {

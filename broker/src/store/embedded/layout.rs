@@ -3,12 +3,17 @@
 //!
 //! Knows no file and no record's meaning. Every piece carries a CRC-32C, so that damage is found and not believed.
 
+use docaxis_protocol::Digest;
+
 /// Groups begin at multiples of this, and are padded to it: a write never shares a page with an acknowledged one.
 pub const PAGE: usize = 4096;
 pub const FILE_HEADER_BYTES: usize = 48;
-pub const GROUP_HEADER_BYTES: usize = 48;
+pub const GROUP_HEADER_BYTES: usize = 56;
 pub const FRAME_HEADER_BYTES: usize = 24;
 pub const VERSION: u32 = 2;
+/// Where a group's CRC-32C stands; behind it the beginning of SHA-256 over its records.
+pub const CRC_AT: usize = 44;
+const HASH_AT: usize = CRC_AT + 4;
 const GROUP_MAGIC: [u8; 4] = *b"DXgr";
 
 /// What a file is for.
@@ -105,8 +110,10 @@ impl GroupHeader {
         group[24..32].copy_from_slice(&self.sequence.to_le_bytes());
         group[32..40].copy_from_slice(&self.durable.to_le_bytes());
         group[40..44].copy_from_slice(&self.records.to_le_bytes());
+        let hash = records_hash(group);
+        group[HASH_AT..GROUP_HEADER_BYTES].copy_from_slice(&hash);
         let crc = group_crc(group);
-        group[44..48].copy_from_slice(&crc.to_le_bytes());
+        group[CRC_AT..HASH_AT].copy_from_slice(&crc.to_le_bytes());
     }
 
     /// Reads a header without checking the group's CRC; `None` if these bytes do not begin a group.
@@ -126,13 +133,25 @@ impl GroupHeader {
 
     /// Whether `group`, header and records, is what was written.
     pub fn holds(group: &[u8]) -> bool {
-        group.len() >= GROUP_HEADER_BYTES && group_crc(group) == u32_at(group, 44)
+        group.len() >= GROUP_HEADER_BYTES && group_crc(group) == u32_at(group, CRC_AT)
+    }
+
+    /// Whether the records of `group` are what was written, as far as SHA-256 tells: this does not hang together with any
+    /// CRC-32C, as the records' own do.
+    pub fn records_hold(group: &[u8]) -> bool {
+        group.len() >= GROUP_HEADER_BYTES && records_hash(group) == group[HASH_AT..GROUP_HEADER_BYTES]
     }
 }
 
 /// Over the whole group but the field itself.
 fn group_crc(group: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&group[..44]), &group[GROUP_HEADER_BYTES..])
+    crc32c::crc32c_append(crc32c::crc32c(&group[..CRC_AT]), &group[HASH_AT..])
+}
+
+/// The first bytes of SHA-256 over the records.
+fn records_hash(group: &[u8]) -> [u8; GROUP_HEADER_BYTES - HASH_AT] {
+    let digest = Digest::of(&group[GROUP_HEADER_BYTES..]);
+    std::array::from_fn(|at| digest.0[at])
 }
 
 /// Rounds up to a whole number of pages.

@@ -16,7 +16,7 @@ use super::index::Row;
 use super::keys;
 
 /// Of one slot: a length, a checksum, the row.
-pub const SLOT_BYTES: usize = 320;
+pub const SLOT_BYTES: usize = 256;
 const HEADER_BYTES: usize = 8;
 /// The longest row.
 pub const MAX_LEAF_ROW_BYTES: usize = SLOT_BYTES - HEADER_BYTES;

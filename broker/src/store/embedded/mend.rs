@@ -2,27 +2,24 @@
 //!
 //! CRC-32C is linear: which bit of a group is flipped follows from the difference between the CRC that it has and the one that
 //! it says. A torn group has such a difference as well, and now and then a bit belongs to it. So a bit counts only if with
-//! it everything else agrees too: the header with the segment and the group before, each record with its own CRC, each
-//! body with its SHA-256, the padding with zero. What agrees with all of that is what was written, whether a bit rotted
+//! it everything else agrees too: the header with the segment and the group before, the records with their SHA-256 in the
+//! header, of which a CRC says nothing, the padding with zero. What agrees with all of that is what was written, whether a bit rotted
 //! or a sector that differed in one bit was left out by a power cut.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use docaxis_protocol::Digest;
-
 use super::keys::Position;
-use super::layout::{FRAME_HEADER_BYTES, FrameHeader, GROUP_HEADER_BYTES, GroupHeader, padded};
-use super::record::{BodyV1, RecordV1};
+use super::layout::{CRC_AT, FRAME_HEADER_BYTES, FrameHeader, GROUP_HEADER_BYTES, GroupHeader, padded};
 use super::segments::{Segment, Segments, file_name, io_error};
 use super::walk::Group;
 use crate::store::StoreError;
 
 /// CRC-32C's polynomial, reflected.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
-/// Where the fields of a group's header begin that only the group itself knows: length, number of records, CRC.
+/// Where the length stands in a group's header.
 const LENGTH_AT: usize = 4;
-const CRC_AT: usize = 44;
+const CRC_BYTES: usize = 4;
 /// The header's fields that follow from the segment and the group before: magic; epoch, salt, sequence, durable.
 const KNOWN: [std::ops::Range<usize>; 2] = [0..LENGTH_AT, 8..40];
 
@@ -147,7 +144,7 @@ fn attempt(
 
 /// The bit whose flip would give the group the CRC that it says, or its CRC the value that the group has.
 fn flipped(group: &[u8]) -> Option<usize> {
-    let (before, after) = (group.get(..CRC_AT)?, group.get(GROUP_HEADER_BYTES..)?);
+    let (before, after) = (group.get(..CRC_AT)?, group.get(CRC_AT + CRC_BYTES..)?);
     let difference = crc32c::crc32c_append(crc32c::crc32c(before), after) ^ u32_at(group, CRC_AT);
     if difference.is_power_of_two() {
         return Some(8 * CRC_AT + difference.trailing_zeros() as usize);
@@ -159,7 +156,7 @@ fn flipped(group: &[u8]) -> Option<usize> {
     for bit in (0..bits).rev() {
         change = step(change);
         if change == difference {
-            return Some(if bit < 8 * CRC_AT { bit } else { bit + 8 * (GROUP_HEADER_BYTES - CRC_AT) });
+            return Some(if bit < 8 * CRC_AT { bit } else { bit + 8 * CRC_BYTES });
         }
     }
     None
@@ -188,28 +185,6 @@ fn whole(segment: &Segment, at: Position, bytes: Vec<u8>) -> Option<Group> {
         return None;
     }
     let group = Group { at, header: found, bytes };
-    let (frames, records) = (group.frames().ok()?, group.records().ok()?);
-    let agree = records.len() == found.records as usize
-        && frames.iter().zip(&records).all(|((frame, _, bytes), record)| {
-            let tail = bytes.get(FRAME_HEADER_BYTES + frame.meta as usize..);
-            tail.is_some_and(|tail| bodies_hold(&record.prepared.record, tail))
-        });
-    agree.then_some(group)
-}
-
-/// Whether a record's tail is the bodies that it names, and nothing else.
-fn bodies_hold(record: &RecordV1, tail: &[u8]) -> bool {
-    let bodies: Vec<&BodyV1> = match record {
-        RecordV1::Accepted(accepted) => accepted.bodies.iter().collect(),
-        RecordV1::Bodies(list) => list.iter().flat_map(|one| &one.bodies).collect(),
-        _ => vec![],
-    };
-    let mut rest = tail;
-    for body in bodies {
-        match rest.split_at_checked(body.size as usize) {
-            Some((bytes, behind)) if Digest::of(bytes).0 == body.sha256 => rest = behind,
-            _ => return false,
-        }
-    }
-    rest.is_empty()
+    let records = group.records().ok()?;
+    (records.len() == found.records as usize && GroupHeader::records_hold(&group.bytes)).then_some(group)
 }

@@ -167,6 +167,8 @@ impl EmbeddedStore {
             totals,
             requests: queue,
             pruned: vec![],
+            new: vec![],
+            restored: 0,
             full,
         };
         let mut threads = self.threads();

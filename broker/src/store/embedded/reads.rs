@@ -7,8 +7,8 @@ use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEv
 use super::apply::{apart_at, delivery, head_row, is_large, is_queued, log_entry, remembered, with_id};
 use super::chains;
 use super::keys::{
-    self, BLOCK_LEAVES, BodyPlace, BodyRow, HeadRow, LeafRow, NoticeRow, Queued, Stage, block_at, end_of, in_minute,
-    last_number, read_row,
+    self, BLOCK_LEAVES, BodyPlace, BodyRow, HeadRow, Intake, LeafRow, NoticeRow, Queued, Stage, block_at, end_of,
+    in_minute, last_number, read_row,
 };
 use super::record::{RecordV1, id_of};
 use super::shared::{MAX_MOVES, Shared};
@@ -18,6 +18,8 @@ use crate::store::{BodySource, Delivery, Dispatch, Seq, StoreError, StoredEviden
 
 /// Rows taken at once where a whole list is read.
 const PAGE_ROWS: usize = 1024;
+/// Acceptances under one id that are found, and rejections; the newest. Nothing limits how often a node has one rejected.
+const MAX_FOUND: usize = 1_000;
 
 pub struct Reads<'a>(pub &'a Shared);
 
@@ -89,11 +91,17 @@ impl Reads<'_> {
 
     pub fn lookup(&self, sender: &AgencyCode, id: DispatchId) -> Result<Option<Seq>, StoreError> {
         let newest_ms = self.0.totals().newest_ms;
-        Ok(remembered(id.as_bytes(), sender, newest_ms, self.rows())?.map(|(seq, _)| Seq(seq)))
+        Ok(remembered(id.as_bytes(), sender, newest_ms, self.rows())?.map(Seq))
     }
 
     pub fn find(&self, id: DispatchId) -> Result<Vec<Seq>, StoreError> {
-        Ok(with_id(id.as_bytes(), self.rows())?.into_iter().map(|(leaf, _)| Seq(leaf)).collect())
+        let mut found = Vec::new();
+        for kind in [Intake::Accepted, Intake::Rejected] {
+            let leaves = with_id(id.as_bytes(), kind, MAX_FOUND, self.rows())?;
+            found.extend(leaves.into_iter().map(|(leaf, _)| Seq(leaf)));
+        }
+        found.sort();
+        Ok(found)
     }
 
     pub fn dispatch(&self, seq: Seq) -> Result<Option<Dispatch>, StoreError> {

@@ -39,6 +39,9 @@ pub const NOTICES_TAG: u32 = 3;
 pub const BODIES_TAG: u32 = 4;
 pub const SETTLED_TAG: u32 = 6;
 
+/// What a record of bodies says of each dispatch, and of each body: an upper bound in bytes.
+pub const NAMED_BYTES: usize = 40;
+
 /// Which kind of record these encoded bytes are, without decoding them.
 pub fn tag_of(meta: &[u8]) -> u32 {
     meta.first_chunk().map_or(u32::MAX, |tag| u32::from_le_bytes(*tag))
@@ -298,6 +301,17 @@ pub fn id_of(bytes: [u8; 16]) -> Result<DispatchId, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_record_says_of_bodies_stays_below_what_is_reckoned_for_it() {
+        let body = |n: u8| Body { sha256: Digest::of(&[n]), bytes: vec![n] };
+        for bodies in [1, 2, 100] {
+            let of: Vec<_> = (0..50).map(|seq| (seq, Some(seq), (0..bodies).map(body).collect())).collect();
+            let reckoned = 50 * NAMED_BYTES * (usize::from(bodies) + 1);
+            let length = Prepared::bodies(of).unwrap().meta.len();
+            assert!(length <= reckoned && reckoned < 2 * length, "{length} bytes; reckoned were {reckoned}");
+        }
+    }
 
     #[test]
     fn a_record_is_told_by_its_first_bytes() {

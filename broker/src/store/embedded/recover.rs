@@ -26,6 +26,7 @@ use crate::store::StoreError;
 const RECORDS_AT_ONCE: u32 = 2_000;
 /// Records that are handed on at once by whoever reads them, and how many of such lots may wait: bounds memory.
 const READ_AT_ONCE: usize = 128;
+const READ_AT_ONCE_BYTES: usize = 1 << 20;
 const READ_AHEAD: usize = 8;
 const PROGRESS_EVERY: u64 = 200_000;
 
@@ -173,24 +174,24 @@ impl<'a> Applier<'a> {
     /// Merges at a group's end, where rows and position agree.
     fn reached(&mut self, position: Position) -> Result<(), StoreError> {
         self.totals.applied = position;
-        if self.records >= RECORDS_AT_ONCE {
-            self.merge()?;
+        if self.records < RECORDS_AT_ONCE {
+            return Ok(());
         }
-        Ok(())
+        // A rebuild that is broken off is begun anew, not gone on with.
+        if self.again { self.merge() } else { self.merge_rows() }
     }
 
     /// Without a position yet: an index left in this state is built again.
     fn merge_rows(&mut self) -> Result<(), StoreError> {
+        // Nobody would make room while a start waits for it: then the start fails and says so.
+        self.view.has_room()?;
         self.records = 0;
         self.staged.merge()
     }
 
     fn merge(&mut self) -> Result<(), StoreError> {
-        // Nobody would make room while a start waits for it: then the start fails and says so.
-        self.view.has_room()?;
-        self.records = 0;
         self.staged.put(keys::totals(), row(&self.totals)?);
-        self.staged.merge()
+        self.merge_rows()
     }
 }
 
@@ -261,14 +262,16 @@ impl Recovery<'_> {
         std::thread::scope(|scope| {
             let (to, records) = std::sync::mpsc::sync_channel::<Vec<Found>>(READ_AHEAD);
             let reader = scope.spawn(move || {
-                let mut some = Vec::new();
+                let (mut some, mut bytes) = (Vec::new(), 0);
                 self.evidence.walk(|found| {
+                    bytes += found.prepared.meta_bytes;
                     some.push(found);
                     // Nobody takes any more: an error has ended it on the other side, and is what is told.
-                    if some.len() >= READ_AT_ONCE && to.send(std::mem::take(&mut some)).is_err() {
-                        return Err(StoreError::Closed);
+                    if some.len() < READ_AT_ONCE && bytes < READ_AT_ONCE_BYTES {
+                        return Ok(());
                     }
-                    Ok(())
+                    bytes = 0;
+                    to.send(std::mem::take(&mut some)).map_err(|_| StoreError::Closed)
                 })?;
                 drop(to.send(some));
                 Ok(())

@@ -5,6 +5,7 @@
 //! written; the file freed. It changes nothing itself but evidence and spares: all else goes through the committer.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ use super::committer::{Answer, Moved, Request};
 use super::config::EmbeddedConfig;
 use super::keys::{self, BodyPlace, Location, Stage, block_at};
 use super::layout::{FRAME_HEADER_BYTES, NO_LEAF};
-use super::record::{self, BodyV1, Prepared, PrunedV1, RecordV1, bytes_of};
+use super::record::{self, BodyV1, NAMED_BYTES, Prepared, PrunedV1, RecordV1, bytes_of};
 use super::segments::Segment;
 use super::shared::Shared;
 use super::view::Lookup;
@@ -40,8 +41,9 @@ pub struct Settler {
     /// Weak, so that the committer ends when the store is dropped.
     pub requests: mpsc::WeakSender<Request>,
     pub full: Receiver<u64>,
-    /// Live bytes that could not be copied forward, by segment: damaged bodies. Tried again when they have changed.
-    pub stuck: BTreeMap<u64, u64>,
+    /// Live bytes that could not be copied forward, by segment, and how often bodies had been restored: damaged bodies. Tried
+    /// again when either has changed.
+    pub stuck: BTreeMap<u64, (u64, u64)>,
 }
 
 /// One of the things that a round does.
@@ -250,7 +252,11 @@ impl Settler {
                 let large = accepted.parts.iter().filter(|part| is_large(part.size)).map(|part| part.sha256);
                 (large.collect(), bytes_of(&accepted.bodies))
             }
-            _ => (vec![], 0),
+            _ => {
+                return Err(StoreError::Damaged(format!(
+                    "the acceptance of dispatch {seq} is not where the index says"
+                )));
+            }
         })
     }
 
@@ -264,7 +270,8 @@ impl Settler {
             }
             // Copying forward what is still the larger part would fill the journal faster than it is emptied.
             let live = live_bytes(number, self.shared.view.as_ref())?;
-            if live.saturating_mul(2) > segment.bytes || self.stuck.get(&number) == Some(&live) {
+            let restored = self.shared.restored.load(Ordering::Relaxed);
+            if live.saturating_mul(2) > segment.bytes || self.stuck.get(&number) == Some(&(live, restored)) {
                 continue;
             }
             if live > 0 {
@@ -279,7 +286,7 @@ impl Settler {
                 docaxis_failpoints::failpoint!("broker.settle.forwarded");
                 let left = live_bytes(number, self.shared.view.as_ref())?;
                 if left > 0 {
-                    self.stuck.insert(number, left);
+                    self.stuck.insert(number, (left, restored));
                     continue;
                 }
             }
@@ -364,7 +371,8 @@ impl Forward<'_> {
         if together && !whole || bodies.is_empty() {
             return Ok(());
         }
-        let bytes = bodies.iter().map(|body| body.bytes.len()).sum::<usize>();
+        // With what the record says of them, which for tiny bodies is more than they are.
+        let bytes = NAMED_BYTES * (bodies.len() + 1) + bodies.iter().map(|body| body.bytes.len()).sum::<usize>();
         if self.bytes + bytes > FORWARD_BYTES {
             self.send()?;
         }

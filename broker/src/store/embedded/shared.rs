@@ -29,6 +29,8 @@ pub struct Shared {
     pub frozen: RwLock<Option<String>>,
     /// Cuts that are held. The settler prunes and frees under this lock, and only while there is none.
     pub held: Mutex<u32>,
+    /// Bodies that were brought once more since the start, in lots: what could not be copied forward may be now.
+    pub restored: AtomicU64,
     poison: Mutex<Option<StoreError>>,
     totals: Mutex<Totals>,
     size: watch::Sender<u64>,
@@ -54,6 +56,7 @@ impl Shared {
             blobs,
             space,
             held: Mutex::default(),
+            restored: AtomicU64::new(0),
             frozen: RwLock::default(),
             poison,
             totals,
