@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use docaxis_broker::BrokerConfig;
 use docaxis_certs::NodeIdentity;
-use docaxis_protocol::frame::{Class, Frame, Intake, Need, Submit};
+use docaxis_protocol::frame::{Frame, Intake, Need};
 use docaxis_protocol::{Digest, DispatchId};
 use tokio::task::JoinSet;
 
@@ -120,17 +120,7 @@ impl Bench {
             under_way.spawn(async move {
                 let letter = letter(&from, (&agency(n as u64), &name(n as u64)), &recipient, &[]);
                 let sealed = letter.but(|e| e.parts = vec![large.part(sha256)]).seal(&from);
-                let mut stream = from.open().await;
-                stream.write(&Frame::Submit(Submit { envelope: sealed.envelope, inline: Vec::new() })).await;
-                match stream.read(Class::Large).await {
-                    Frame::Need(need) => assert_eq!(need, Need { parts: vec![(0, 0)] }),
-                    other => panic!("{other:?}"),
-                }
-                large.send(&mut stream.send).await;
-                match stream.read(Class::Large).await {
-                    Frame::Done(done) => assert_eq!(done.intake, Intake::Accepted),
-                    other => panic!("{other:?}"),
-                }
+                large.submit(&from, sealed).await;
                 // The only one that this link is ever offered.
                 let mut offered = to.offered().await;
                 offered.stream.write(&Frame::Need(Need { parts: vec![(0, 0)] })).await;

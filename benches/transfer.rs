@@ -24,7 +24,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use docaxis_protocol::Digest;
-use docaxis_protocol::frame::{Class, Frame, Intake, Need, Submit};
+use docaxis_protocol::frame::{Frame, Need};
 
 use crate::large::{Large, receive};
 use crate::net::{Exchange, TestNet};
@@ -36,17 +36,7 @@ async fn through_the_broker(net: &Exchange, large: Large, sha256: Digest) -> (f6
     let letter = Letter::new(("000.00.00.G22", "g22"), &["H37.DN.001"], &[]);
     let sealed = letter.but(|e| e.parts = vec![large.part(sha256)]).seal(&g22);
     let started = Instant::now();
-    let mut stream = g22.open().await;
-    stream.write(&Frame::Submit(Submit { envelope: sealed.envelope, inline: Vec::new() })).await;
-    match stream.read(Class::Large).await {
-        Frame::Need(need) => assert_eq!(need, Need { parts: vec![(0, 0)] }),
-        other => panic!("{other:?}"),
-    }
-    large.send(&mut stream.send).await;
-    match stream.read(Class::Large).await {
-        Frame::Done(done) => assert_eq!(done.intake, Intake::Accepted),
-        other => panic!("{other:?}"),
-    }
+    large.submit(&g22, sealed).await;
     let sent = started.elapsed().as_secs_f64();
     let started = Instant::now();
     let mut offered = h37.offered().await;

@@ -6,8 +6,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use docaxis_protocol::digest::Hasher;
+use docaxis_protocol::frame::{Class, Frame, Intake, Need, Submit};
 use docaxis_protocol::{Digest, Part, PartRole};
 use quinn::{Connection, RecvStream, SendStream};
+
+use crate::raw::{RawNode, Sealed};
 
 const CHUNK: usize = 256 << 10;
 
@@ -45,6 +48,21 @@ impl Large {
     pub async fn send(self, stream: &mut SendStream) {
         for chunk in self.chunks() {
             stream.write_chunk(chunk.into()).await.unwrap();
+        }
+    }
+
+    /// Submits a letter whose one part it is, until it is accepted.
+    pub async fn submit(self, from: &RawNode, sealed: Sealed) {
+        let mut stream = from.open().await;
+        stream.write(&Frame::Submit(Submit { envelope: sealed.envelope, inline: Vec::new() })).await;
+        match stream.read(Class::Large).await {
+            Frame::Need(need) => assert_eq!(need, Need { parts: vec![(0, 0)] }),
+            other => panic!("{other:?}"),
+        }
+        self.send(&mut stream.send).await;
+        match stream.read(Class::Large).await {
+            Frame::Done(done) => assert_eq!(done.intake, Intake::Accepted),
+            other => panic!("{other:?}"),
         }
     }
 

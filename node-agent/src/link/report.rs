@@ -26,7 +26,7 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     // What was stated before this connection cannot be in flight on it.
     let connected = shared.env.now();
     let mut failures = 0;
-    // Where this round over all open statements stands: what stays refused for now must not hold up what is behind it.
+    // Where this round over all open statements stands: what is refused again and again must not hold up what is behind it.
     let mut after = None;
     loop {
         // Cut at any point, a report is simply made again: what it carries is stored, and so is what has been answered.

@@ -18,6 +18,8 @@ use crate::store::{BodySource, Delivery, Dispatch, Seq, StoreError, StoredEviden
 
 /// Rows taken at once where a whole list is read.
 const PAGE_ROWS: usize = 1024;
+/// Rows of a queue taken at once: each may hold a whole block's dispatches, and the first few are what is asked for.
+const QUEUE_ROWS: usize = 16;
 /// Acceptances under one id that are found, and rejections; the newest. Nothing limits how often a node has one rejected.
 const MAX_FOUND: usize = 1_000;
 
@@ -32,24 +34,25 @@ impl Reads<'_> {
         self.0.view.as_ref()
     }
 
-    /// All rows from `from` up to the end of `prefix`, page by page, until `each` says that it has enough.
+    /// All rows from `from` up to the end of `prefix`, so many at once, until `each` says that it has enough.
     fn each_row(
         &self,
         prefix: &[u8],
         from: Vec<u8>,
+        page: usize,
         mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StoreError>,
     ) -> Result<(), StoreError> {
         let end = end_of(prefix);
         let mut at = from;
         loop {
-            let rows = self.rows().scan(&at, &end, PAGE_ROWS)?;
+            let rows = self.rows().scan(&at, &end, page)?;
             for (key, value) in &rows {
                 if !each(key, value)? {
                     return Ok(());
                 }
             }
             match rows.last() {
-                Some((key, _)) if rows.len() == PAGE_ROWS => at = [key.as_slice(), &[0]].concat(),
+                Some((key, _)) if rows.len() == page => at = [key.as_slice(), &[0]].concat(),
                 _ => return Ok(()),
             }
         }
@@ -58,7 +61,7 @@ impl Reads<'_> {
     pub fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
         let mut found = Vec::new();
         let prefix = keys::notice("");
-        self.each_row(&prefix, prefix.clone(), |key, _| {
+        self.each_row(&prefix, prefix.clone(), PAGE_ROWS, |key, _| {
             let name = std::str::from_utf8(&key[1..]).map_err(|e| damaged(format!("a notice's name: {e}")))?;
             if let Some(bytes) = self.notice(name)? {
                 found.push((name.to_owned(), bytes));
@@ -185,7 +188,7 @@ impl Reads<'_> {
         // The block that the last one is in may hold more.
         let from = after.map_or_else(|| prefix.clone(), |(priority, seq)| keys::queue(recipient, priority, seq.0));
         let mut found = Vec::new();
-        self.each_row(&prefix, from, |key, value| {
+        self.each_row(&prefix, from, QUEUE_ROWS, |key, value| {
             let (inverse, block) = (key.get(prefix.len()).copied(), last_number(key));
             let (Some(inverse), Some(block)) = (inverse, block) else {
                 return Err(damaged("a row of a queue does not read; restart to rebuild the index"));
