@@ -3,8 +3,8 @@
 //! Pinned by golden bytes under `tests/golden/`. `bincode`'s own limit bounds decoding only and lets trailing bytes
 //! pass, so both are checked here.
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// The most that any one value may take up while it is decoded. Without a bound in bincode itself, a false length in
 /// front of a string would be allocated before the missing bytes are noticed.
@@ -32,13 +32,23 @@ pub fn encode<T: Serialize>(value: &T, limit: usize) -> Result<Vec<u8>, CodecErr
     Ok(bytes)
 }
 
+/// Encodes `value` at the beginning of `to`, and returns its length; refuses what does not fit.
+pub fn encode_into<T: Serialize>(value: &T, to: &mut [u8]) -> Result<usize, CodecError> {
+    bincode::serde::encode_into_slice(value, to, bincode::config::legacy()).map_err(CodecError::Encode)
+}
+
 /// Decodes all of `bytes`, which may be at most `limit` long.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, CodecError> {
+    decode_borrowed(bytes, limit)
+}
+
+/// The same for a value that borrows texts and byte strings from `bytes` instead of copying them.
+pub fn decode_borrowed<'a, T: Deserialize<'a>>(bytes: &'a [u8], limit: usize) -> Result<T, CodecError> {
     if bytes.len() > limit {
         return Err(CodecError::TooLarge { found: bytes.len(), limit });
     }
     let config = bincode::config::legacy().with_limit::<MAX_VALUE_BYTES>();
-    let (value, read) = bincode::serde::decode_from_slice(bytes, config).map_err(CodecError::Decode)?;
+    let (value, read) = bincode::serde::borrow_decode_from_slice(bytes, config).map_err(CodecError::Decode)?;
     match bytes.len() - read {
         0 => Ok(value),
         left => Err(CodecError::Trailing { left }),
@@ -132,6 +142,19 @@ mod tests {
         assert_eq!(encoded, encode(&(1u16, digest, 2u16), 100).unwrap());
         assert_eq!(decode::<Row>(&encoded, 100).unwrap(), row);
         assert!(decode::<Row>(&encoded[..30], 100).is_err());
+    }
+
+    #[test]
+    fn what_is_borrowed_and_what_is_encoded_into_a_place_are_the_same_as_copies() {
+        let value = (7u32, "text".to_owned(), Some(9u64));
+        let bytes = encode(&value, 64).unwrap();
+        let (number, text, last): (u32, &str, Option<u64>) = decode_borrowed(&bytes, 64).unwrap();
+        assert_eq!((number, text.to_owned(), last), value);
+        assert!(decode_borrowed::<(u32, &str)>(&bytes, 64).is_err(), "bytes are left over");
+        let mut place = [0xff; 64];
+        let length = encode_into(&value, &mut place).unwrap();
+        assert_eq!(place[..length], bytes);
+        assert!(encode_into(&value, &mut place[..length - 1]).is_err());
     }
 
     #[test]
