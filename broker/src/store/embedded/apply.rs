@@ -10,8 +10,10 @@ use super::keys::{
     Stage, Totals, read_row, row,
 };
 use super::layout::FRAME_HEADER_BYTES;
-use super::record::{AcceptedV1, BodiesV1, Entry, EventV1, Prepared, PrunedV1, RecordV1, bytes_of};
-use super::view::{Lookup, Staged};
+use super::outline::{AcceptedOutline, EventOutline, Outline, Subject};
+use super::record::{BodiesV1, Entry, PrunedV1, bytes_of};
+use super::rows::Rows;
+use super::view::Lookup;
 use crate::store::{Delivery, DeliveryState, StoreError};
 
 /// Whether a body of this many bytes is a file of its own. Smaller ones are in the journal.
@@ -21,7 +23,7 @@ pub const fn is_large(size: u64) -> bool {
 
 /// A record and its place.
 pub struct Placed<'a> {
-    pub prepared: &'a Prepared,
+    pub outline: &'a Outline,
     /// Index of its first entry in the log.
     pub leaf: u64,
     pub at: Location,
@@ -32,46 +34,45 @@ pub struct Placed<'a> {
 impl Placed<'_> {
     /// Where the record's tail begins.
     pub fn tail(&self) -> BodyPlace {
-        let offset = self.at.offset + (FRAME_HEADER_BYTES + self.prepared.meta_bytes) as u64;
+        let offset = self.at.offset + (FRAME_HEADER_BYTES + self.outline.meta_bytes) as u64;
         BodyPlace { segment: self.at.segment, offset }
     }
 }
 
-fn lost(what: impl std::fmt::Display) -> StoreError {
+pub fn lost(what: impl std::fmt::Display) -> StoreError {
     StoreError::Damaged(format!("the index lacks {what}; restart to rebuild it"))
 }
 
 /// Stages what the record changes.
-pub fn apply(placed: &Placed<'_>, rows: &mut Staged<'_>, totals: &mut Totals) -> Result<(), StoreError> {
-    let prepared = placed.prepared;
-    match &prepared.record {
-        RecordV1::Accepted(accepted) => apply_accepted(placed, accepted, rows, totals)?,
-        RecordV1::Rejected(rejected) => {
-            let new = new_leaf(placed, 0, placed.leaf, Event::SubmissionRejection, &rejected.sender)?;
-            let before_with_id = put_id(&rejected.id, Intake::Rejected, placed.leaf, rows)?;
-            let made = LeafRow { before_with_id, rejected: Some(rejected.id), ..chains::begin(&new, rows)? };
-            rows.put(keys::leaf(placed.leaf), row(&made)?);
+pub fn apply(placed: &Placed<'_>, rows: &mut impl Rows, totals: &mut Totals) -> Result<(), StoreError> {
+    match &placed.outline.subject {
+        Subject::Accepted(accepted) => apply_accepted(placed, accepted, rows, totals)?,
+        Subject::Rejected { sender, id } => {
+            let new = new_leaf(placed, 0, placed.leaf, Event::SubmissionRejection, sender)?;
+            let before_with_id = rows.put_id(id, Intake::Rejected, placed.leaf)?;
+            let made = LeafRow { before_with_id, rejected: Some(*id), ..chains::begin(&new, rows)? };
+            rows.put_leaf(placed.leaf, made)?;
         }
-        RecordV1::Event(event) => apply_event(placed, event, rows, totals)?,
-        RecordV1::Notices(notices) => {
-            for (item, notice) in (0u32..).zip(notices) {
-                rows.put(keys::notice(&notice.name), row(&NoticeRow { at: placed.at, item })?);
+        Subject::Event(event) => apply_event(placed, event, rows, totals)?,
+        Subject::Notices(names) => {
+            for (item, name) in (0u32..).zip(names) {
+                rows.put(keys::notice(name), row(&NoticeRow { at: placed.at, item })?);
             }
         }
-        RecordV1::Bodies(list) => apply_bodies(list, placed, rows)?,
-        RecordV1::Pruned(pruned) => {
+        Subject::Bodies(list) => apply_bodies(list, placed, rows)?,
+        Subject::Pruned(pruned) => {
             for dispatch in pruned {
                 apply_pruned(dispatch, placed, rows)?;
             }
         }
-        RecordV1::Settled(_) => {}
-        RecordV1::Lost(entries) => {
+        Subject::Settled => {}
+        Subject::Lost(entries) => {
             for (leaf, entry) in (placed.leaf..).zip(entries) {
-                chains::alone(*entry, leaf, placed.at, rows)?;
+                rows.put_leaf(leaf, chains::alone(*entry, leaf, placed.at))?;
             }
         }
     }
-    totals.leaves = totals.leaves.max(placed.leaf.saturating_add(prepared.entries.len() as u64));
+    totals.leaves = totals.leaves.max(placed.leaf.saturating_add(placed.outline.entries.len() as u64));
     Ok(())
 }
 
@@ -82,25 +83,25 @@ fn new_leaf<'a>(
     event: Event,
     sender: &'a AgencyCode,
 ) -> Result<NewLeaf<'a>, StoreError> {
-    let entry = usize::try_from(item).ok().and_then(|item| placed.prepared.entries.get(item));
+    let entry = usize::try_from(item).ok().and_then(|item| placed.outline.entries.get(item));
     let entry = entry.ok_or_else(|| lost(format_args!("entry {item} of a record")))?.log;
     Ok(NewLeaf { leaf: placed.leaf + item, entry, seq, event, at: placed.at, sender })
 }
 
 fn apply_accepted(
     placed: &Placed<'_>,
-    accepted: &AcceptedV1,
-    rows: &mut Staged<'_>,
+    accepted: &AcceptedOutline,
+    rows: &mut impl Rows,
     totals: &mut Totals,
 ) -> Result<(), StoreError> {
     let seq = placed.leaf;
-    let first = placed.prepared.entries.first().ok_or_else(|| lost("the acceptance's evidence"))?;
+    let first = placed.outline.entries.first().ok_or_else(|| lost("the acceptance's evidence"))?;
     totals.newest_ms = totals.newest_ms.max(accepted.accepted_ms);
-    let waiting = accepted.recipients.iter().filter(|(_, failure)| failure.is_none()).count() as u64;
+    let waiting = accepted.recipients.iter().filter(|(_, failed)| !failed).count() as u64;
     // In evidence the record stands without its tail.
-    let bodies = (placed.at.area == Area::Journal && !accepted.bodies.is_empty()).then(|| placed.tail());
-    if let Some(place) = bodies {
-        add_live(place.segment, bytes_of(&accepted.bodies).cast_signed(), rows)?;
+    let bodies = accepted.tail.filter(|_| placed.at.area == Area::Journal).map(|bytes| (bytes, placed.tail()));
+    if let Some((bytes, place)) = bodies {
+        add_live(place.segment, bytes.cast_signed(), rows)?;
     }
     let mut head = HeadRow {
         id: accepted.id,
@@ -111,20 +112,21 @@ fn apply_accepted(
         evidence: first.evidence,
         newest: seq,
         stage: if waiting > 0 { Stage::Waiting } else { Stage::Finished(totals.newest_ms) },
-        bodies,
+        bodies: bodies.map(|(_, place)| place),
     };
     let acceptance = new_leaf(placed, 0, seq, Event::SubmissionAcceptance, &accepted.sender)?;
-    let before_with_id = put_id(&accepted.id, Intake::Accepted, seq, rows)?;
+    let before_with_id = rows.put_id(&accepted.id, Intake::Accepted, seq)?;
     let made = LeafRow { head: Some(head.clone()), before_with_id, ..chains::begin(&acceptance, rows)? };
-    rows.put(keys::leaf(seq), row(&made)?);
-    let mut refused = placed.prepared.entries[1..].iter();
+    rows.put_leaf(seq, made)?;
+    let mut refused = placed.outline.entries[1..].iter();
     let mut item = 0;
-    for (recipient, failure) in &accepted.recipients {
-        if failure.is_none() {
-            let key = keys::queue(recipient, accepted.priority, seq);
-            let mut queued = rows.get(&key)?.map(Queued::read).unwrap_or_default();
-            queued.put(seq);
-            rows.set(key, queued.row());
+    for (recipient, failed) in &accepted.recipients {
+        if !failed {
+            rows.change(keys::queue(recipient, accepted.priority, seq), |queued| {
+                let mut queued = queued.map(Queued::read).unwrap_or_default();
+                queued.put(seq);
+                Ok(queued.row())
+            })?;
             continue;
         }
         item += 1;
@@ -148,7 +150,7 @@ fn apply_accepted(
     }
     totals.dispatches += 1;
     totals.waiting += waiting;
-    for part in accepted.parts.iter().filter(|part| is_large(part.size)) {
+    for part in &accepted.large {
         rows.put(keys::owner(&part.sha256, &accepted.sender, seq), vec![]);
         // Whether the file is there now is no matter of the index: a lost body is still a body of this dispatch.
         rows.put(keys::body(&part.sha256), row(&BodyRow { size: part.size })?);
@@ -156,25 +158,27 @@ fn apply_accepted(
     Ok(())
 }
 
-fn put_head(seq: u64, head: HeadRow, rows: &mut Staged<'_>) -> Result<(), StoreError> {
-    let mut acceptance = leaf_row(seq, rows)?.ok_or_else(|| lost(format_args!("dispatch {seq}")))?;
-    acceptance.head = Some(head);
-    rows.put(keys::leaf(seq), row(&acceptance)?);
-    Ok(())
+fn put_head(seq: u64, head: HeadRow, rows: &mut impl Rows) -> Result<(), StoreError> {
+    rows.change_leaf(seq, |row| row.head = Some(head))
+}
+
+fn head_of(seq: u64, rows: &mut impl Rows) -> Result<Option<HeadRow>, StoreError> {
+    Ok(rows.leaf(seq)?.and_then(|row| row.head))
 }
 
 /// Changes the number in a row; a row that comes to nothing goes.
-fn count(key: Vec<u8>, change: i64, rows: &mut Staged<'_>) -> Result<(), StoreError> {
-    let now: u64 = rows.get(&key)?.map_or(Ok(0), |bytes| read_row(&bytes))?;
-    match now.saturating_add_signed(change) {
-        0 => rows.remove(key),
-        changed => rows.put(key, row(&changed)?),
-    }
-    Ok(())
+fn count(key: Vec<u8>, change: i64, rows: &mut impl Rows) -> Result<(), StoreError> {
+    rows.change(key, |bytes| {
+        let now: u64 = bytes.map_or(Ok(0), |bytes| read_row(&bytes))?;
+        match now.saturating_add_signed(change) {
+            0 => Ok(None),
+            changed => Ok(Some(row(&changed)?)),
+        }
+    })
 }
 
 /// One delivery of the dispatch waits no longer. Whether it was the last.
-fn one_less(seq: u64, rows: &mut Staged<'_>) -> Result<bool, StoreError> {
+fn one_less(seq: u64, rows: &mut impl Rows) -> Result<bool, StoreError> {
     let key = keys::waiting(seq);
     let Some(bytes) = rows.get(&key)? else { return Ok(true) };
     match read_row::<u64>(&bytes)?.saturating_sub(1) {
@@ -185,13 +189,13 @@ fn one_less(seq: u64, rows: &mut Staged<'_>) -> Result<bool, StoreError> {
 }
 
 /// Bodies that lie in another place from now on.
-fn apply_bodies(list: &[BodiesV1], placed: &Placed<'_>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+fn apply_bodies(list: &[BodiesV1], placed: &Placed<'_>, rows: &mut impl Rows) -> Result<(), StoreError> {
     let mut place = placed.tail();
     for one in list {
         let bytes = bytes_of(&one.bodies);
         match one.from {
             Some(from) => {
-                let mut head = head_row(one.seq, rows)?.ok_or_else(|| lost(format_args!("dispatch {}", one.seq)))?;
+                let mut head = head_of(one.seq, rows)?.ok_or_else(|| lost(format_args!("dispatch {}", one.seq)))?;
                 take_live(head.bodies.replace(place), Some(from), bytes, placed.again, rows)?;
                 add_live(place.segment, bytes.cast_signed(), rows)?;
                 put_head(one.seq, head, rows)?;
@@ -211,13 +215,13 @@ fn take_live(
     record: Option<u64>,
     bytes: u64,
     again: bool,
-    rows: &mut Staged<'_>,
+    rows: &mut impl Rows,
 ) -> Result<(), StoreError> {
     let segment = if again { record } else { row.map(|place| place.segment) };
     segment.map_or(Ok(()), |segment| add_live(segment, -bytes.cast_signed(), rows))
 }
 
-fn put_apart(one: &BodiesV1, mut place: BodyPlace, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+fn put_apart(one: &BodiesV1, mut place: BodyPlace, rows: &mut impl Rows) -> Result<(), StoreError> {
     for body in &one.bodies {
         let key = keys::apart(one.seq, &body.sha256);
         drop_apart(key.clone(), rows)?;
@@ -228,7 +232,7 @@ fn put_apart(one: &BodiesV1, mut place: BodyPlace, rows: &mut Staged<'_>) -> Res
     Ok(())
 }
 
-fn drop_apart(key: Vec<u8>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+fn drop_apart(key: Vec<u8>, rows: &mut impl Rows) -> Result<(), StoreError> {
     if let Some(bytes) = rows.get(&key)? {
         let ApartRow { size, place } = read_row(&bytes)?;
         add_live(place.segment, -i64::from(size), rows)?;
@@ -239,14 +243,14 @@ fn drop_apart(key: Vec<u8>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
 
 /// While an index is built anew: a record of bodies in a segment whose records stand in evidence and have been applied, so
 /// that it is known which dispatches still name theirs.
-pub fn find_bodies(placed: &Placed<'_>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+pub fn find_bodies(placed: &Placed<'_>, rows: &mut impl Rows) -> Result<(), StoreError> {
     let mut place = placed.tail();
-    let RecordV1::Bodies(list) = &placed.prepared.record else { return Ok(()) };
+    let Subject::Bodies(list) = &placed.outline.subject else { return Ok(()) };
     for one in list {
         let bytes = bytes_of(&one.bodies);
         if one.from.is_some() {
             find_together(one.seq, bytes, place, rows)?;
-        } else if head_row(one.seq, rows)?.is_some_and(|head| head.stage != Stage::Pruned) {
+        } else if head_of(one.seq, rows)?.is_some_and(|head| head.stage != Stage::Pruned) {
             put_apart(one, place, rows)?;
         }
         place.offset += bytes;
@@ -255,25 +259,26 @@ pub fn find_bodies(placed: &Placed<'_>, rows: &mut Staged<'_>) -> Result<(), Sto
 }
 
 /// The same of the bodies that came with an acceptance.
-pub fn find_together(seq: u64, bytes: u64, place: BodyPlace, rows: &mut Staged<'_>) -> Result<(), StoreError> {
-    let mut head = head_row(seq, rows)?.ok_or_else(|| lost(format_args!("dispatch {seq}")))?;
-    if head.stage == Stage::Pruned {
-        return Ok(());
-    }
-    if let Some(earlier) = head.bodies.replace(place) {
+pub fn find_together(seq: u64, bytes: u64, place: BodyPlace, rows: &mut impl Rows) -> Result<(), StoreError> {
+    let found = rows.change_leaf(seq, |row| {
+        let head = row.head.as_mut()?;
+        let named = head.stage != Stage::Pruned;
+        Some(named.then(|| head.bodies.replace(place)))
+    })?;
+    let Some(earlier) = found.ok_or_else(|| lost(format_args!("dispatch {seq}")))? else { return Ok(()) };
+    if let Some(earlier) = earlier {
         add_live(earlier.segment, -bytes.cast_signed(), rows)?;
     }
-    add_live(place.segment, bytes.cast_signed(), rows)?;
-    put_head(seq, head, rows)
+    add_live(place.segment, bytes.cast_signed(), rows)
 }
 
 /// Whether a dispatch names the large body.
-fn is_named(sha256: &[u8; 32], rows: &Staged<'_>) -> Result<bool, StoreError> {
+fn is_named(sha256: &[u8; 32], rows: &mut impl Rows) -> Result<bool, StoreError> {
     let owners = keys::owners(sha256);
     Ok(!rows.scan(&owners, &keys::end_of(&owners), 1)?.is_empty())
 }
 
-fn add_live(segment: u64, change: i64, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+fn add_live(segment: u64, change: i64, rows: &mut impl Rows) -> Result<(), StoreError> {
     count(keys::live(segment), change, rows)
 }
 
@@ -299,13 +304,13 @@ pub fn head_row(seq: u64, rows: &dyn Lookup) -> Result<Option<HeadRow>, StoreErr
 
 fn apply_event(
     placed: &Placed<'_>,
-    event: &EventV1,
-    rows: &mut Staged<'_>,
+    event: &EventOutline,
+    rows: &mut impl Rows,
     totals: &mut Totals,
 ) -> Result<(), StoreError> {
     let seq = event.seq;
-    let mut head = head_row(seq, rows)?.ok_or_else(|| lost(format_args!("the acceptance of dispatch {seq}")))?;
-    let entry = placed.prepared.entries.first().ok_or_else(|| lost("the event's evidence"))?;
+    let mut head = head_of(seq, rows)?.ok_or_else(|| lost(format_args!("the acceptance of dispatch {seq}")))?;
+    let entry = placed.outline.entries.first().ok_or_else(|| lost("the event's evidence"))?;
     totals.newest_ms = totals.newest_ms.max(event.time_ms);
     let sender = head.sender.clone();
     let new = new_leaf(placed, 0, seq, event.event, &sender)?;
@@ -315,9 +320,15 @@ fn apply_event(
     let delivery = DeliveryRow { state: event.state, head: entry.evidence, head_ms: event.time_ms, leaf: placed.leaf };
     rows.put(key, row(&delivery)?);
     let key = keys::queue(&event.recipient, head.priority, seq);
-    let mut queued = rows.get(&key)?.map(Queued::read).unwrap_or_default();
-    if !event.state.is_waiting() && queued.take(seq) {
-        rows.set(key, queued.row());
+    let mut waited = false;
+    if !event.state.is_waiting() {
+        rows.change(key, |queued| {
+            let mut queued = queued.map(Queued::read).unwrap_or_default();
+            waited = queued.take(seq);
+            Ok(queued.row())
+        })?;
+    }
+    if waited {
         totals.waiting = totals.waiting.saturating_sub(1);
         if one_less(seq, rows)? {
             head.stage = Stage::Finished(totals.newest_ms);
@@ -328,10 +339,10 @@ fn apply_event(
     put_head(seq, head, rows)
 }
 
-fn apply_pruned(pruned: &PrunedV1, placed: &Placed<'_>, rows: &mut Staged<'_>) -> Result<(), StoreError> {
+fn apply_pruned(pruned: &PrunedV1, placed: &Placed<'_>, rows: &mut impl Rows) -> Result<(), StoreError> {
     count(keys::finished(pruned.finished_ms, pruned.seq), -1, rows)?;
     let mut lay = None;
-    if let Some(mut head) = head_row(pruned.seq, rows)? {
+    if let Some(mut head) = head_of(pruned.seq, rows)? {
         head.stage = Stage::Pruned;
         lay = head.bodies.take();
         put_head(pruned.seq, head, rows)?;
@@ -379,19 +390,6 @@ pub fn delivery(seq: u64, recipient: &AgencyCode, rows: &dyn Lookup) -> Result<O
 /// Whether a delivery waits.
 pub fn is_queued(recipient: &AgencyCode, priority: u8, seq: u64, rows: &dyn Lookup) -> Result<bool, StoreError> {
     Ok(rows.get(&keys::queue(recipient, priority, seq))?.is_some_and(|bytes| Queued::read(bytes).has(seq)))
-}
-
-/// Makes `leaf` the newest of its kind under this id; returns the one before it. A table of a later state has a newer one; then
-/// the leaf's row is of a later state too, as leaves are never older, and knows the one before it.
-fn put_id(id: &[u8; 16], kind: Intake, leaf: u64, rows: &mut Staged<'_>) -> Result<Option<u64>, StoreError> {
-    let key = keys::with_id(id, kind);
-    let newest = rows.get(&key)?.and_then(|bytes| keys::number_at(&bytes, 0));
-    if newest.is_some_and(|newest| newest >= leaf) {
-        let there = leaf_row(leaf, rows)?.ok_or_else(|| lost(format_args!("leaf {leaf}")))?;
-        return Ok(there.before_with_id);
-    }
-    rows.put(key, leaf.to_be_bytes().to_vec());
-    Ok(newest)
 }
 
 /// Acceptances or rejections under this id, the newest first, up to `limit`.

@@ -7,7 +7,8 @@ use docaxis_protocol::{AgencyCode, Event};
 
 use super::apply::leaf_row;
 use super::keys::{self, HeadRow, LeafRow, Location, SENDER_STRIDE, SenderRow, end_of, last_number, read_row, row};
-use super::view::{Lookup, Staged};
+use super::rows::Rows;
+use super::view::Lookup;
 use crate::store::StoreError;
 
 /// A new leaf and what it is about.
@@ -27,19 +28,19 @@ fn lost(leaf: u64) -> StoreError {
 }
 
 /// The leaf's row, not put yet, after it was made the newest of its sender's chain.
-pub fn begin(new: &NewLeaf<'_>, rows: &mut Staged<'_>) -> Result<LeafRow, StoreError> {
-    let key = keys::sender(new.sender);
-    let known: Option<SenderRow> = rows.get(&key)?.map(|bytes| read_row(&bytes)).transpose()?;
-    let count = known.map_or(0, |known| known.count);
+pub fn begin(new: &NewLeaf<'_>, rows: &mut impl Rows) -> Result<LeafRow, StoreError> {
+    let mut known: Option<SenderRow> = None;
+    rows.change(keys::sender(new.sender), |bytes| {
+        known = bytes.map(|bytes| read_row(&bytes)).transpose()?;
+        let count = known.map_or(0, |known| known.count);
+        Ok(Some(row(&SenderRow { newest: new.leaf, count: count + 1 })?))
+    })?;
     if let Some(SenderRow { newest, .. }) = known {
-        let mut earlier = leaf_row(newest, rows)?.ok_or_else(|| lost(newest))?;
-        earlier.next_of_sender = new.leaf;
-        rows.put(keys::leaf(newest), row(&earlier)?);
+        rows.change_leaf(newest, |earlier| earlier.next_of_sender = new.leaf)?;
     }
-    if count.is_multiple_of(SENDER_STRIDE) {
+    if known.map_or(0, |known| known.count).is_multiple_of(SENDER_STRIDE) {
         rows.put(keys::of_sender(new.sender, new.leaf), vec![]);
     }
-    rows.put(key, row(&SenderRow { newest: new.leaf, count: count + 1 })?);
     let (entry, seq, event, at) = (new.entry, new.seq, new.event, new.at);
     Ok(LeafRow {
         entry,
@@ -55,23 +56,20 @@ pub fn begin(new: &NewLeaf<'_>, rows: &mut Staged<'_>) -> Result<LeafRow, StoreE
     })
 }
 
-/// Puts a leaf that is known by its entry only: it belongs to no dispatch and no sender.
-pub fn alone(entry: [u8; 32], leaf: u64, at: Location, rows: &mut Staged<'_>) -> Result<(), StoreError> {
-    let (event, before) = (Event::SubmissionRejection, leaf);
-    let made = LeafRow {
+/// The row of a leaf that is known by its entry only: it belongs to no dispatch and no sender.
+pub const fn alone(entry: [u8; 32], leaf: u64, at: Location) -> LeafRow {
+    LeafRow {
         entry,
         seq: leaf,
-        event,
+        event: Event::SubmissionRejection,
         at,
         next_of_sender: 0,
-        before,
-        before_of_delivery: before,
+        before: leaf,
+        before_of_delivery: leaf,
         head: None,
         before_with_id: None,
         rejected: None,
-    };
-    rows.put(keys::leaf(leaf), row(&made)?);
-    Ok(())
+    }
 }
 
 /// Puts a leaf that follows others of its dispatch; `of_delivery` is the newest of its delivery before it, if any.
@@ -80,17 +78,16 @@ pub fn follow(
     new: &NewLeaf<'_>,
     head: &mut HeadRow,
     of_delivery: Option<u64>,
-    rows: &mut Staged<'_>,
+    rows: &mut impl Rows,
 ) -> Result<(), StoreError> {
     let mut made = begin(new, rows)?;
     made.before = head.newest;
     while made.before >= new.leaf {
-        made.before = leaf_row(made.before, rows)?.ok_or_else(|| lost(made.before))?.before;
+        made.before = rows.leaf(made.before)?.ok_or_else(|| lost(made.before))?.before;
     }
     made.before_of_delivery = of_delivery.unwrap_or(new.seq);
     head.newest = new.leaf;
-    rows.put(keys::leaf(new.leaf), row(&made)?);
-    Ok(())
+    rows.put_leaf(new.leaf, made)
 }
 
 /// Walks back from `newest` to the acceptance; the leaves come oldest first, the acceptance left out.

@@ -18,7 +18,9 @@ use super::apply::{Placed, apply, delivery, head_row, is_large, remembered};
 use super::config::EmbeddedConfig;
 use super::journal::Journal;
 use super::keys::{self, Area, LeafRow, Location, NoticeRow, Stage, Totals, read_row, row};
+use super::outline::Outline;
 use super::record::{AcceptedV1, EventV1, Prepared, RecordV1};
+use super::rows::Rows as _;
 use super::segments::Work;
 use super::shared::Shared;
 use super::view::{Lookup, Staged};
@@ -317,7 +319,7 @@ impl Committer {
     /// Puts a record into the group. Returns its leaf index.
     fn add(&mut self, prepared: &Prepared, staged: &mut Staged<'_>, totals: &mut Totals) -> Result<u64, StoreError> {
         let leaf = totals.leaves;
-        let placed = Placed { prepared, leaf, at: self.journal.place(), again: false };
+        let placed = Placed { outline: &Outline::of(prepared), leaf, at: self.journal.place(), again: false };
         if let RecordV1::Pruned(pruned) = &prepared.record {
             self.pruned.extend(pruned.iter().flat_map(|dispatch| &dispatch.parts));
         }
@@ -414,7 +416,7 @@ impl Committer {
     /// can name one in between.
     fn retire_pruned(&mut self, staged: &Staged<'_>) -> Result<(), StoreError> {
         for sha256 in std::mem::take(&mut self.pruned) {
-            if staged.get(&keys::body(&sha256))?.is_none()
+            if Lookup::get(staged, &keys::body(&sha256))?.is_none()
                 && let Err(e) = self.shared.blobs.retire(&Digest(sha256))
             {
                 tracing::warn!(body = %Digest(sha256), error = %e, "a body that nothing names stays until the next start");
@@ -503,7 +505,7 @@ fn point_to_evidence(segment: u64, moved: &[Moved], staged: &mut Staged<'_>) -> 
     for record in moved {
         for leaf in record.leaf..record.leaf.saturating_add(record.leaves) {
             let key = keys::leaf(leaf);
-            if let Some(bytes) = staged.get(&key)? {
+            if let Some(bytes) = Lookup::get(staged, &key)? {
                 let mut leaf: LeafRow = read_row(&bytes)?;
                 if here(&leaf.at) {
                     leaf.at = record.to;
@@ -513,7 +515,7 @@ fn point_to_evidence(segment: u64, moved: &[Moved], staged: &mut Staged<'_>) -> 
         }
         for (item, name) in &record.notices {
             let key = keys::notice(name);
-            if let Some(bytes) = staged.get(&key)?
+            if let Some(bytes) = Lookup::get(staged, &key)?
                 && here(&read_row::<NoticeRow>(&bytes)?.at)
             {
                 staged.put(key, row(&NoticeRow { at: record.to, item: *item })?);

@@ -19,6 +19,8 @@ use crate::store::StoreError;
 const KIND: &str = "evidence";
 /// Written at once while a segment is copied.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Read at once, while record after record is looked at: so little that it is still in the processor's cache then.
+const WINDOW_BYTES: usize = 256 << 10;
 
 #[derive(Clone)]
 struct File {
@@ -86,14 +88,15 @@ impl EvidenceFiles {
         let mut at = FILE_HEADER_BYTES as u64;
         let mut end = End { file: last, offset: at, settled: file.header.first };
         let mut last_copy = at;
-        while let Some((frame, bytes)) = self.frame_at(&file, at)? {
+        let len = file.file.len().map_err(&failed)?;
+        let mut window = Window::default();
+        while let Some((frame, bytes)) = window.frame_at(file.file.as_ref(), at, len)? {
             at += frame.whole();
-            if let Some(settled) = mark_in(&frame, &bytes) {
+            if let Some(settled) = mark_in(&frame, bytes) {
                 last_copy = end.offset;
                 end = End { file: last, offset: at, settled };
             }
         }
-        let len = file.file.len().map_err(&failed)?;
         if let Some(found) = later_mark(&file, at, len)? {
             return Err(StoreError::Damaged(format!(
                 "{}, offset {at}: a record does not read, though the file goes on validly to offset {found}",
@@ -216,11 +219,11 @@ impl EvidenceFiles {
         Ok(End { file: number, offset: FILE_HEADER_BYTES as u64, settled: end.settled })
     }
 
-    /// Every record in order.
-    pub fn walk(&self, mut each: impl FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    /// Every record in order, not decoded.
+    pub fn walk(&self, mut each: impl FnMut(&Copy<'_>) -> Result<(), StoreError>) -> Result<(), StoreError> {
         let numbers: Vec<u64> = self.files.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect();
         for number in numbers {
-            self.walk_file(number, FILE_HEADER_BYTES as u64, &mut |copy| each(copy.read()?))?;
+            self.walk_file(number, FILE_HEADER_BYTES as u64, &mut each)?;
         }
         Ok(())
     }
@@ -279,11 +282,6 @@ impl EvidenceFiles {
         }
         Ok(())
     }
-
-    /// The valid frame at `at`, if there is one.
-    fn frame_at(&self, file: &File, at: u64) -> Result<Option<(FrameHeader, Vec<u8>)>, StoreError> {
-        frame_at(file.file.as_ref(), at)
-    }
 }
 
 /// A record in evidence whose checksum holds, not decoded.
@@ -336,7 +334,7 @@ impl Window {
             return Ok(false);
         }
         self.start = at;
-        self.bytes.resize(wanted.max(CHUNK_BYTES).min(left), 0);
+        self.bytes.resize(wanted.max(WINDOW_BYTES).min(left), 0);
         let read = file.read_at(at, &mut self.bytes).map_err(io_error("reading the evidence"))?;
         self.bytes.truncate(read);
         Ok(read >= wanted)
@@ -359,8 +357,11 @@ pub fn frame_at(file: &dyn DiskFile, at: u64) -> Result<Option<(FrameHeader, Vec
 }
 
 fn mark_in(frame: &FrameHeader, bytes: &[u8]) -> Option<u64> {
-    let prepared = Prepared::read(frame, &bytes[FRAME_HEADER_BYTES..]).ok()?;
-    match prepared.record {
+    let meta = &bytes[FRAME_HEADER_BYTES..];
+    if record::tag_of(meta) != record::SETTLED_TAG {
+        return None;
+    }
+    match Prepared::read(frame, meta).ok()?.record {
         RecordV1::Settled(segment) => Some(segment),
         _ => None,
     }

@@ -124,12 +124,26 @@ impl IdFile {
         Ok(entries.iter().find(|entry| entry.hash == hash).map(|entry| entry.leaf))
     }
 
-    /// Gives each id its newest leaf.
-    pub fn put<'a>(&self, ids: impl Iterator<Item = (&'a [u8], u64)>) -> io::Result<()> {
-        let new: BTreeMap<u64, u64> = ids.map(|(id, leaf)| (self.hash(id), leaf)).collect();
+    /// Gives each id its newest leaf; of one that comes twice, the last counts. Returns each leaf that took another one's place,
+    /// and that one. Many at once cost less, as a page is read and written once for all that fall into it.
+    pub fn put<'a>(&self, ids: impl Iterator<Item = (&'a [u8], u64)>) -> io::Result<Vec<(u64, u64)>> {
+        let mut new: Vec<Entry> = ids.map(|(id, leaf)| Entry { hash: self.hash(id), leaf }).collect();
+        // The first leaf of each id that comes more than once: the one that takes the place of what is there.
+        let mut firsts: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut replaced = Vec::new();
         if new.is_empty() {
-            return Ok(());
+            return Ok(replaced);
         }
+        new.sort_by_key(|entry| entry.hash);
+        new.dedup_by(|later, earlier| {
+            let same = later.hash == earlier.hash;
+            if same {
+                replaced.push((later.leaf, earlier.leaf));
+                firsts.entry(later.hash).or_insert(earlier.leaf);
+                earlier.leaf = later.leaf;
+            }
+            same
+        });
         let mut state = self.writing();
         // First, so that it never says too few, whenever the process dies.
         let before = state.entries;
@@ -138,22 +152,23 @@ impl IdFile {
         while state.entries > state.pages * FILL {
             self.split(&mut state)?;
         }
-        let mut by_page: BTreeMap<u64, Vec<Entry>> = BTreeMap::new();
-        for (hash, leaf) in new {
-            by_page.entry(page_of(hash, state.pages)).or_default().push(Entry { hash, leaf });
-        }
+        new.sort_by_key(|entry| page_of(entry.hash, state.pages));
         let mut added = 0;
         let mut crowded = Vec::new();
-        for (page, new) in by_page {
+        for new in new.chunk_by(|one, next| page_of(one.hash, state.pages) == page_of(next.hash, state.pages)) {
+            let page = page_of(new[0].hash, state.pages);
             let mut entries = self.read(page)?;
             for entry in new {
                 match entries.iter().position(|there| there.hash == entry.hash) {
-                    Some(at) => entries[at] = entry,
+                    Some(at) => {
+                        let first = firsts.get(&entry.hash).copied().unwrap_or(entry.leaf);
+                        replaced.push((first, std::mem::replace(&mut entries[at], *entry).leaf));
+                    }
                     None if entries.len() < MAX_ENTRIES => {
-                        entries.push(entry);
+                        entries.push(*entry);
                         added += 1;
                     }
-                    None => crowded.push(entry),
+                    None => crowded.push(*entry),
                 }
             }
             self.write(page, &entries)?;
@@ -163,7 +178,8 @@ impl IdFile {
             added += 1;
         }
         state.entries = before + added;
-        self.write_header(&state)
+        self.write_header(&state)?;
+        Ok(replaced)
     }
 
     /// An entry whose page is full: other pages are split until its own has been. Hashes in a page differ, so that there is

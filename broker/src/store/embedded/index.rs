@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use rustix::fs::FallocateFlags;
@@ -37,7 +38,30 @@ pub trait Index: Send + Sync {
     /// After this, what was applied survives the death of the process, though not of the machine.
     fn flush(&self) -> Result<(), StoreError>;
     fn clear(&self) -> Result<(), StoreError>;
+
+    /// Puts rows of leaves, ascending, taking the room for them.
+    fn put_leaves(&self, rows: &[(u64, Vec<u8>)]) -> Result<(), StoreError> {
+        self.reserve(rows.len())?;
+        self.apply(&rows.iter().map(|(leaf, row)| (keys::leaf(*leaf), Some(row.clone()))).collect())
+    }
+
+    /// Gives ids their newest leaves, taking the room for them; the leaves ascend. Returns each leaf that took another one's
+    /// place, and that one.
+    fn put_ids(&self, ids: &[(IdKey, u64)]) -> Result<Vec<(u64, u64)>, StoreError> {
+        self.reserve(ids.len())?;
+        let mut replaced = Vec::new();
+        for (id, leaf) in ids {
+            let key = [&[IDS][..], id].concat();
+            let before = self.get(&key)?.and_then(|bytes| keys::number_at(&bytes, 0));
+            replaced.extend(before.map(|before| (*leaf, before)));
+            self.apply(&Changes::from([(key, Some(leaf.to_be_bytes().to_vec()))]))?;
+        }
+        Ok(replaced)
+    }
 }
+
+/// A key of the table of ids without the table's name: the kind and the id.
+pub type IdKey = [u8; 17];
 
 /// The twin in memory, for tests and simulations.
 #[derive(Debug, Default)]
@@ -96,9 +120,13 @@ pub struct FileIndex {
     /// sled's own file, for taking room behind its end.
     file: File,
     leaves: LeafFile,
+    /// Leaves below this one have room, as far as [`Index::put_leaves`] took it.
+    leaf_room: AtomicU64,
     ids: IdFile,
 }
 
+/// Leaves for which room is taken at once while an index is built.
+const LEAVES_AHEAD: usize = 4 << 10;
 /// What sled may write for one row: the row, and its share of the pages that are written anew.
 const ROW_BYTES: u64 = 2 << 10;
 /// What sled may write beside the rows: its buffers, which are flushed whole.
@@ -154,7 +182,8 @@ impl FileIndex {
         let leaves = LeafFile::open(&dir.join("leaves")).map_err(failed)?;
         let ids = IdFile::open(&dir.join("ids"), [salt()?, salt()?]).map_err(failed)?;
         let file = File::options().write(true).open(dir.join("rows").join("db")).map_err(failed)?;
-        let index = Self { rows, file, leaves, ids };
+        let leaf_room = AtomicU64::new(0);
+        let index = Self { rows, file, leaves, leaf_room, ids };
         if !is_new && !has_ids {
             return Err(failed("its table of ids is gone"));
         }
@@ -195,7 +224,7 @@ impl Index for FileIndex {
         self.leaves.write(old.into_iter()).map_err(failed)?;
         let ids = changes.range(vec![IDS]..vec![IDS + 1]);
         let ids = ids.filter_map(|(key, value)| Some((id_of(key)?, keys::number_at(value.as_ref()?, 0)?)));
-        self.ids.put(ids).map_err(failed)?;
+        drop(self.ids.put(ids).map_err(failed)?);
         let mut batch = sled::Batch::default();
         let others = changes.iter().filter(|(key, _)| !matches!(key.first(), Some(&LEAVES | &IDS)));
         for (key, value) in others {
@@ -205,6 +234,22 @@ impl Index for FileIndex {
             }
         }
         caught(|| self.rows.apply_batch(batch))
+    }
+
+    fn put_leaves(&self, rows: &[(u64, Vec<u8>)]) -> Result<(), StoreError> {
+        let end = rows.last().map_or(0, |(leaf, _)| leaf.saturating_add(1));
+        if end > self.leaf_room.load(Ordering::Relaxed) {
+            let bytes = (SLOT_BYTES * LEAVES_AHEAD) as u64 + end.saturating_sub(self.leaves.end()) * SLOT_BYTES as u64;
+            take_room(self.leaves.file(), bytes).map_err(io_error("taking room for the index"))?;
+            self.leaf_room.store(end + LEAVES_AHEAD as u64, Ordering::Relaxed);
+        }
+        self.leaves.write(rows.iter().map(|(leaf, row)| (*leaf, Some(row.as_slice())))).map_err(failed)
+    }
+
+    fn put_ids(&self, ids: &[(IdKey, u64)]) -> Result<Vec<(u64, u64)>, StoreError> {
+        let bytes = PAGE_BYTES as u64 * (2 + ids.len() as u64 / FILL);
+        take_room(self.ids.file(), bytes).map_err(io_error("taking room for the index"))?;
+        self.ids.put(ids.iter().map(|(id, leaf)| (id.as_slice(), *leaf))).map_err(failed)
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -235,6 +280,7 @@ impl Index for FileIndex {
     }
 
     fn clear(&self) -> Result<(), StoreError> {
+        self.leaf_room.store(0, Ordering::Relaxed);
         self.leaves.clear().and_then(|()| self.ids.clear()).map_err(failed)?;
         caught(|| self.rows.clear())
     }

@@ -144,9 +144,12 @@ pub struct NoticeRow {
     pub item: u32,
 }
 
+/// The row's bytes. They are made in a place that is large enough, so that they are not moved while they become more.
 pub fn row<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
-    codec::encode(value, MAX_ROW_BYTES)
-        .map_err(|e| StoreError::Io { operation: "encoding an index row", found: e.to_string() })
+    let mut place = [0; MAX_ROW_BYTES];
+    let length = codec::encode_into(value, &mut place)
+        .map_err(|e| StoreError::Io { operation: "encoding an index row", found: e.to_string() })?;
+    Ok(place[..length].to_vec())
 }
 
 pub fn read_row<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {

@@ -7,6 +7,7 @@
 
 mod apply;
 mod aside;
+mod bulk;
 mod chains;
 mod committer;
 mod config;
@@ -19,10 +20,13 @@ mod keys;
 mod layout;
 mod leaves;
 mod mend;
+mod outline;
+mod pages;
 mod reads;
 mod rebuild;
 mod record;
 mod recover;
+mod rows;
 mod segments;
 mod settle;
 mod shared;
@@ -48,6 +52,7 @@ pub use cut::Cut;
 pub use index::{Index, MemoryIndex};
 pub use rebuild::{Rebuilt, rebuild};
 
+use self::bulk::Target;
 use self::committer::{Committer, Request};
 use self::evidence::EvidenceFiles;
 use self::journal::Journal;
@@ -139,8 +144,9 @@ impl EmbeddedStore {
                 view.stop();
                 drop(writer.join());
                 drop(view);
-                let (view, writer) = start_view(state::empty(dir, config)?, config, space)?;
-                let (end, totals) = recovery.rebuild(&view).inspect_err(|_| view.stop())?;
+                let index = state::empty(dir, config)?;
+                let (end, totals) = recovery.rebuild(Target { index: index.as_ref(), space })?;
+                let (view, writer) = start_view(index, config, space)?;
                 (view, writer, end, totals)
             }
         };

@@ -7,14 +7,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::apply::{Placed, find_bodies, find_together};
+use super::bulk::{Bounds, Bulk, Target};
 use super::config::EmbeddedConfig;
 use super::evidence::EvidenceFiles;
-use super::recover::{self, Recovery};
-use super::segments::{Segments, io_error};
-use super::{lock, start_view, state, whole};
+use super::keys::{self, BodyPlace, Totals};
+use super::layout::FRAME_HEADER_BYTES;
+use super::outline::Outlined;
+use super::recover::{self, Applier, End, Recovery, damaged_at};
+use super::rows::Rows as _;
+use super::segments::{Segment, Segments, io_error};
+use super::walk::{self, Next};
+use super::{lock, record, state, whole};
 use crate::disk::Disk;
 use crate::space::Space;
 use crate::store::StoreError;
+
+/// Records that are handed on at once by the thread that reads them, and how many of such lots may wait: bounds memory.
+const READ_AT_ONCE: usize = 512;
+const READ_AT_ONCE_BYTES: usize = 2 << 20;
+const READ_AHEAD: usize = 8;
 
 /// What a rebuild read and how long it took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,14 +54,128 @@ fn rebuild_locked(dir: &Path, config: &EmbeddedConfig, disk: &Arc<dyn Disk>) -> 
     recover::check_order(&segments, &evidence)?;
     let built = AtomicU64::new(0);
     let recovery = Recovery { segments: &segments, evidence: &evidence, built: &built };
-    let (view, writer) = start_view(state::begin_anew(disk.as_ref(), dir, config)?, config, &space)?;
-    let done = recovery.rebuild(&view).and_then(|(_, totals)| view.flush().map(|()| totals));
-    view.stop();
-    if writer.join().is_err() {
-        return Err(StoreError::Io { operation: "writing the index", found: "its thread panicked".to_owned() });
-    }
-    let totals = done?;
-    drop(view);
+    let index = state::begin_anew(disk.as_ref(), dir, config)?;
+    let (_, totals) = recovery.rebuild(Target { index: index.as_ref(), space: &space })?;
+    index.flush()?;
+    drop(index);
     state::closed(disk.as_ref(), dir, config)?;
     Ok(Rebuilt { records: built.load(Ordering::Relaxed), leaves: totals.leaves, took: began.elapsed() })
+}
+
+/// What a settled segment that is still there has of bodies; its records stand in evidence and have been applied.
+enum Bodies {
+    /// Those that came with an acceptance: its leaf, their bytes and place.
+    Together(u64, u64, BodyPlace),
+    Apart(Outlined),
+    /// That was all of the segment.
+    All(u64),
+}
+
+impl Recovery<'_> {
+    /// Builds an empty index from evidence and journal.
+    pub fn rebuild(&self, target: Target<'_>) -> Result<(End, Totals), StoreError> {
+        tracing::info!("building the index from evidence and journal");
+        let mut applier = Applier::new(Bulk::new(target, Bounds::default()), Totals::default(), false);
+        read_ahead(
+            |give| self.evidence.walk(|copy| give(walk::outline(&copy.frame, copy.meta, copy.at)?, copy.meta.len())),
+            |found| {
+                applier.apply(&found)?;
+                applier.rows.agree(&applier.totals)
+            },
+        )?;
+        let settled = self.evidence.settled();
+        let segments = self.segments.all();
+        read_ahead(
+            |give| {
+                let mut settled = segments.iter().filter(|segment| segment.header.number <= settled);
+                settled.try_for_each(|segment| self.bodies_of(segment, give))
+            },
+            |bodies| {
+                place(&bodies, &mut applier.rows)?;
+                applier.rows.agree(&applier.totals)
+            },
+        )?;
+        let first = self.segments.get(settled + 1).map(|segment| segment.start());
+        let from = first.ok_or_else(|| StoreError::Damaged("the journal has no segment".to_owned()))?;
+        let end = self.apply_tail(&mut applier, from)?;
+        applier.totals.applied = end.next;
+        let (records, totals) = (applier.applied, applier.totals);
+        applier.rows.finish(&totals)?;
+        self.built.store(records, Ordering::Relaxed);
+        let ms = u64::try_from(applier.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(records, leaves = totals.leaves, ms, "the index is built");
+        Ok((end, totals))
+    }
+
+    fn bodies_of(&self, segment: &Segment, give: &mut Give<'_, Bodies>) -> Result<(), StoreError> {
+        let mut at = segment.start();
+        loop {
+            let next = self.segments.get(segment.header.number + 1).map(|next| next.header.first);
+            let group = match walk::next(segment, at, next)? {
+                Next::Group(group) => group,
+                Next::End => break,
+                Next::Damage { .. } => {
+                    return Err(damaged_at(segment, at, "a group does not read, though a later one does"));
+                }
+            };
+            at = group.end();
+            for (frame, at, bytes) in group.frames()? {
+                let meta = walk::meta_of(&frame, bytes, at)?;
+                match record::tag_of(meta) {
+                    // All that is asked of it stands in its frame.
+                    record::ACCEPTED_TAG if frame.tail > 0 => {
+                        let offset = at.offset + (FRAME_HEADER_BYTES + meta.len()) as u64;
+                        let place = BodyPlace { segment: at.segment, offset };
+                        give(Bodies::Together(frame.leaf, frame.tail.into(), place), 0)?;
+                    }
+                    record::BODIES_TAG => give(Bodies::Apart(walk::outline(&frame, meta, at)?), meta.len())?,
+                    _ => {}
+                }
+            }
+        }
+        give(Bodies::All(segment.header.number), 0)
+    }
+}
+
+fn place(bodies: &Bodies, rows: &mut Bulk<'_>) -> Result<(), StoreError> {
+    match bodies {
+        Bodies::Together(seq, bytes, place) => find_together(*seq, *bytes, *place, rows)?,
+        Bodies::Apart(Outlined { outline, leaf, at }) => {
+            find_bodies(&Placed { outline, leaf: *leaf, at: *at, again: false }, rows)?;
+        }
+        Bodies::All(segment) => rows.put(keys::moved(*segment), vec![]),
+    }
+    Ok(())
+}
+
+/// Takes what was read, and how many bytes it takes up at most beside its own. An error ends the reading.
+type Give<'a, T> = dyn FnMut(T, usize) -> Result<(), StoreError> + 'a;
+
+/// Reads in a thread of its own, and uses what was read in this one.
+fn read_ahead<T: Send>(
+    read: impl FnOnce(&mut Give<'_, T>) -> Result<(), StoreError> + Send,
+    mut each: impl FnMut(T) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    std::thread::scope(|scope| {
+        let (to, lots) = std::sync::mpsc::sync_channel::<Vec<T>>(READ_AHEAD);
+        let reader = scope.spawn(move || {
+            let (mut some, mut bytes) = (Vec::with_capacity(READ_AT_ONCE), 0);
+            read(&mut |one, more| {
+                some.push(one);
+                bytes += more;
+                if some.len() < READ_AT_ONCE && bytes < READ_AT_ONCE_BYTES {
+                    return Ok(());
+                }
+                bytes = 0;
+                // Nobody takes any more: an error has ended it on the other side, and is what is told.
+                let lot = std::mem::replace(&mut some, Vec::with_capacity(READ_AT_ONCE));
+                to.send(lot).map_err(|_| StoreError::Closed)
+            })?;
+            drop(to.send(some));
+            Ok(())
+        });
+        let used = lots.into_iter().flatten().try_for_each(&mut each);
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        used.and(read)
+    })
 }

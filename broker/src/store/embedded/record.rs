@@ -5,6 +5,7 @@
 //! caller's thread for a new record, and from the bytes when one is read back, so that both take the same way.
 
 use docaxis_protocol::codec::{self, blob, words};
+use docaxis_protocol::digest::Hasher;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{
     AgencyCode, Digest, DispatchId, Event, NodeId, SealedEnvelope, SealedStatement, SignedEvidence, Timestamp,
@@ -142,7 +143,21 @@ pub struct Entry {
 
 impl Entry {
     fn of(evidence: &SignedEvidence) -> Self {
-        Self { log: evidence.log_entry().0, evidence: evidence.digest().0 }
+        Self::of_bytes(&evidence.bytes, &evidence.signature.0)
+    }
+
+    /// Both begin with the same bytes, so these are hashed once.
+    pub fn of_bytes(bytes: &[u8], signature: &[u8]) -> Self {
+        let mut hasher = Hasher::new();
+        hasher.update(bytes);
+        let evidence = hasher.clone().finish().0;
+        hasher.update(signature);
+        Self { log: hasher.finish().0, evidence }
+    }
+
+    /// Of a leaf that nobody held when the log was made whole.
+    pub const fn lost(entry: [u8; 32]) -> Self {
+        Self { log: entry, evidence: entry }
     }
 }
 
@@ -235,9 +250,7 @@ impl Prepared {
     pub fn read(frame: &FrameHeader, meta: &[u8]) -> Result<Self, String> {
         let record: RecordV1 = codec::decode(meta, MAX_META_BYTES).map_err(|e| e.to_string())?;
         let entries = entries_of(&record);
-        if entries.is_empty() != (frame.leaf == NO_LEAF) {
-            return Err(format!("the record brings {} log entries and says leaf {}", entries.len(), frame.leaf));
-        }
+        check_leaf(frame, &entries)?;
         let (meta_bytes, tail_bytes) = (meta.len(), frame.tail);
         Ok(Self { record, meta: vec![], meta_bytes, tail: vec![], tail_bytes, entries })
     }
@@ -256,6 +269,14 @@ impl Prepared {
             group.extend_from_slice(&body.bytes);
         }
     }
+}
+
+/// Whether the frame says that the record brings entries.
+pub fn check_leaf(frame: &FrameHeader, entries: &[Entry]) -> Result<(), String> {
+    if entries.is_empty() == (frame.leaf == NO_LEAF) {
+        return Ok(());
+    }
+    Err(format!("the record brings {} log entries and says leaf {}", entries.len(), frame.leaf))
 }
 
 fn sizes_of(bodies: &[Body]) -> Result<Vec<BodyV1>, StoreError> {
@@ -278,7 +299,7 @@ fn entries_of(record: &RecordV1) -> Vec<Entry> {
             .collect(),
         RecordV1::Rejected(rejected) => vec![Entry::of(&rejected.evidence)],
         RecordV1::Event(event) => vec![Entry::of(&event.evidence)],
-        RecordV1::Lost(entries) => entries.iter().map(|entry| Entry { log: *entry, evidence: *entry }).collect(),
+        RecordV1::Lost(entries) => entries.iter().copied().map(Entry::lost).collect(),
         RecordV1::Notices(_) | RecordV1::Bodies(_) | RecordV1::Pruned(_) | RecordV1::Settled(_) => vec![],
     }
 }

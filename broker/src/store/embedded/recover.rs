@@ -6,28 +6,24 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use super::apply::{Placed, apply, find_bodies, find_together};
+use super::apply::{Placed, apply};
 use super::evidence::EvidenceFiles;
-use super::keys::{self, BodyPlace, Position, Totals, read_row, row};
-use super::layout::FRAME_HEADER_BYTES;
+use super::keys::{self, Position, Totals, read_row};
 use super::mend::mend;
-use super::record;
+use super::outline::Outlined;
+use super::rows::Rows;
 use super::segments::{Segment, Segments, Work, io_error};
-use super::view::{Lookup, Staged, View};
-use super::walk::{self, Found, Next};
+use super::view::{Lookup as _, Staged, View};
+use super::walk::{self, Next};
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
 use crate::store::StoreError;
 
 /// Records applied before their rows are merged: bounds memory while the index is built.
 const RECORDS_AT_ONCE: u32 = 2_000;
-/// Records that are handed on at once by whoever reads them, and how many of such lots may wait: bounds memory.
-const READ_AT_ONCE: usize = 128;
-const READ_AT_ONCE_BYTES: usize = 1 << 20;
-const READ_AHEAD: usize = 8;
 const PROGRESS_EVERY: u64 = 200_000;
 
 /// The journal's end.
@@ -38,7 +34,7 @@ pub struct End {
     pub marked: bool,
 }
 
-fn damaged_at(segment: &Segment, at: Position, what: &str) -> StoreError {
+pub fn damaged_at(segment: &Segment, at: Position, what: &str) -> StoreError {
     let number = segment.header.number;
     StoreError::Damaged(format!("journal segment {number:016x}, offset {}: {what}", at.offset))
 }
@@ -70,7 +66,7 @@ pub fn check_order(segments: &Segments, evidence: &EvidenceFiles) -> Result<(), 
 pub fn read_tail(
     segments: &Segments,
     from: Position,
-    mut each: impl FnMut(walk::Group) -> Result<(), StoreError>,
+    mut each: impl FnMut(&walk::Group) -> Result<(), StoreError>,
 ) -> Result<End, StoreError> {
     let mut at = from;
     let mut last: Option<(u64, Vec<u8>, bool)> = None;
@@ -86,8 +82,8 @@ pub fn read_tail(
         match found {
             Next::Group(group) => {
                 at = group.end();
-                last = Some((group.at.offset, group.bytes.clone(), group.header.records == 0));
-                each(group)?;
+                each(&group)?;
+                last = Some((group.at.offset, group.bytes, group.header.records == 0));
             }
             Next::Damage { found } => {
                 let what = format!("a group does not read, though the one at offset {found} does; it was durable once");
@@ -131,33 +127,33 @@ pub struct Recovery<'a> {
     pub built: &'a AtomicU64,
 }
 
-/// Rows on their way into the index.
-struct Applier<'a> {
-    view: &'a View,
-    staged: Staged<'a>,
-    totals: Totals,
+/// Records on their way into the index.
+pub struct Applier<R> {
+    pub rows: R,
+    pub totals: Totals,
     /// See [`Placed::again`].
     again: bool,
+    /// Since rows and totals were made to agree.
     records: u32,
-    applied: u64,
-    began: Instant,
+    pub applied: u64,
+    pub began: Instant,
 }
 
-impl<'a> Applier<'a> {
-    fn new(view: &'a View, totals: Totals, again: bool) -> Self {
-        Self { view, staged: Staged::new(view), totals, again, records: 0, applied: 0, began: Instant::now() }
+impl<R: Rows> Applier<R> {
+    pub fn new(rows: R, totals: Totals, again: bool) -> Self {
+        Self { rows, totals, again, records: 0, applied: 0, began: Instant::now() }
     }
 
-    fn apply(&mut self, found: &Found) -> Result<(), StoreError> {
-        if !found.prepared.entries.is_empty() && found.leaf != self.totals.leaves {
+    pub fn apply(&mut self, found: &Outlined) -> Result<(), StoreError> {
+        if !found.outline.entries.is_empty() && found.leaf != self.totals.leaves {
             return Err(StoreError::Damaged(format!(
                 "{:?} segment {:016x}, offset {}: the record has leaf {}; expected {}",
                 found.at.area, found.at.segment, found.at.offset, found.leaf, self.totals.leaves
             )));
         }
         let (leaf, again) = (self.totals.leaves, self.again);
-        let placed = Placed { prepared: &found.prepared, leaf, at: found.at, again };
-        apply(&placed, &mut self.staged, &mut self.totals)?;
+        let placed = Placed { outline: &found.outline, leaf, at: found.at, again };
+        apply(&placed, &mut self.rows, &mut self.totals)?;
         self.step();
         Ok(())
     }
@@ -171,27 +167,13 @@ impl<'a> Applier<'a> {
         }
     }
 
-    /// Merges at a group's end, where rows and position agree.
-    fn reached(&mut self, position: Position) -> Result<(), StoreError> {
-        self.totals.applied = position;
+    /// Called where rows and totals agree, such as at a group's end.
+    pub fn agree(&mut self) -> Result<(), StoreError> {
         if self.records < RECORDS_AT_ONCE {
             return Ok(());
         }
-        // A rebuild that is broken off is begun anew, not gone on with.
-        if self.again { self.merge() } else { self.merge_rows() }
-    }
-
-    /// Without a position yet: an index left in this state is built again.
-    fn merge_rows(&mut self) -> Result<(), StoreError> {
-        // Nobody would make room while a start waits for it: then the start fails and says so.
-        self.view.has_room()?;
         self.records = 0;
-        self.staged.merge()
-    }
-
-    fn merge(&mut self) -> Result<(), StoreError> {
-        self.staged.put(keys::totals(), row(&self.totals)?);
-        self.merge_rows()
+        self.rows.agree(&self.totals)
     }
 }
 
@@ -212,113 +194,25 @@ impl Recovery<'_> {
         if !fits || !present {
             return Ok(None);
         }
-        let mut applier = Applier::new(view, totals, true);
+        let mut applier = Applier::new(Staged::new(view), totals, true);
         // The last group that was applied is read as well: whether it is durable is not known.
         let end = self.apply_tail(&mut applier, from)?;
-        applier.merge()?;
-        let totals = applier.totals;
-        Ok(Some((end, totals)))
+        applier.rows.agree(&applier.totals)?;
+        Ok(Some((end, applier.totals)))
     }
 
-    fn apply_tail(&self, applier: &mut Applier<'_>, from: Position) -> Result<End, StoreError> {
+    pub fn apply_tail<R: Rows>(&self, applier: &mut Applier<R>, from: Position) -> Result<End, StoreError> {
         let begin = self.segments.get(from.segment).map_or(from, |segment| segment.start());
         read_tail(self.segments, begin, |group| {
             if group.at < from {
                 return Ok(());
             }
-            for found in group.records()? {
+            for found in group.outlines()? {
                 applier.apply(&found)?;
             }
-            applier.reached(group.end())
+            applier.totals.applied = group.end();
+            applier.agree()
         })
-    }
-
-    /// Builds an empty index from evidence and journal.
-    pub fn rebuild(&self, view: &View) -> Result<(End, Totals), StoreError> {
-        tracing::info!("building the index from evidence and journal");
-        let mut applier = Applier::new(view, Totals::default(), false);
-        self.each_of_evidence(|found| {
-            applier.apply(&found)?;
-            if applier.records >= RECORDS_AT_ONCE { applier.merge_rows() } else { Ok(()) }
-        })?;
-        let settled = self.evidence.settled();
-        for segment in self.segments.all().iter().filter(|segment| segment.header.number <= settled) {
-            self.bodies_of(segment, &mut applier)?;
-        }
-        let first = self.segments.get(settled + 1).map(|segment| segment.start());
-        let from = first.ok_or_else(|| StoreError::Damaged("the journal has no segment".to_owned()))?;
-        let end = self.apply_tail(&mut applier, from)?;
-        applier.totals.applied = end.next;
-        applier.merge()?;
-        let (records, totals) = (applier.applied, applier.totals);
-        self.built.store(records, Ordering::Relaxed);
-        let ms = u64::try_from(applier.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(records, leaves = totals.leaves, ms, "the index is built");
-        Ok((end, totals))
-    }
-
-    /// Every record of evidence in order, read and decoded by a thread of its own.
-    fn each_of_evidence(&self, mut each: impl FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
-        std::thread::scope(|scope| {
-            let (to, records) = std::sync::mpsc::sync_channel::<Vec<Found>>(READ_AHEAD);
-            let reader = scope.spawn(move || {
-                let (mut some, mut bytes) = (Vec::new(), 0);
-                self.evidence.walk(|found| {
-                    bytes += found.prepared.meta_bytes;
-                    some.push(found);
-                    // Nobody takes any more: an error has ended it on the other side, and is what is told.
-                    if some.len() < READ_AT_ONCE && bytes < READ_AT_ONCE_BYTES {
-                        return Ok(());
-                    }
-                    bytes = 0;
-                    to.send(std::mem::take(&mut some)).map_err(|_| StoreError::Closed)
-                })?;
-                drop(to.send(some));
-                Ok(())
-            });
-            let applied = records.into_iter().flatten().try_for_each(&mut each);
-            let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            applied.and(read)
-        })
-    }
-
-    /// A settled segment that is still there holds bodies; its records stand in evidence and have been applied.
-    fn bodies_of(&self, segment: &Segment, applier: &mut Applier<'_>) -> Result<(), StoreError> {
-        let mut at = segment.start();
-        loop {
-            let next = self.segments.get(segment.header.number + 1).map(|next| next.header.first);
-            let group = match walk::next(segment, at, next)? {
-                Next::Group(group) => group,
-                Next::End => break,
-                Next::Damage { .. } => {
-                    return Err(damaged_at(segment, at, "a group does not read, though a later one does"));
-                }
-            };
-            at = group.end();
-            for (frame, at, bytes) in group.frames()? {
-                let meta = walk::meta_of(&frame, bytes, at)?;
-                match record::tag_of(meta) {
-                    // All that is asked of it stands in its frame.
-                    record::ACCEPTED_TAG if frame.tail > 0 => {
-                        let offset = at.offset + (FRAME_HEADER_BYTES + meta.len()) as u64;
-                        let place = BodyPlace { segment: at.segment, offset };
-                        find_together(frame.leaf, frame.tail.into(), place, &mut applier.staged)?;
-                    }
-                    record::BODIES_TAG => {
-                        let found = walk::read_record(&frame, bytes, at)?;
-                        let placed = Placed { prepared: &found.prepared, leaf: found.leaf, at, again: false };
-                        find_bodies(&placed, &mut applier.staged)?;
-                    }
-                    _ => {}
-                }
-                applier.records += 1;
-            }
-            if applier.records >= RECORDS_AT_ONCE {
-                applier.merge_rows()?;
-            }
-        }
-        applier.staged.put(keys::moved(segment.header.number), vec![]);
-        Ok(())
     }
 }
 

@@ -262,17 +262,9 @@ impl<'a> Staged<'a> {
         Self { view, changes: Changes::new() }
     }
 
-    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
-        self.changes.insert(key, Some(value));
-    }
-
-    pub fn remove(&mut self, key: Vec<u8>) {
-        self.changes.insert(key, None);
-    }
-
-    /// Puts a row, or removes it.
-    pub fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
-        self.changes.insert(key, value);
+    /// See [`View::has_room`].
+    pub fn has_room(&self) -> Result<(), StoreError> {
+        self.view.has_room()
     }
 
     /// Makes the changes visible.

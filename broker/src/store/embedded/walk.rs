@@ -5,6 +5,7 @@
 
 use super::keys::{Area, Location, Position};
 use super::layout::{FRAME_HEADER_BYTES, FrameHeader, GROUP_HEADER_BYTES, GroupHeader, PAGE, padded};
+use super::outline::{Outline, Outlined};
 use super::record::Prepared;
 use super::segments::{Segment, io_error};
 use crate::store::StoreError;
@@ -12,11 +13,10 @@ use crate::store::StoreError;
 /// A frame's header, its place, and all its bytes.
 pub type Frame<'a> = (FrameHeader, Location, &'a [u8]);
 
-/// One record as read back, with its place.
+/// One record as read back.
 pub struct Found {
     pub prepared: Prepared,
     pub leaf: u64,
-    pub at: Location,
 }
 
 /// A group as it stands in the file, header included, without padding.
@@ -52,6 +52,12 @@ impl Group {
         Ok(frames)
     }
 
+    /// What of each record the index is made from, in order.
+    pub fn outlines(&self) -> Result<Vec<Outlined>, StoreError> {
+        let outlined = |(frame, at, bytes): Frame<'_>| outline(&frame, meta_of(&frame, bytes, at)?, at);
+        self.frames()?.into_iter().map(outlined).collect()
+    }
+
     pub fn records(&self) -> Result<Vec<Found>, StoreError> {
         let read = |(frame, at, bytes): Frame<'_>| read_record(&frame, bytes, at);
         self.frames()?.into_iter().map(read).collect()
@@ -74,7 +80,15 @@ pub fn read_record(frame: &FrameHeader, bytes: &[u8], at: Location) -> Result<Fo
     let prepared = Prepared::read(frame, meta_of(frame, bytes, at)?).map_err(|what| {
         StoreError::Damaged(format!("{:?} segment {:016x}, offset {}: {what}", at.area, at.segment, at.offset))
     })?;
-    Ok(Found { prepared, leaf: frame.leaf, at })
+    Ok(Found { prepared, leaf: frame.leaf })
+}
+
+/// What of a record the index is made from; `meta` was checked.
+pub fn outline(frame: &FrameHeader, meta: &[u8], at: Location) -> Result<Outlined, StoreError> {
+    let outline = Outline::read(frame, meta).map_err(|what| {
+        StoreError::Damaged(format!("{:?} segment {:016x}, offset {}: {what}", at.area, at.segment, at.offset))
+    })?;
+    Ok(Outlined { outline, leaf: frame.leaf, at })
 }
 
 /// What stands where a group should.

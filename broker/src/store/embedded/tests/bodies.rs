@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::super::apply::{Placed, apply, live_bytes};
 use super::super::keys::{Area, LeafRow, Location, row};
 use super::super::leaves::MAX_LEAF_ROW_BYTES;
+use super::super::outline::Outline;
 use super::super::record::PrunedV1;
 use super::super::view::{Lookup as _, Staged};
 use super::super::*;
@@ -51,7 +52,7 @@ fn put(view: &View, records: &[(Prepared, u64)], from: usize, totals: &mut Total
     for (number, (prepared, segment)) in (0u64..).zip(records).skip(from) {
         let at = Location { area: Area::Journal, segment: *segment, offset: 4096 * (number + 1) };
         let (leaf, mut staged) = (totals.leaves, Staged::new(view));
-        apply(&Placed { prepared, leaf, at, again }, &mut staged, totals).unwrap();
+        apply(&Placed { outline: &Outline::of(prepared), leaf, at, again }, &mut staged, totals).unwrap();
         staged.merge().unwrap();
     }
 }
