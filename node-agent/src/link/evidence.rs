@@ -8,7 +8,7 @@ use std::time::Duration;
 use docaxis_protocol::frame::{Class, EvidenceItem, Follow, Frame};
 use docaxis_protocol::limits::MAX_BATCH;
 use docaxis_protocol::tlog::{Checkpoint, OpenedCheckpoint, TlogProof};
-use docaxis_protocol::{AgencyCode, ReasonCode};
+use docaxis_protocol::{AgencyCode, Evidence, ReasonCode};
 use tokio::sync::watch;
 
 use super::LinkError;
@@ -16,7 +16,7 @@ use super::io::Stream;
 use super::offer::row_of;
 use super::session::Session;
 use crate::agent::told_to_stop;
-use crate::identity::claimed_key;
+use crate::identity::TrustError;
 use crate::mailbox::{EvidenceRow, Follows, MissingProof};
 use crate::uplink::back_off;
 
@@ -114,10 +114,12 @@ async fn verify(session: &Session, item: EvidenceItem) -> Result<Follows, LinkEr
     let shared = &session.shared;
     let identity = shared.identity.load_full();
     let leaf = item.leaf;
-    let signed = match certify(session, &item).await {
-        Ok(()) => shared.keys.verify(&identity, &item.evidence).map_err(LinkError::from),
-        Err(error) => Err(error),
+    let signed = async {
+        let claimed = Evidence::parse(&item.evidence.bytes).map_err(TrustError::from)?;
+        certify(session, &claimed).await?;
+        Ok::<_, LinkError>(shared.keys.check(&identity, &item.evidence, claimed)?)
     };
+    let signed = signed.await;
     let evidence = signed.inspect_err(|error| {
         shared.alarm(format!("evidence at leaf {leaf} does not verify: {error}"));
     })?;
@@ -145,15 +147,12 @@ async fn verify(session: &Session, item: EvidenceItem) -> Result<Follows, LinkEr
 }
 
 /// Makes an earlier key of the exchange known: its certificate came while it was in use, and need not be good today.
-async fn certify(session: &Session, item: &EvidenceItem) -> Result<(), LinkError> {
+async fn certify(session: &Session, claimed: &Evidence) -> Result<(), LinkError> {
     let shared = &session.shared;
-    let key = claimed_key(&item.evidence)?;
-    if !shared.keys.has(key)
-        && let Some(chain) = shared.mailbox.certificates(key).await?
+    if !shared.keys.has(claimed.key)
+        && let Some(chain) = shared.mailbox.certificates(claimed.key).await?
     {
-        let parsed =
-            docaxis_protocol::Evidence::parse(&item.evidence.bytes).map_err(crate::identity::TrustError::from)?;
-        shared.keys.add(session.identity.evidence_key(&chain, parsed.time)?);
+        shared.keys.add(session.identity.evidence_key(&chain, claimed.time)?);
     }
     Ok(())
 }
