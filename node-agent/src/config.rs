@@ -106,7 +106,7 @@ impl Default for LinkConfig {
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(30),
             receive_window_bytes: NonZeroU32::new(4 << 20).unwrap_or(NonZeroU32::MIN),
-            streams: NonZeroU32::new(32).unwrap_or(NonZeroU32::MIN),
+            streams: NonZeroU32::new(96).unwrap_or(NonZeroU32::MIN),
             socket_buffer_bytes: NonZeroUsize::new(4 << 20).unwrap_or(NonZeroUsize::MIN),
             proofs_every: Duration::from_secs(2),
         }
