@@ -21,7 +21,7 @@ use super::push;
 use super::resend;
 use super::submit::{self, StreamError};
 use crate::bells::Bell;
-use crate::dispatch::{Exchange, ExchangeError};
+use crate::dispatch::{Exchange, ExchangeError, size_of_item};
 use crate::evidence::log::LogError;
 
 /// How often a follower's evidence is looked for, whether or not the bell rang.
@@ -260,7 +260,10 @@ async fn feed_evidence(
         rung.mark_unchanged();
         let mut found = false;
         for (agency, cursor) in &mut cursors {
-            let news = exchange.news_for(agency, *cursor).map_err(ExchangeError::from)?;
+            // Reads from the disk: not on the link's thread.
+            let (reader, who, from) = (exchange.clone(), agency.clone(), *cursor);
+            let news = exchange.workers.run(move || reader.news_for(&who, from)).await.map_err(ExchangeError::from)?;
+            let news = news.map_err(ExchangeError::from)?;
             if let Some(newest) = news.last() {
                 *cursor = newest.leaf + 1;
                 found = true;
@@ -287,7 +290,7 @@ fn split(news: Vec<docaxis_protocol::frame::EvidenceItem>) -> Vec<Vec<docaxis_pr
     let mut batches = vec![Vec::new()];
     let mut bytes = 0;
     for item in news {
-        let size = item.evidence.bytes.len() + 16 * 1024;
+        let size = size_of_item(&item);
         if bytes + size > ROOM && bytes > 0 {
             batches.push(Vec::new());
             bytes = 0;

@@ -2,6 +2,7 @@
 //! it is stored. What the exchange did not sign is never stored: alarm, the cursor stays, and it is asked again, while
 //! the rest of the session goes on. What it did sign without the recipient's word behind it is kept and moves nothing.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,17 +10,19 @@ use docaxis_protocol::frame::{Class, EvidenceItem, Follow, Frame};
 use docaxis_protocol::limits::MAX_BATCH;
 use docaxis_protocol::tlog::{Checkpoint, OpenedCheckpoint, TlogProof};
 use docaxis_protocol::{AgencyCode, Evidence, ReasonCode};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::LinkError;
 use super::io::Stream;
 use super::offer::row_of;
 use super::session::Session;
-use crate::agent::told_to_stop;
-use crate::identity::TrustError;
+use crate::agent::{Shared, told_to_stop};
+use crate::identity::{Identity, TrustError};
 use crate::mailbox::{EvidenceRow, Follows, MissingProof};
 use crate::uplink::back_off;
 
+/// Frames of evidence that are read while earlier ones are stored.
+const FRAMES_AHEAD: usize = 16;
 /// How long to wait before evidence is asked for again that builds on something still on its way.
 const AFTER_GAP: Duration = Duration::from_millis(200);
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
@@ -70,28 +73,43 @@ async fn followed(session: &Session) -> Result<Vec<AgencyCode>, LinkError> {
     Ok(ours)
 }
 
-/// Reads evidence until the stream ends or a piece builds on one that is not here yet.
+/// Reads evidence until the stream ends or a piece builds on one that is not here yet. What comes while the disk is at work
+/// is stored together: the exchange sends each piece as soon as there is one.
 async fn follow_once(session: &Session, agencies: Vec<AgencyCode>, failures: &mut u32) -> Result<(), LinkError> {
     let cursors = session.shared.mailbox.cursors(agencies).await?;
     let mut stream: Stream = session.open().await?;
     stream.write(&Frame::Follow(Follow { cursors })).await?;
+    let (found, news) = mpsc::channel(FRAMES_AHEAD);
+    let (mut storing, mut reading) = (pin!(store(session, news, failures)), pin!(read_ahead(&mut stream, found)));
+    tokio::select! {
+        ended = &mut storing => ended,
+        // What was read before the stream ended is stored first.
+        ended = &mut reading => storing.await.and(ended),
+    }
+}
+
+async fn read_ahead(stream: &mut Stream, found: mpsc::Sender<Vec<EvidenceItem>>) -> Result<(), LinkError> {
     loop {
-        let items = match stream.read_unhurried(Class::Large).await? {
-            Frame::Evidence(items) => items,
+        match stream.read_unhurried(Class::Large).await? {
+            Frame::Evidence(items) => found.send(items).await.map_err(|_| LinkError::Panicked)?,
             other => return Err(LinkError::Unexpected { found: other.name(), expected: "Evidence" }),
-        };
-        docaxis_failpoints::failpoint!("agent.follow.read");
-        let mut batch = Vec::with_capacity(items.len());
-        let mut bad = None;
-        for item in items {
-            match verify(session, item).await {
-                Ok(good) => batch.push(good),
-                Err(error) => {
-                    bad = Some(error);
-                    break;
-                }
-            }
         }
+        docaxis_failpoints::failpoint!("agent.follow.read");
+    }
+}
+
+async fn store(
+    session: &Session,
+    mut news: mpsc::Receiver<Vec<EvidenceItem>>,
+    failures: &mut u32,
+) -> Result<(), LinkError> {
+    while let Some(mut items) = news.recv().await {
+        while items.len() < MAX_BATCH
+            && let Ok(more) = news.try_recv()
+        {
+            items.extend(more);
+        }
+        let (batch, bad) = verify_all(session, items).await;
         // What came before a bad piece is good, and is not asked for again.
         let done = session.shared.mailbox.follow(batch).await?;
         docaxis_failpoints::failpoint!("agent.follow.stored");
@@ -107,22 +125,54 @@ async fn follow_once(session: &Session, agencies: Vec<AgencyCode>, failures: &mu
             return Err(error);
         }
     }
+    Ok(())
+}
+
+/// The pieces up to the first bad one, and what is wrong with that. Hundreds may come at once: their signatures do not hold
+/// up the link.
+async fn verify_all(session: &Session, items: Vec<EvidenceItem>) -> (Vec<Follows>, Option<LinkError>) {
+    let mut readable = Vec::with_capacity(items.len());
+    let mut bad = None;
+    for item in items {
+        let leaf = item.leaf;
+        let read = async {
+            let claimed = Evidence::parse(&item.evidence.bytes).map_err(TrustError::from)?;
+            certify(session, &claimed).await?;
+            Ok::<_, LinkError>((item, claimed))
+        };
+        match read.await {
+            Ok(read) => readable.push(read),
+            Err(error) => {
+                session.shared.alarm(does_not_verify(leaf, &error));
+                bad = Some(error);
+                break;
+            }
+        }
+    }
+    let (shared, identity) = (session.shared.clone(), session.shared.identity.load_full());
+    let judge_all = move |_parts| {
+        let mut good = Vec::with_capacity(readable.len());
+        for (item, claimed) in readable {
+            match judge(&shared, &identity, item, claimed) {
+                Ok(judged) => good.push(judged),
+                Err(error) => return (good, Some(error)),
+            }
+        }
+        (good, None)
+    };
+    let (good, worse) = session.shared.blocking(judge_all).await;
+    (good, worse.or(bad))
+}
+
+fn does_not_verify(leaf: u64, error: &LinkError) -> String {
+    format!("evidence at leaf {leaf} does not verify: {error}")
 }
 
 /// Checks the exchange's signature, without which a piece is nothing; then whether the piece may move a delivery.
-async fn verify(session: &Session, item: EvidenceItem) -> Result<Follows, LinkError> {
-    let shared = &session.shared;
-    let identity = shared.identity.load_full();
+fn judge(shared: &Shared, identity: &Identity, item: EvidenceItem, claimed: Evidence) -> Result<Follows, LinkError> {
     let leaf = item.leaf;
-    let signed = async {
-        let claimed = Evidence::parse(&item.evidence.bytes).map_err(TrustError::from)?;
-        certify(session, &claimed).await?;
-        Ok::<_, LinkError>(shared.keys.check(&identity, &item.evidence, claimed)?)
-    };
-    let signed = signed.await;
-    let evidence = signed.inspect_err(|error| {
-        shared.alarm(format!("evidence at leaf {leaf} does not verify: {error}"));
-    })?;
+    let signed = shared.keys.check(identity, &item.evidence, claimed).map_err(LinkError::from);
+    let evidence = signed.inspect_err(|error| shared.alarm(does_not_verify(leaf, error)))?;
     let mut believed = true;
     if let Err(error) = identity.check_statement(&evidence, item.statement_chain.as_ref()) {
         shared.alarm(format!("evidence at leaf {leaf} is the exchange's word alone and moves nothing: {error}"));
