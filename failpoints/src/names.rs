@@ -4,6 +4,8 @@
 pub const BROKER: &[&str] = &[
     // A start: recovery itself must survive its own death.
     "broker.start.index-noted",
+    "broker.start.applied",
+    "broker.rebuild.applied",
     "broker.start.tail-rewritten",
     "broker.start.recovered",
     "broker.start.log-agreed",
