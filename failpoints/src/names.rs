@@ -76,6 +76,9 @@ pub const BROKER: &[&str] = &[
     "broker.settle.freed",
     // The index, which is only a view.
     "broker.index.writing",
+    "broker.index.ids-headed",
+    "broker.index.ids-split",
+    "broker.index.ids-paged",
     "broker.index.written",
     // The evidence log.
     "broker.log.file-synced",

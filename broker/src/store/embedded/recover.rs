@@ -24,10 +24,13 @@ use crate::store::StoreError;
 
 /// Records applied before their rows are merged: bounds memory while the index is built.
 const RECORDS_AT_ONCE: u32 = 2_000;
+/// Rows at which they are merged earlier, about 200 bytes each: a circular that thousands of recipients refuse has twice as
+/// many.
+pub const ROWS_AT_ONCE: usize = 16 << 10;
 /// Records that are handed on at once by whoever reads them, and how many of such lots may wait: bounds memory.
 const READ_AT_ONCE: usize = 128;
-const READ_AT_ONCE_BYTES: usize = 1 << 20;
-const READ_AHEAD: usize = 8;
+pub const READ_AT_ONCE_BYTES: usize = 1 << 20;
+pub const READ_AHEAD: usize = 8;
 
 /// The journal's end.
 pub struct End {
@@ -166,10 +169,14 @@ impl<'a> Applier<'a> {
         Ok(())
     }
 
+    fn is_full(&self) -> bool {
+        self.records >= RECORDS_AT_ONCE || self.staged.changes.len() >= ROWS_AT_ONCE
+    }
+
     /// Merges at a group's end, where rows and position agree.
     fn reached(&mut self, position: Position) -> Result<(), StoreError> {
         self.totals.applied = position;
-        if self.records < RECORDS_AT_ONCE {
+        if !self.is_full() {
             return Ok(());
         }
         // A rebuild that is broken off is begun anew, not gone on with.
@@ -237,7 +244,7 @@ impl Recovery<'_> {
         let mut applier = Applier::new(view, self.progress, Totals::default(), false);
         self.each_of_evidence(|found| {
             applier.apply(&found)?;
-            if applier.records >= RECORDS_AT_ONCE { applier.merge_rows() } else { Ok(()) }
+            if applier.is_full() { applier.merge_rows() } else { Ok(()) }
         })?;
         let settled = self.evidence.settled();
         for segment in self.segments.all().iter().filter(|segment| segment.header.number <= settled) {
@@ -311,7 +318,7 @@ impl Recovery<'_> {
                 applier.records += 1;
                 self.progress.read(at, meta.len() + frame.tail as usize);
             }
-            if applier.records >= RECORDS_AT_ONCE {
+            if applier.is_full() {
                 applier.merge_rows()?;
             }
         }
