@@ -15,8 +15,12 @@ use crate::store::claims::{letter, wait};
 
 const FOLDER: &str = "DOCAXIS_TEST_VICTIM_FOLDER";
 const FAILPOINT: &str = "DOCAXIS_TEST_VICTIM_FAILPOINT";
-/// Letters with bodies that the victim handles one by one, so that the index is written in many small batches.
+const BATCH: &str = "DOCAXIS_TEST_VICTIM_BATCH";
+/// Letters with bodies that the victim handles one by one.
 const LETTERS: u64 = 100;
+/// Rows to a batch of the index: many batches, or one at the end.
+const SMALL: usize = 50;
+const ALL: usize = 1 << 20;
 
 /// No segment becomes full and nothing is settled, so that what is there is compared at rest.
 fn open(dir: &Path, index_batch_rows: usize) -> Arc<EmbeddedStore> {
@@ -25,7 +29,7 @@ fn open(dir: &Path, index_batch_rows: usize) -> Arc<EmbeddedStore> {
         spare_segments: 1,
         reserved_segments: 0,
         idle: Duration::from_secs(7200),
-        index_every: Duration::from_millis(1),
+        index_every: if index_batch_rows == ALL { Duration::from_secs(7200) } else { Duration::from_millis(1) },
         index_batch_rows,
         ..EmbeddedConfig::default()
     };
@@ -37,18 +41,19 @@ fn open(dir: &Path, index_batch_rows: usize) -> Arc<EmbeddedStore> {
 fn the_victim() {
     let (Ok(dir), Ok(failpoint)) = (std::env::var(FOLDER), std::env::var(FAILPOINT)) else { return };
     docaxis_failpoints::arm(&failpoint).unwrap();
-    let store = open(&PathBuf::from(dir), 50);
+    let store = open(&PathBuf::from(dir), std::env::var(BATCH).unwrap().parse().unwrap());
     let from = store.counts().dispatches;
     Acknowledged::default().work(&store, from, from + LETTERS).unwrap();
     wait(store.close()).unwrap();
 }
 
 /// Lets a process die there.
-fn dies_at(dir: &Path, failpoint: &str) {
+fn dies_at(dir: &Path, failpoint: &str, index_batch_rows: usize) {
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "store::embedded::tests::death::the_victim", "--nocapture", "--test-threads=1"])
         .env(FOLDER, dir)
         .env(FAILPOINT, failpoint)
+        .env(BATCH, index_batch_rows.to_string())
         .output()
         .unwrap()
         .status;
@@ -73,7 +78,7 @@ fn as_it_is_and_rebuilt(dir: &Path, letters: u64) -> [Vec<String>; 2] {
     copy_folder(dir, copied.path());
     std::fs::remove_dir_all(copied.path().join("index")).unwrap();
     [dir, copied.path()].map(|dir| {
-        let store = open(dir, 50);
+        let store = open(dir, SMALL);
         let seen = visible(&store, letters);
         wait(store.close()).unwrap();
         seen
@@ -82,13 +87,15 @@ fn as_it_is_and_rebuilt(dir: &Path, letters: u64) -> [Vec<String>; 2] {
 
 #[test]
 fn a_table_of_ids_that_was_left_half_written_leads_to_the_same_state_as_a_rebuild() {
-    // A page more becomes necessary once a round.
-    for (name, passes) in [("headed", [1, 2, 5]), ("paged", [1, 2, 5]), ("split", [1, 1, 1])] {
+    // A page more becomes necessary once a round, and where all is one batch, in that.
+    for (name, passes, batch) in
+        [("headed", [1, 4], SMALL), ("paged", [1, 4], SMALL), ("split", [1; 2], SMALL), ("paged", [1; 2], ALL)]
+    {
         let dir = tempfile::tempdir().unwrap();
         // What the victim does before it dies stays, so that the table grows from round to round.
         for (round, pass) in (1..).zip(passes) {
             let failpoint = format!("broker.index.ids-{name}:{pass}");
-            dies_at(dir.path(), &failpoint);
+            dies_at(dir.path(), &failpoint, batch);
             let [found, expected] = as_it_is_and_rebuilt(dir.path(), round * LETTERS);
             for (found, expected) in found.iter().zip(&expected) {
                 assert_eq!(found, expected, "{failpoint}, round {round}");
@@ -113,7 +120,7 @@ fn a_process_that_dies_while_it_builds_the_index_leaves_nothing_that_the_next_st
     copy_folder(dir.path(), half.path());
     std::fs::remove_dir_all(half.path().join("index")).unwrap();
     // Far enough for merges that had to wait until the index had taken earlier ones.
-    dies_at(half.path(), &format!("broker.rebuild.applied:{}", MANY - 100));
+    dies_at(half.path(), &format!("broker.rebuild.applied:{}", MANY - 100), 4 << 10);
     let leaves = std::fs::metadata(half.path().join("index/leaves")).unwrap().len();
     assert!(leaves > 0, "nothing of the index was written when it died");
     let [whole, found] = [dir.path(), half.path()].map(|dir| open(dir, 4 << 10));
