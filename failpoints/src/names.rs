@@ -4,7 +4,6 @@
 pub const BROKER: &[&str] = &[
     // A start: recovery itself must survive its own death.
     "broker.start.index-noted",
-    "broker.start.applied",
     "broker.rebuild.applied",
     "broker.start.tail-rewritten",
     "broker.start.recovered",

@@ -161,9 +161,7 @@ impl<'a> Applier<'a> {
         apply(&placed, &mut self.staged, &mut self.totals)?;
         self.records += 1;
         self.progress.applied(found.at, found.prepared.meta_bytes + found.prepared.tail_bytes as usize);
-        if again {
-            docaxis_failpoints::failpoint!("broker.start.applied");
-        } else {
+        if !again {
             docaxis_failpoints::failpoint!("broker.rebuild.applied");
         }
         Ok(())
