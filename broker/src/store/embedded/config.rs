@@ -6,6 +6,7 @@ use std::time::Duration;
 use docaxis_protocol::space::SpaceConfig;
 
 use super::index::MemoryIndex;
+use super::progress::Progress;
 use crate::space::LOOK_EVERY;
 
 /// Which index lies beside the journal.
@@ -61,6 +62,8 @@ pub struct EmbeddedConfig {
     pub index_batch_rows: usize,
     /// The longest that a changed row waits in memory: bounds what is applied again after a crash.
     pub index_every: Duration,
+    /// How far the opening is, for whoever shares it.
+    pub progress: Arc<Progress>,
 }
 
 impl Default for EmbeddedConfig {
@@ -83,6 +86,7 @@ impl Default for EmbeddedConfig {
             index_cache_bytes: 64 << 20,
             index_batch_rows: 4 << 10,
             index_every: Duration::from_secs(1),
+            progress: Arc::default(),
         }
     }
 }

@@ -4,7 +4,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::config::EmbeddedConfig;
@@ -40,8 +39,7 @@ fn rebuild_locked(dir: &Path, config: &EmbeddedConfig, disk: &Arc<dyn Disk>) -> 
     let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
     let segments = Segments::open(disk.clone(), &dir.join("journal"), config)?;
     recover::check_order(&segments, &evidence)?;
-    let built = AtomicU64::new(0);
-    let recovery = Recovery { segments: &segments, evidence: &evidence, built: &built };
+    let recovery = Recovery { segments: &segments, evidence: &evidence, progress: &config.progress };
     let (view, writer) = start_view(state::begin_anew(disk.as_ref(), dir, config)?, config, &space)?;
     let done = recovery.rebuild(&view).and_then(|(_, totals)| view.flush().map(|()| totals));
     view.stop();
@@ -51,5 +49,5 @@ fn rebuild_locked(dir: &Path, config: &EmbeddedConfig, disk: &Arc<dyn Disk>) -> 
     let totals = done?;
     drop(view);
     state::closed(disk.as_ref(), dir, config)?;
-    Ok(Rebuilt { records: built.load(Ordering::Relaxed), leaves: totals.leaves, took: began.elapsed() })
+    Ok(Rebuilt { records: config.progress.reached().records, leaves: totals.leaves, took: began.elapsed() })
 }

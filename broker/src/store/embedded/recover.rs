@@ -6,7 +6,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::apply::{Placed, apply, find_bodies, find_together};
@@ -14,6 +13,7 @@ use super::evidence::EvidenceFiles;
 use super::keys::{self, BodyPlace, Position, Totals, read_row, row};
 use super::layout::FRAME_HEADER_BYTES;
 use super::mend::mend;
+use super::progress::{Doing, Progress};
 use super::record;
 use super::segments::{Segment, Segments, Work, io_error};
 use super::view::{Lookup, Staged, View};
@@ -24,11 +24,13 @@ use crate::store::StoreError;
 
 /// Records applied before their rows are merged: bounds memory while the index is built.
 const RECORDS_AT_ONCE: u32 = 2_000;
+/// Rows at which they are merged earlier, about 200 bytes each: a circular that thousands of recipients refuse has twice as
+/// many.
+pub const ROWS_AT_ONCE: usize = 16 << 10;
 /// Records that are handed on at once by whoever reads them, and how many of such lots may wait: bounds memory.
 const READ_AT_ONCE: usize = 128;
-const READ_AT_ONCE_BYTES: usize = 1 << 20;
-const READ_AHEAD: usize = 8;
-const PROGRESS_EVERY: u64 = 200_000;
+pub const READ_AT_ONCE_BYTES: usize = 1 << 20;
+pub const READ_AHEAD: usize = 8;
 
 /// The journal's end.
 pub struct End {
@@ -127,25 +129,24 @@ fn sync(segment: &Segment, last: Option<&(u64, Vec<u8>, bool)>) -> Result<(), St
 pub struct Recovery<'a> {
     pub segments: &'a Segments,
     pub evidence: &'a EvidenceFiles,
-    /// Records applied while the index was built anew: for whoever asked for it.
-    pub built: &'a AtomicU64,
+    /// How far it is: for the log, and for whoever asks.
+    pub progress: &'a Progress,
 }
 
 /// Rows on their way into the index.
 struct Applier<'a> {
     view: &'a View,
+    progress: &'a Progress,
     staged: Staged<'a>,
     totals: Totals,
     /// See [`Placed::again`].
     again: bool,
     records: u32,
-    applied: u64,
-    began: Instant,
 }
 
 impl<'a> Applier<'a> {
-    fn new(view: &'a View, totals: Totals, again: bool) -> Self {
-        Self { view, staged: Staged::new(view), totals, again, records: 0, applied: 0, began: Instant::now() }
+    fn new(view: &'a View, progress: &'a Progress, totals: Totals, again: bool) -> Self {
+        Self { view, progress, staged: Staged::new(view), totals, again, records: 0 }
     }
 
     fn apply(&mut self, found: &Found) -> Result<(), StoreError> {
@@ -158,23 +159,22 @@ impl<'a> Applier<'a> {
         let (leaf, again) = (self.totals.leaves, self.again);
         let placed = Placed { prepared: &found.prepared, leaf, at: found.at, again };
         apply(&placed, &mut self.staged, &mut self.totals)?;
-        self.step();
+        self.records += 1;
+        self.progress.applied(found.at, found.prepared.meta_bytes + found.prepared.tail_bytes as usize);
+        if !again {
+            docaxis_failpoints::failpoint!("broker.rebuild.applied");
+        }
         Ok(())
     }
 
-    fn step(&mut self) {
-        self.applied += 1;
-        self.records += 1;
-        if self.applied.is_multiple_of(PROGRESS_EVERY) {
-            let seconds = self.began.elapsed().as_secs();
-            tracing::info!(records = self.applied, seconds, "building the index");
-        }
+    fn is_full(&self) -> bool {
+        self.records >= RECORDS_AT_ONCE || self.staged.changes.len() >= ROWS_AT_ONCE
     }
 
     /// Merges at a group's end, where rows and position agree.
     fn reached(&mut self, position: Position) -> Result<(), StoreError> {
         self.totals.applied = position;
-        if self.records < RECORDS_AT_ONCE {
+        if !self.is_full() {
             return Ok(());
         }
         // A rebuild that is broken off is begun anew, not gone on with.
@@ -212,7 +212,8 @@ impl Recovery<'_> {
         if !fits || !present {
             return Ok(None);
         }
-        let mut applier = Applier::new(view, totals, true);
+        self.progress.begin_reading(Doing::CatchingUp, None, self.segments, from.segment)?;
+        let mut applier = Applier::new(view, self.progress, totals, true);
         // The last group that was applied is read as well: whether it is durable is not known.
         let end = self.apply_tail(&mut applier, from)?;
         applier.merge()?;
@@ -235,11 +236,13 @@ impl Recovery<'_> {
 
     /// Builds an empty index from evidence and journal.
     pub fn rebuild(&self, view: &View) -> Result<(End, Totals), StoreError> {
-        tracing::info!("building the index from evidence and journal");
-        let mut applier = Applier::new(view, Totals::default(), false);
+        let began = Instant::now();
+        self.progress.begin_reading(Doing::Rebuilding, Some(self.evidence), self.segments, 0)?;
+        tracing::info!(bytes = self.progress.reached().bytes_total, "{}", Doing::Rebuilding.words());
+        let mut applier = Applier::new(view, self.progress, Totals::default(), false);
         self.each_of_evidence(|found| {
             applier.apply(&found)?;
-            if applier.records >= RECORDS_AT_ONCE { applier.merge_rows() } else { Ok(()) }
+            if applier.is_full() { applier.merge_rows() } else { Ok(()) }
         })?;
         let settled = self.evidence.settled();
         for segment in self.segments.all().iter().filter(|segment| segment.header.number <= settled) {
@@ -250,9 +253,8 @@ impl Recovery<'_> {
         let end = self.apply_tail(&mut applier, from)?;
         applier.totals.applied = end.next;
         applier.merge()?;
-        let (records, totals) = (applier.applied, applier.totals);
-        self.built.store(records, Ordering::Relaxed);
-        let ms = u64::try_from(applier.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (records, totals) = (self.progress.reached().records, applier.totals);
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(records, leaves = totals.leaves, ms, "the index is built");
         Ok((end, totals))
     }
@@ -312,8 +314,9 @@ impl Recovery<'_> {
                     _ => {}
                 }
                 applier.records += 1;
+                self.progress.read(at, meta.len() + frame.tail as usize);
             }
-            if applier.records >= RECORDS_AT_ONCE {
+            if applier.is_full() {
                 applier.merge_rows()?;
             }
         }
