@@ -203,7 +203,8 @@ fn a_full_segment_that_ends_too_early_is_damage_and_not_its_end() {
     let whole = count().unwrap();
     assert!(whole > 3);
     let (at, ..) = *groups(&disk.read(&journal_file(1)).unwrap()).last().unwrap();
-    disk.tamper(&journal_file(1), |bytes| bytes[at + 60] ^= 1).unwrap();
+    // The sequence, as the last group may be a mark without records.
+    disk.tamper(&journal_file(1), |bytes| bytes[at + 24] ^= 1).unwrap();
     let Err(StoreError::Damaged(what)) = count() else { panic!("{whole} records, and nothing was missed") };
     assert!(what.contains(&format!("offset {at}")), "{what}");
 }
