@@ -115,7 +115,13 @@ impl Broker {
         let progress = Arc::<Progress>::default();
         let health = Health::new(progress.clone());
         let console = match config.console.listen {
-            ConsoleListen::At(address) => Some(Console::start(address, health.clone())?),
+            ConsoleListen::At(address) => Some(Console::start(address, health.clone()).map_err(|error| {
+                // Another broker over the same data has its console's address too, and is the cause.
+                match embedded::is_free(&section.data) {
+                    Err(locked @ StoreError::Locked(_)) => StartError::Store(locked),
+                    _ => error.into(),
+                }
+            })?),
             ConsoleListen::Off => None,
         };
         let embedded = open(config, progress)?;

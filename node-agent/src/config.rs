@@ -87,7 +87,7 @@ pub struct LinkConfig {
     pub retry_max: Duration,
     /// Bytes in flight that the broker may send before the agent has read them: memory per connection.
     pub receive_window_bytes: NonZeroU32,
-    /// Exchanges that the broker may have open at once.
+    /// Exchanges that the broker may have open at once: more than the 64 dispatches that it offers at a time.
     pub streams: NonZeroU32,
     /// Each of the UDP socket's two buffers, in bytes.
     pub socket_buffer_bytes: NonZeroUsize,

@@ -113,15 +113,24 @@ fn a_console_that_cannot_listen_stops_the_start_and_names_the_key_and_one_that_i
         let listen = listen.to_owned().try_into().unwrap();
         Processes::prepare(&[], move |config| config.console.listen = listen)
     };
-    let processes = with(&address);
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_docaxis"));
-    command.args(["--json", "broker", "run", "--config"]).arg(processes.folder().join("broker.toml"));
-    let output = command.output().unwrap();
-    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let message = document["error"]["message"].as_str().unwrap();
+    let mut processes = with(&address);
+    let refused = |processes: &Processes| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_docaxis"));
+        command.args(["--json", "broker", "run", "--config"]).arg(processes.folder().join("broker.toml"));
+        let output = command.output().unwrap();
+        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), document["error"]["message"].as_str().unwrap().to_owned())
+    };
+    let (code, message) = refused(&processes);
     let expected = format!("the console: console.listen in broker.toml is {address}; give another address, or \"off\"");
     assert!(message.starts_with(&expected), "{message}");
-    assert_eq!((output.status.code(), message.matches("in use").count()), (Some(1), 1), "{message}");
+    assert_eq!((code, message.matches("in use").count()), (Some(1), 1), "{message}");
+
+    // A second broker over the same data is told that, not of the address that the first one has.
+    drop(taken);
+    processes.launch(BROKER);
+    let (code, message) = refused(&processes);
+    assert!(code == Some(4) && !message.contains("console"), "{code:?}: {message}");
 
     let mut processes = with("off");
     processes.launch(BROKER);

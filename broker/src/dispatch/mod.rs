@@ -119,8 +119,25 @@ impl Exchange {
         read(&self.directory.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Evidence for one of these senders from its cursor on: of the first that has any, behind `after` and around.
+    pub fn next_news(
+        &self,
+        cursors: &BTreeMap<AgencyCode, u64>,
+        after: Option<&AgencyCode>,
+    ) -> Result<Vec<EvidenceItem>, StoreError> {
+        let behind = |agency: &AgencyCode| after.is_some_and(|after| agency > after);
+        let (first, then): (Vec<_>, Vec<_>) = cursors.iter().partition(|(agency, _)| behind(agency));
+        for (sender, cursor) in first.into_iter().chain(then) {
+            let news = self.news_for(sender, *cursor)?;
+            if !news.is_empty() {
+                return Ok(news);
+            }
+        }
+        Ok(vec![])
+    }
+
     /// Evidence for one sender from `cursor` on, as it is sent to the sender's node.
-    pub fn news_for(&self, sender: &AgencyCode, cursor: u64) -> Result<Vec<EvidenceItem>, StoreError> {
+    fn news_for(&self, sender: &AgencyCode, cursor: u64) -> Result<Vec<EvidenceItem>, StoreError> {
         let (mut news, mut bytes, mut from) = (Vec::new(), 0, cursor);
         loop {
             let stored = self.store.evidence_for_sender(sender, from, FOLLOW_READ)?;

@@ -84,17 +84,23 @@ impl Exchange {
                 Err(reason) => Err(reason),
             })
         };
-        let (checked, mut stand) = match self.workers.run(look).await?? {
+        let (checked, stand) = match self.workers.run(look).await?? {
             Ok(looked) => looked,
             Err(reason) => return Ok(Err(reason)),
         };
+        let mut read = Some(stand);
         for _ in 0..MAX_ROUNDS {
+            let stand = match read.take() {
+                Some(stand) => stand,
+                None => {
+                    // Reads from the disk: not on the link's thread.
+                    let (exchange, about) = (self.clone(), checked.clone());
+                    self.workers.run(move || exchange.stand(&about)).await??
+                }
+            };
             if let Some(settled) = self.settle(&checked, stand).await? {
                 return Ok(settled);
             }
-            // Reads from the disk: not on the link's thread.
-            let (exchange, about) = (self.clone(), checked.clone());
-            stand = self.workers.run(move || exchange.stand(&about)).await??;
         }
         Ok(Err(ReasonCode::Busy.because("the delivery changed again and again meanwhile")))
     }

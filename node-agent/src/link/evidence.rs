@@ -21,8 +21,10 @@ use crate::identity::{Identity, TrustError};
 use crate::mailbox::{EvidenceRow, Follows, MissingProof};
 use crate::uplink::back_off;
 
-/// Frames of evidence that are read while earlier ones are stored.
-const FRAMES_AHEAD: usize = 16;
+/// Frames of evidence that are read while earlier ones are stored, of about 1 MiB at most.
+const FRAMES_AHEAD: usize = 8;
+/// Evidence that is stored together, in bytes, beside the frame that goes over it.
+const TOGETHER_BYTES: usize = 512 << 10;
 /// How long to wait before evidence is asked for again that builds on something still on its way.
 const AFTER_GAP: Duration = Duration::from_millis(200);
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
@@ -91,7 +93,12 @@ async fn follow_once(session: &Session, agencies: Vec<AgencyCode>, failures: &mu
 async fn read_ahead(stream: &mut Stream, found: mpsc::Sender<Vec<EvidenceItem>>) -> Result<(), LinkError> {
     loop {
         match stream.read_unhurried(Class::Large).await? {
-            Frame::Evidence(items) => found.send(items).await.map_err(|_| LinkError::Panicked)?,
+            Frame::Evidence(items) => {
+                if found.send(items).await.is_err() {
+                    // Whoever stores them has ended, and says why.
+                    return Ok(());
+                }
+            }
             other => return Err(LinkError::Unexpected { found: other.name(), expected: "Evidence" }),
         }
         docaxis_failpoints::failpoint!("agent.follow.read");
@@ -104,9 +111,13 @@ async fn store(
     failures: &mut u32,
 ) -> Result<(), LinkError> {
     while let Some(mut items) = news.recv().await {
+        let bytes_of = |items: &[EvidenceItem]| items.iter().map(|item| item.evidence.bytes.len()).sum::<usize>();
+        let mut bytes = bytes_of(&items);
         while items.len() < MAX_BATCH
+            && bytes < TOGETHER_BYTES
             && let Ok(more) = news.try_recv()
         {
+            bytes += bytes_of(&more);
             items.extend(more);
         }
         let (batch, bad) = verify_all(session, items).await;
@@ -143,8 +154,7 @@ async fn verify_all(session: &Session, items: Vec<EvidenceItem>) -> (Vec<Follows
         match read.await {
             Ok(read) => readable.push(read),
             Err(error) => {
-                session.shared.alarm(does_not_verify(leaf, &error));
-                bad = Some(error);
+                bad = Some((leaf, error));
                 break;
             }
         }
@@ -161,7 +171,12 @@ async fn verify_all(session: &Session, items: Vec<EvidenceItem>) -> (Vec<Follows
         (good, None)
     };
     let (good, worse) = session.shared.blocking(judge_all).await;
-    (good, worse.or(bad))
+    // One before it is the first that is bad.
+    let unreadable = bad.filter(|_| worse.is_none()).map(|(leaf, error)| {
+        session.shared.alarm(does_not_verify(leaf, &error));
+        error
+    });
+    (good, worse.or(unreadable))
 }
 
 fn does_not_verify(leaf: u64, error: &LinkError) -> String {

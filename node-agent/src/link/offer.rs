@@ -66,7 +66,8 @@ async fn handle(session: &Session, stream: &mut Stream, offer: Offer) -> Result<
         // Stated once, stated for ever: the same bytes, whatever the clock or the certificates say now.
         Known::Stated(sealed) => sealed,
         Known::Open { other, held } => {
-            let looked = Looked { sha256, inline, bodies, other, held };
+            let pins = held.iter().map(|sha256| shared.parts.pin(*sha256)).collect();
+            let looked = Looked { sha256, inline, bodies, other, here: Here { held, pins } };
             take(session, stream, &offer, &envelope, looked).await?
         }
     };
@@ -113,8 +114,7 @@ struct Looked {
     bodies: Result<Vec<QueuedPart>, Reason>,
     /// Whether the agency has another dispatch under this id.
     other: bool,
-    /// Those of the bodies that the agency has.
-    held: Vec<Digest>,
+    here: Here,
 }
 
 /// Judges a new offer, fetches its bodies, and makes the answer durable.
@@ -126,7 +126,7 @@ async fn take(
     looked: Looked,
 ) -> Result<SealedStatement, Problem> {
     let shared = &session.shared;
-    let Looked { sha256, inline, bodies, other, held } = looked;
+    let Looked { sha256, inline, bodies, other, here } = looked;
     let bytes = envelope.parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
     shared.space.may_begin(bytes).map_err(Problem::NoRoom)?;
     let identity = shared.identity.load_full();
@@ -154,7 +154,7 @@ async fn take(
     if fault.is_none() {
         match bodies {
             Err(reason) => fault = Some(reason),
-            Ok(bodies) => match fetch(session, stream, envelope, &bodies, (inline, held)).await? {
+            Ok(bodies) => match fetch(session, stream, envelope, &bodies, (inline, here)).await? {
                 Err(reason) => fault = Some(reason),
                 Ok(fetched) => body = Some((bodies, fetched)),
             },
@@ -258,7 +258,8 @@ fn seal_statement(
         .map_err(|e| Problem::Unsigned(ReasonCode::Other.because(e.to_string())))
 }
 
-struct Fetched {
+/// Bodies that this agency has of those that are offered, and what keeps all of them here meanwhile.
+struct Here {
     held: Vec<Digest>,
     pins: Vec<Pin>,
 }
@@ -269,10 +270,10 @@ async fn fetch(
     stream: &mut Stream,
     envelope: &Envelope,
     bodies: &[QueuedPart],
-    (inline, known): (Vec<(u16, Vec<u8>)>, Vec<Digest>),
-) -> Result<Result<Fetched, Reason>, Problem> {
+    (inline, Here { held: known, pins }): (Vec<(u16, Vec<u8>)>, Here),
+) -> Result<Result<Here, Reason>, Problem> {
     let shared = &session.shared;
-    let mut fetched = Fetched { held: vec![], pins: known.iter().map(|sha256| shared.parts.pin(*sha256)).collect() };
+    let mut fetched = Here { held: vec![], pins };
     let (mut held, damaged) = whole(session, known).await;
     for error in damaged {
         shared.alarm(format!("a body that should be here is asked for again: {error}"));

@@ -327,6 +327,11 @@ pub(crate) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Any + Send + S
     })
 }
 
+/// [`StoreError::Locked`] while a process has the folder.
+pub fn is_free(dir: &Path) -> Result<(), StoreError> {
+    lock(&crate::disk::RealDisk, dir).map(drop)
+}
+
 fn start_view(
     index: Arc<dyn Index>,
     config: &EmbeddedConfig,

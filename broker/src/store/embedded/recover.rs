@@ -25,7 +25,7 @@ use crate::store::StoreError;
 /// Records applied before their rows are merged: bounds memory while the index is built.
 const RECORDS_AT_ONCE: u32 = 2_000;
 /// Rows at which they are merged earlier, about 200 bytes each: a circular that thousands of recipients refuse has twice as
-/// many.
+/// many. In the journal's tail the group is ended first, of which a commit had all rows in memory too.
 pub const ROWS_AT_ONCE: usize = 16 << 10;
 /// Records that are handed on at once by whoever reads them, and how many of such lots may wait: bounds memory.
 const READ_AT_ONCE: usize = 128;
