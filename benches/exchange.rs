@@ -106,8 +106,12 @@ fn all_the_way(net: &mut TestNet, from: u64, count: u64) -> f64 {
 }
 
 struct Steady {
+    /// From the call that queues it to the acceptance.
+    to_acceptance: Vec<f64>,
     /// From the acceptance to the handover, as the exchange has signed them.
     to_handover: Vec<f64>,
+    /// From the handover until its evidence is durable at the sender.
+    back: Vec<f64>,
     /// From the call that queues it until its evidence is durable at the sender.
     to_evidence: Vec<f64>,
 }
@@ -135,6 +139,8 @@ fn steady(net: &TestNet, from: u64, seconds: u64) -> Steady {
     let (asked, ids): (Vec<_>, Vec<_>) = sent.into_iter().unzip();
     let found = run(both(agent, &ids));
     Steady {
+        to_acceptance: asked.iter().zip(&found).map(|(asked, (accepted, _))| ms(*asked, accepted.time)).collect(),
+        back: found.iter().map(|(_, handed)| ms(handed.time, handed.stored)).collect(),
         to_handover: found.iter().map(|(accepted, handed)| ms(accepted.time, handed.time)).collect(),
         to_evidence: asked.iter().zip(&found).map(|(asked, (_, handed))| ms(*asked, handed.stored)).collect(),
     }
@@ -199,15 +205,17 @@ fn main() {
 
     println!("{STEADY_PER_S} a second of {STEADY_BYTES} B for {seconds} s, milliseconds:");
     let fsync_ms = disk.latencies_ms(ENVELOPE_BYTES + STEADY_BYTES, 1_000);
-    let Steady { to_handover, to_evidence } = steady(&net, number, seconds);
-    println!("                                     |    p50 |    p99 |    max");
+    let Steady { to_acceptance, to_handover, back, to_evidence } = steady(&net, number, seconds);
+    println!("                                      |    p50 |    p99 |    max");
     for (what, took) in [
+        ("asked for to accepted", to_acceptance),
         ("accepted to handed over", to_handover),
+        ("handed over to evidence at the sender", back),
         ("asked for to evidence at the sender", to_evidence),
         ("one fdatasync", fsync_ms),
         ("one QUIC request", quic_ms),
     ] {
         let [half, most, max] = [50, 99, 100].map(|of| percentile(took.clone(), of));
-        println!("{what:36} | {half:6.2} | {most:6.2} | {max:6.2}");
+        println!("{what:37} | {half:6.2} | {most:6.2} | {max:6.2}");
     }
 }

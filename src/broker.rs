@@ -5,6 +5,7 @@ mod copies;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use docaxis_broker::config::ConsoleListen;
 use docaxis_broker::{Broker, BrokerConfig};
 use docaxis_protocol::ReasonCode;
 use serde_json::{Value, json};
@@ -48,7 +49,10 @@ impl ConfigArg {
     /// The control socket of the broker with this configuration.
     pub fn control(&self) -> Result<Control, Failure> {
         let config = self.load()?;
-        let hint = format!("Start the broker: docaxis broker run --config {}", self.config.display());
+        let mut hint = format!("Start the broker: docaxis broker run --config {}", self.config.display());
+        if let ConsoleListen::At(address) = config.console.listen {
+            hint += &format!(". If it is just starting, http://{address}/readyz says how far it is.");
+        }
         Ok(Control::new(&docaxis_broker::control_socket(&config), hint))
     }
 }
@@ -94,8 +98,10 @@ fn start_failure(error: &docaxis_broker::StartError) -> Failure {
 fn check(arg: &ConfigArg, out: Out) -> Result<(), Failure> {
     let config = arg.load()?;
     let origin = docaxis_broker::check(&config).map_err(|e| start_failure(&e))?;
-    let words = format!("{} is good: exchange {origin}, listening on {}", arg.config.display(), config.broker.listen);
-    out.data(&json!({"ok": true, "origin": origin, "listen": config.broker.listen.to_string()}), words)
+    let (listen, console) = (config.broker.listen.to_string(), config.console.listen.to_string());
+    let words =
+        format!("{} is good: exchange {origin}, listening on {listen}, console {console}", arg.config.display());
+    out.data(&json!({"ok": true, "origin": origin, "listen": listen, "console": console}), words)
 }
 
 fn status(arg: &ConfigArg, out: Out) -> Result<(), Failure> {

@@ -116,6 +116,7 @@ class Exchange:
         # Small segments, so that they fill, settle and are freed within seconds.
         text = config.read_text()
         before, store = text[:text.index("[store]")], "[store]\nsegment_mib = 8\nindex_cache_mib = 8\n"
+        store += "[console]\nlisten = \"off\"\n"
         config.write_text(before + store)
         self.start("broker")
         self.spawn("authority", ["ca", "serve", "--dir", "auth"])

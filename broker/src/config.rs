@@ -31,6 +31,8 @@ pub struct BrokerConfig {
     pub store: StoreSection,
     #[serde(default)]
     pub space: SpaceConfig,
+    #[serde(default)]
+    pub console: ConsoleSection,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +78,54 @@ impl Default for StoreSection {
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConsoleSection {
+    /// TCP address of `/livez` and `/readyz`, or `off`. What is said there is no secret, but is for administrators: another
+    /// address than one of this machine needs a firewall before it.
+    pub listen: ConsoleListen,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum ConsoleListen {
+    Off,
+    At(SocketAddr),
+}
+
+impl Default for ConsoleListen {
+    fn default() -> Self {
+        Self::At((Ipv4Addr::LOCALHOST, 7402).into())
+    }
+}
+
+impl TryFrom<String> for ConsoleListen {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match (text.as_str(), text.parse()) {
+            ("off", _) => Ok(Self::Off),
+            (_, Ok(address)) => Ok(Self::At(address)),
+            (_, Err(_)) => Err(format!("{text:?} is no address; expected IP:PORT, such as 127.0.0.1:7402, or \"off\"")),
+        }
+    }
+}
+
+impl std::fmt::Display for ConsoleListen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::At(address) => address.fmt(f),
+        }
+    }
+}
+
+impl From<ConsoleListen> for String {
+    fn from(listen: ConsoleListen) -> Self {
+        listen.to_string()
+    }
+}
+
 fn default_listen() -> SocketAddr {
     (Ipv4Addr::UNSPECIFIED, 7400).into()
 }
@@ -108,7 +158,12 @@ impl BrokerConfig {
             max_connections: default_connections(),
             workers: default_workers(),
         };
-        Self { broker, store: StoreSection::default(), space: SpaceConfig::default() }
+        Self {
+            broker,
+            store: StoreSection::default(),
+            space: SpaceConfig::default(),
+            console: ConsoleSection::default(),
+        }
     }
 
     /// Reads and checks a file. Relative folders in it are taken from the folder that it lies in.
@@ -168,8 +223,24 @@ mod tests {
         let config = load("[broker]\ndata = 'data'\nidentity = 'identity'\n").unwrap();
         assert_eq!(config.store, StoreSection::default());
         assert_eq!(config.broker.listen.port(), 7400);
+        assert_eq!(config.console.listen.to_string(), "127.0.0.1:7402");
         let text = toml::to_string(&BrokerConfig::new("data".into(), "identity".into())).unwrap();
         assert_eq!(load(&text).unwrap().store, StoreSection::default());
+    }
+
+    #[test]
+    fn the_console_has_an_address_or_is_off_and_nothing_else() {
+        let with =
+            |listen: &str| load(&format!("[broker]\ndata = 'data'\nidentity = 'i'\n[console]\nlisten = '{listen}'\n"));
+        for listen in ["off", "127.0.0.1:0", "[::1]:7402"] {
+            let config = with(listen).unwrap();
+            assert_eq!(config.console.listen.to_string(), listen);
+            assert!(toml::to_string(&config).unwrap().contains(&format!("listen = \"{listen}\"")));
+        }
+        for listen in ["", "Off", "none", "7402", "localhost:7402"] {
+            let error = with(listen).unwrap_err();
+            assert!(error.contains("line 5") && error.contains("is no address; expected IP:PORT"), "{error}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The control socket: how the command line talks to a running broker. HTTP over a Unix socket that only this user may
-//! open; the peer's credentials are checked as well. The only place in the broker that knows axum.
+//! open; the peer's credentials are checked as well.
 
 mod copies;
 
@@ -45,11 +45,18 @@ pub enum ControlError {
     Thread(io::Error),
 }
 
+/// Where the broker listens.
+pub struct Addresses {
+    pub link: SocketAddr,
+    /// None if it is off.
+    pub console: Option<SocketAddr>,
+}
+
 struct Shared {
     copies: Copies,
     exchange: Arc<Exchange>,
     keys: Keys,
-    address: SocketAddr,
+    addresses: Addresses,
 }
 
 /// The running control socket.
@@ -64,7 +71,7 @@ impl Control {
         path: &Path,
         identity: &BrokerIdentity,
         exchange: Arc<Exchange>,
-        address: SocketAddr,
+        addresses: Addresses,
         copies: Copies,
     ) -> Result<Self, ControlError> {
         let socket = |source| ControlError::Socket { path: path.to_owned(), source };
@@ -76,7 +83,7 @@ impl Control {
         let listener = std::os::unix::net::UnixListener::bind(path).map_err(socket)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(socket)?;
         listener.set_nonblocking(true).map_err(socket)?;
-        let shared = Arc::new(Shared { exchange, keys: Keys::of(identity), address, copies });
+        let shared = Arc::new(Shared { exchange, keys: Keys::of(identity), addresses, copies });
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ControlError::Thread)?;
         let (stop, mut stopped) = watch::channel(false);
@@ -197,7 +204,9 @@ async fn status(State(shared): Shares) -> Json<Value> {
     let (version, agencies) = exchange.with_directory(|d| (d.version(), d.len()));
     Json(json!({
         "origin": exchange.origin, "software": concat!("docaxis ", env!("CARGO_PKG_VERSION")),
-        "time": exchange.now(), "listening": shared.address.to_string(), "dispatches": counts.dispatches,
+        "time": exchange.now(), "listening": shared.addresses.link.to_string(),
+        "console": shared.addresses.console.map_or_else(|| "off".to_owned(), |address| format!("http://{address}/readyz")),
+        "dispatches": counts.dispatches,
         "waiting": counts.waiting, "evidence": counts.leaves, "checkpoint": checkpoint,
         "journal": exchange.store.journal(), "directory_version": version, "agencies": agencies, "linked": exchange.links.nodes(),
         "space": exchange.space.report(),

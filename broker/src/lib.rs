@@ -2,7 +2,7 @@
 //! evidence of each step.
 //!
 //! [`Broker::start`] is the only entry, for the program and for tests. What is absent: quinn outside `link`, sled
-//! outside `store`, axum outside `control`; the issuing keys, which only the authority holds.
+//! outside `store`, axum outside `control` and `console`; the issuing keys, which only the authority holds.
 
 pub mod admission;
 pub mod backup;
@@ -10,6 +10,7 @@ pub mod bells;
 pub mod blobs;
 mod bundle;
 pub mod config;
+mod console;
 pub mod continuity;
 mod control;
 pub mod delivery;

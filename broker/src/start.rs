@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,9 +17,10 @@ use docaxis_protocol::envelope::Chain;
 use tokio::sync::watch;
 
 use crate::blobs::BlobStore;
-use crate::config::BrokerConfig;
+use crate::config::{BrokerConfig, ConsoleListen};
+use crate::console::{Condition, Console, ConsoleError, Health};
 use crate::continuity::{self, Mark};
-use crate::control::{Control, ControlError, Copies};
+use crate::control::{Addresses, Control, ControlError, Copies};
 use crate::directory::Directory;
 use crate::disk::RealDisk;
 use crate::dispatch::{Exchange, ExchangeError};
@@ -29,7 +30,7 @@ use crate::evidence::{Issuer, LogKeeper};
 use crate::link::{Link, LinkConfig, LinkError, Links};
 use crate::seals::Seals;
 use crate::space::Space;
-use crate::store::embedded::{self, EmbeddedConfig, EmbeddedStore, Rebuilt};
+use crate::store::embedded::{self, EmbeddedConfig, EmbeddedStore, Progress, Rebuilt};
 use crate::store::{Store, StoreError};
 use crate::work::Workers;
 
@@ -59,28 +60,72 @@ pub enum StartError {
     Link(#[from] LinkError),
     #[error("the control socket: {0}")]
     Control(#[from] ControlError),
+    #[error("the console: {0}")]
+    Console(#[from] ConsoleError),
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] std::io::Error),
 }
 
 /// A running broker.
 pub struct Broker {
-    embedded: Arc<EmbeddedStore>,
+    /// First, so that nobody asks any more when the rest is dropped.
+    console: Option<Console>,
+    health: Arc<Health>,
+    running: Arc<Running>,
     link: Link,
     control: Control,
-    exchange: Arc<Exchange>,
     stop: watch::Sender<bool>,
-    threads: Vec<JoinHandle<()>>,
+}
+
+/// What must go on while the broker serves.
+struct Running {
+    embedded: Arc<EmbeddedStore>,
+    exchange: Arc<Exchange>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Running {
+    /// See [`Broker::poisoned`].
+    fn poisoned(&self) -> Option<StoreError> {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = threads.iter().find(|thread| thread.is_finished());
+        let ended = ended.map(|thread| thread.thread().name().unwrap_or("a thread").to_owned());
+        self.embedded
+            .poisoned()
+            .or_else(|| ended.map(|name| StoreError::Poisoned(format!("{name} has ended; the log says why"))))
+    }
+
+    fn condition(&self) -> Condition {
+        Condition {
+            poisoned: self.poisoned().map(|error| error.to_string()),
+            closed: self.exchange.continuity.refusal().map(|reason| reason.text),
+            space: self.exchange.space.level(),
+        }
+    }
 }
 
 impl Broker {
-    /// Opens everything and starts to serve. When this returns, the recovery is done and the socket is bound.
+    /// Opens everything and starts to serve. When this returns, the recovery is done and the socket is bound. Meanwhile the
+    /// console says how far it is.
     pub fn start(config: &BrokerConfig) -> Result<Self, StartError> {
         let section = &config.broker;
         let identity = BrokerIdentity::load(&section.identity)?;
         let trust = Trust::new(identity.origin.clone(), &identity.common)?;
         let links = Arc::new(Links::default());
-        let embedded = open_store(config)?;
+        let progress = Arc::<Progress>::default();
+        let health = Health::new(progress.clone());
+        let console = match config.console.listen {
+            ConsoleListen::At(address) => Some(Console::start(address, health.clone()).map_err(|error| {
+                // Another broker over the same data has its console's address too, and is the cause.
+                match embedded::is_free(&section.data) {
+                    Err(locked @ StoreError::Locked(_)) => StartError::Store(locked),
+                    _ => error.into(),
+                }
+            })?),
+            ConsoleListen::Off => None,
+        };
+        let embedded = open(config, progress)?;
+        health.store_opened();
         docaxis_failpoints::failpoint!("broker.start.recovered");
         let blobs = embedded.blobs();
         let store: Arc<dyn Store> = embedded.clone();
@@ -104,9 +149,13 @@ impl Broker {
         };
         let link = Link::start(&link_config, &identity, trust, exchange.clone(), links)?;
         let copies = Copies { store: embedded.clone(), data: section.data.clone() };
-        let control = Control::start(&control_socket(config), &identity, exchange.clone(), link.address(), copies)?;
+        let addresses = Addresses { link: link.address(), console: console.as_ref().map(Console::address) };
+        let control = Control::start(&control_socket(config), &identity, exchange.clone(), addresses, copies)?;
+        let running = Arc::new(Running { embedded, exchange, threads: Mutex::new(threads) });
+        let asked = Arc::downgrade(&running);
+        health.serving(move || asked.upgrade().map(|running| running.condition()));
         tracing::info!(origin = %identity.origin, address = %link.address(), "the broker serves");
-        Ok(Self { embedded, link, control, exchange, stop, threads })
+        Ok(Self { console, health, running, link, control, stop })
     }
 
     /// The address of the link; the port is known even if 0 was asked for.
@@ -114,54 +163,62 @@ impl Broker {
         self.link.address()
     }
 
+    /// The address of `/livez` and `/readyz`; none if they are off.
+    pub fn console(&self) -> Option<std::net::SocketAddr> {
+        self.console.as_ref().map(Console::address)
+    }
+
     /// Why the broker cannot go on, if a write failed or a thread ended: the process must stop and be started again.
     pub fn poisoned(&self) -> Option<StoreError> {
-        let ended = self.threads.iter().find(|thread| thread.is_finished());
-        let ended = ended.map(|thread| thread.thread().name().unwrap_or("a thread").to_owned());
-        self.embedded
-            .poisoned()
-            .or_else(|| ended.map(|name| StoreError::Poisoned(format!("{name} has ended; the log says why"))))
+        self.running.poisoned()
     }
 
     /// The exchange, for tests that look inside.
     pub fn exchange(&self) -> &Arc<Exchange> {
-        &self.exchange
+        &self.running.exchange
     }
 
     /// Stops: no new work, links closed, a last checkpoint, the store closed. What was accepted is durable already.
     pub fn stop(mut self) -> Result<(), StoreError> {
+        self.health.stopping();
         self.control.stop();
         self.link.stop();
         let _threads_gone = self.stop.send(true);
-        for thread in self.threads.drain(..) {
+        let threads = std::mem::take(&mut *self.running.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
             if thread.join().is_err() {
                 tracing::error!("a thread had panicked");
             }
         }
-        self.exchange.workers.stop();
-        let store = self.exchange.store.clone();
+        self.exchange().workers.stop();
+        let store = self.exchange().store.clone();
         let closed = small_runtime().map_err(|e| StoreError::Io { operation: "close", found: e.to_string() })?;
         closed.block_on(store.close())
     }
 }
 
-fn embedded_config(config: &BrokerConfig) -> EmbeddedConfig {
+fn embedded_config(config: &BrokerConfig, progress: Arc<Progress>) -> EmbeddedConfig {
     EmbeddedConfig {
         segment_bytes: config.store.segment_mib << 20,
         index_cache_bytes: config.store.index_cache_mib << 20,
         keep_bodies: config.store.keep_bodies,
         space: config.space,
+        progress,
         ..EmbeddedConfig::default()
     }
 }
 
+fn open(config: &BrokerConfig, progress: Arc<Progress>) -> Result<Arc<EmbeddedStore>, StoreError> {
+    EmbeddedStore::open(&config.broker.data, embedded_config(config, progress), Arc::new(RealDisk))
+}
+
 pub(crate) fn open_store(config: &BrokerConfig) -> Result<Arc<EmbeddedStore>, StoreError> {
-    EmbeddedStore::open(&config.broker.data, embedded_config(config), Arc::new(RealDisk))
+    open(config, Arc::default())
 }
 
 /// Builds the index of a stopped broker anew.
 pub fn rebuild(config: &BrokerConfig) -> Result<Rebuilt, StoreError> {
-    embedded::rebuild(&config.broker.data, &embedded_config(config), Arc::new(RealDisk))
+    embedded::rebuild(&config.broker.data, &embedded_config(config, Arc::default()), Arc::new(RealDisk))
 }
 
 fn exchange(

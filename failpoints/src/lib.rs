@@ -1,4 +1,4 @@
-//! Named places at which a process can be made to die as by kill -9: one between any two steps of which a crash could
+//! Named places at which a process can be made to die as by kill -9, or to wait: one between any two steps of which a crash could
 //! separate the promise from the disk.
 //!
 //! Only builds with `debug_assertions` have them: there [`failpoint!`] counts passes, and in a release build it is

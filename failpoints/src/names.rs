@@ -4,6 +4,7 @@
 pub const BROKER: &[&str] = &[
     // A start: recovery itself must survive its own death.
     "broker.start.index-noted",
+    "broker.rebuild.applied",
     "broker.start.tail-rewritten",
     "broker.start.recovered",
     "broker.start.log-agreed",
@@ -74,6 +75,9 @@ pub const BROKER: &[&str] = &[
     "broker.settle.freed",
     // The index, which is only a view.
     "broker.index.writing",
+    "broker.index.ids-headed",
+    "broker.index.ids-split",
+    "broker.index.ids-paged",
     "broker.index.written",
     // The evidence log.
     "broker.log.file-synced",

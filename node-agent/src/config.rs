@@ -87,7 +87,7 @@ pub struct LinkConfig {
     pub retry_max: Duration,
     /// Bytes in flight that the broker may send before the agent has read them: memory per connection.
     pub receive_window_bytes: NonZeroU32,
-    /// Exchanges that the broker may have open at once.
+    /// Exchanges that the broker may have open at once: more than the 64 dispatches that it offers at a time.
     pub streams: NonZeroU32,
     /// Each of the UDP socket's two buffers, in bytes.
     pub socket_buffer_bytes: NonZeroUsize,
@@ -106,7 +106,7 @@ impl Default for LinkConfig {
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(30),
             receive_window_bytes: NonZeroU32::new(4 << 20).unwrap_or(NonZeroU32::MIN),
-            streams: NonZeroU32::new(32).unwrap_or(NonZeroU32::MIN),
+            streams: NonZeroU32::new(96).unwrap_or(NonZeroU32::MIN),
             socket_buffer_bytes: NonZeroUsize::new(4 << 20).unwrap_or(NonZeroUsize::MIN),
             proofs_every: Duration::from_secs(2),
         }

@@ -1,9 +1,11 @@
 //! Who this node is, for whom it may seal, and whom it believes.
 //!
 //! Evidence is believed under a key that chains to the authority for `docaxis://evidence/<origin>` at the evidence's
-//! time, and a seal under one for `docaxis://agency/<code>`. What is returned as verified was verified here.
+//! time, and a seal under one for `docaxis://agency/<code>`. What is returned as verified was verified here. What does not
+//! change is verified once and remembered: the chain of a certificate, and the signature of a piece of evidence. Time and
+//! revocation are looked at anew each time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +20,13 @@ use docaxis_protocol::statement::StatementError;
 use docaxis_protocol::{
     AgencyCode, Digest, Evidence, NodeId, Origin, SealedStatement, SignedEvidence, Statement, Timestamp,
 };
+
+/// Certificates of seals remembered at most, of about 700 bytes each: as many agencies as write to one node in a month.
+/// Over it all are forgotten.
+const MAX_SEALS: usize = 4_096;
+/// Pieces of evidence remembered at most: the exchange's answer to a submission comes once more among the evidence that
+/// is followed, soon after.
+const MAX_VERIFIED: usize = 4_096;
 
 /// An agency's seal: the key and its certificates, the leaf first.
 #[derive(Clone)]
@@ -39,6 +48,7 @@ pub struct Identity {
     pub tls: rustls::ClientConfig,
     pub seals: BTreeMap<AgencyCode, Seal>,
     pub chains: SealChains,
+    seen: Arc<Mutex<BTreeMap<(Digest, AgencyCode), CertifiedKey>>>,
     /// Under which directory entries are believed.
     pub directory_key: PublicKey,
     /// The authorities' certificates and revocation lists.
@@ -77,6 +87,7 @@ impl Identity {
             tls: tls::node_client(node, trust.clone(), tls::system_clock())?,
             seals: seals.collect(),
             chains,
+            seen: Arc::default(),
             directory_key: directory,
             common,
             trust,
@@ -86,7 +97,7 @@ impl Identity {
 
     /// The same identity with a newer revocation list of seals.
     pub fn with_common(&self, common: Common) -> Result<Self, ChainError> {
-        Ok(Self { chains: seal_chains(&common)?, common, ..self.clone() })
+        Ok(Self { chains: seal_chains(&common)?, seen: Arc::default(), common, ..self.clone() })
     }
 
     pub fn agencies(&self) -> Vec<AgencyCode> {
@@ -96,7 +107,20 @@ impl Identity {
     /// The key of a seal that held at each of these instants.
     pub fn seal_key(&self, chain: &Chain, who: &AgencyCode, at: &[Timestamp]) -> Result<CertifiedKey, TrustError> {
         let leaf = chain.leaf().filter(|_| chain.within_bounds()).ok_or(TrustError::NoCertificate)?;
-        Ok(self.chains.certified(leaf, &format!("docaxis://agency/{who}"), at)?)
+        let name = (Digest::of(leaf), who.clone());
+        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = seen().get(&name).cloned();
+        // Where what is remembered does not hold, the whole check says why, or finds another path.
+        if let Some(key) = known.filter(|key| at.iter().all(|at| self.chains.still_good(key, *at).is_ok())) {
+            return Ok(key);
+        }
+        let key = self.chains.certified(leaf, &format!("docaxis://agency/{who}"), at)?;
+        let mut seen = seen();
+        if seen.len() >= MAX_SEALS {
+            seen.clear();
+        }
+        seen.insert(name, key.clone());
+        Ok(key)
     }
 
     /// The key of the exchange's evidence in this chain, good at `at`.
@@ -174,23 +198,61 @@ pub enum TrustError {
 
 /// The keys of the exchange's evidence that were certified, by their ids.
 #[derive(Default)]
-pub struct EvidenceKeys(Mutex<BTreeMap<Digest, CertifiedKey>>);
+pub struct EvidenceKeys {
+    keys: Mutex<BTreeMap<Digest, CertifiedKey>>,
+    verified: Mutex<Recent>,
+}
+
+/// What was seen lately, by digest.
+#[derive(Default)]
+struct Recent {
+    seen: BTreeSet<Digest>,
+    order: VecDeque<Digest>,
+}
+
+impl Recent {
+    fn add(&mut self, digest: Digest) {
+        if self.seen.insert(digest) {
+            self.order.push_back(digest);
+        }
+        if self.order.len() > MAX_VERIFIED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.seen.remove(&oldest);
+        }
+    }
+}
 
 impl EvidenceKeys {
     pub fn add(&self, key: CertifiedKey) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.key().id(), key);
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).insert(key.key().id(), key);
     }
 
     pub fn has(&self, id: Digest) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
     }
 
     /// Checks signature, issuer, and that the key was good when the evidence says that it was signed.
     pub fn verify(&self, identity: &Identity, signed: &SignedEvidence) -> Result<Evidence, TrustError> {
-        let claimed = Evidence::parse(&signed.bytes)?.key;
-        let key = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&claimed).cloned();
-        let key = key.ok_or(TrustError::UnknownKey(claimed))?;
-        let evidence = signed.verify(key.key())?;
+        self.check(identity, signed, Evidence::parse(&signed.bytes)?)
+    }
+
+    /// The same, where `evidence` has been read out of the signed bytes already.
+    pub fn check(
+        &self,
+        identity: &Identity,
+        signed: &SignedEvidence,
+        evidence: Evidence,
+    ) -> Result<Evidence, TrustError> {
+        let key = self.keys.lock().unwrap_or_else(PoisonError::into_inner).get(&evidence.key).cloned();
+        let key = key.ok_or(TrustError::UnknownKey(evidence.key))?;
+        // Over bytes and signature; the bytes name the key.
+        let entry = signed.log_entry();
+        let known = self.verified.lock().unwrap_or_else(PoisonError::into_inner).seen.contains(&entry);
+        if !known {
+            signed.verify_signature(key.key())?;
+            self.verified.lock().unwrap_or_else(PoisonError::into_inner).add(entry);
+        }
         identity.chains.still_good(&key, evidence.time)?;
         if evidence.issuer != identity.origin {
             return Err(TrustError::Issuer { found: evidence.issuer, expected: identity.origin.clone() });
@@ -202,4 +264,81 @@ impl EvidenceKeys {
 /// The id under which evidence names its key, as the bytes claim.
 pub fn claimed_key(signed: &SignedEvidence) -> Result<Digest, TrustError> {
     Ok(Evidence::parse(&signed.bytes)?.key)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use docaxis_protocol::{DispatchId, Event, SealedEnvelope};
+
+    use super::*;
+    use crate::Env;
+    use crate::link::testing::{Exchange, code, envelope};
+
+    const SENDER: &str = "000.00.00.G22";
+
+    #[tokio::test]
+    async fn a_seal_that_was_good_once_is_good_only_while_it_is_in_force() {
+        let mut exchange = Exchange::start();
+        let sender = Identity::of(&exchange.join("g22", &[SENDER])).unwrap();
+        let identity = Identity::of(&exchange.join("h37", &["H37.DN.001"])).unwrap();
+        let (chain, now) = (&sender.seals[&code(SENDER)].chain, Env::real().now());
+        let good = identity.seal_key(chain, &code(SENDER), &[now]).unwrap();
+        assert_eq!(identity.seen.lock().unwrap().len(), 1);
+        assert_eq!(identity.seal_key(chain, &code(SENDER), &[now, now]).unwrap().key(), good.key());
+        assert_eq!(identity.seen.lock().unwrap().len(), 1);
+
+        let in_ten_years = now.plus(Duration::from_secs(10 * 366 * 86_400));
+        for at in [in_ten_years, now.minus(Duration::from_secs(10 * 366 * 86_400))] {
+            let error = identity.seal_key(chain, &code(SENDER), &[now, at]).unwrap_err();
+            assert!(matches!(error, TrustError::Chain(_)), "{error}");
+        }
+        let error = identity.seal_key(chain, &code("H37.DN.002"), &[now]).unwrap_err();
+        assert!(matches!(error, TrustError::Chain(ChainError::Uri { .. })), "{error}");
+
+        let seals_crl = exchange.revoke_seals(SENDER);
+        let common = Common { seals_crl, ..identity.common.clone() };
+        let later = identity.with_common(common).unwrap();
+        let error = later.seal_key(chain, &code(SENDER), &[now.plus(Duration::from_secs(5))]).unwrap_err();
+        assert!(error.to_string().contains("revoked"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn evidence_that_was_verified_once_is_known_again_by_all_its_bytes_and_its_signature() {
+        let mut exchange = Exchange::start();
+        let sender = Identity::of(&exchange.join("g22", &[SENDER])).unwrap();
+        let seal = &sender.seals[&code(SENDER)];
+        let sealed = SealedEnvelope::seal(&envelope(SENDER, &["H37.DN.001"]), &seal.key, seal.chain.clone()).unwrap();
+        let signed = exchange.evidence(Event::SubmissionAcceptance, &sealed, |_| ());
+        let keys = EvidenceKeys::default();
+        let unknown = keys.verify(&sender, &signed).unwrap_err();
+        assert!(matches!(unknown, TrustError::UnknownKey(_)), "{unknown}");
+        let certificates = Chain::from_ders([exchange.broker.evidence.clone(), sender.common.seals_ca.clone()]);
+        keys.add(sender.evidence_key(&certificates, Env::real().now()).unwrap());
+        for _ in 0..2 {
+            assert_eq!(keys.verify(&sender, &signed).unwrap().envelope_sha256, sealed.digest());
+        }
+        let mut other = signed.clone();
+        other.signature.0[3] ^= 1;
+        assert!(matches!(keys.verify(&sender, &other), Err(TrustError::Evidence(_))));
+        let mut other = signed;
+        let id = DispatchId::from_parts(Env::real().now(), [7; 10]).to_string();
+        let text = String::from_utf8(other.bytes).unwrap();
+        let old = Evidence::parse(text.as_bytes()).unwrap().dispatch.to_string();
+        other.bytes = text.replace(&old, &id).into_bytes();
+        assert!(matches!(keys.verify(&sender, &other), Err(TrustError::Evidence(_))));
+    }
+
+    #[test]
+    fn what_was_seen_longest_ago_is_forgotten_first() {
+        let mut recent = Recent::default();
+        let digest = |n: usize| Digest::of(&n.to_be_bytes());
+        for n in 0..=MAX_VERIFIED {
+            recent.add(digest(n));
+            recent.add(digest(n));
+        }
+        assert_eq!((recent.seen.len(), recent.order.len()), (MAX_VERIFIED, MAX_VERIFIED));
+        assert!(!recent.seen.contains(&digest(0)) && recent.seen.contains(&digest(1)));
+    }
 }

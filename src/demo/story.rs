@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use docaxis_broker::BrokerConfig;
+use docaxis_broker::config::ConsoleListen;
 use docaxis_certs::authority::Agency;
 use docaxis_certs::{Authority, AuthorityConfig};
 use docaxis_node_agent::gateway::edxml::Mode;
@@ -124,6 +125,8 @@ impl Story {
         std::fs::copy(folder.join("root.pem"), self.dir.join("authority.pem"))?;
         let mut config = BrokerConfig::new(".".into(), "identity".into());
         config.broker.listen = address.parse().map_err(|e| failed(&e))?;
+        // Whichever is free: a broker of this machine may have the usual one.
+        config.console.listen = ConsoleListen::At((std::net::Ipv4Addr::LOCALHOST, 0).into());
         config.store.segment_mib = 8;
         config.space.ballast_mib = 8;
         let written = toml::to_string(&config).map_err(|e| failed(&e))?;
@@ -340,6 +343,9 @@ impl Story {
     pub fn whereabouts(&self) -> String {
         let mut words = format!("\neverything is in {} and runs until Ctrl-C\n", self.dir.display());
         words += &format!("  broker: docaxis broker status --config {}\n", path(&self.dir, "broker/broker.toml"));
+        if let Ok(status) = self.broker_control().get::<Value>("/v1/status") {
+            words += &format!("  whether it is ready: {}\n", status["console"].as_str().unwrap_or_default());
+        }
         for node in self.nodes.iter().filter(|node| node.agent.is_some()) {
             words += &format!("  {}: docaxis doc list --config {}\n", node.id, node.config().display());
         }

@@ -58,6 +58,10 @@ impl Exchange {
 
     /// Both print a line when they have started.
     fn start_broker(&self) -> Running {
+        // Another test's broker may have the usual port.
+        let (config, usual) = (self.path("broker/broker.toml"), "listen = \"127.0.0.1:7402\"");
+        let text = std::fs::read_to_string(&config).unwrap();
+        std::fs::write(&config, text.replace(usual, "listen = \"127.0.0.1:0\"")).unwrap();
         docaxis(&["broker", "run"]).with("--config", &self.path("broker/broker.toml")).start()
     }
 
@@ -151,7 +155,7 @@ fn an_exchange_is_made_whole_and_never_made_twice() {
     let config = BrokerConfig::load(&exchange.path("broker/broker.toml")).unwrap();
     assert_eq!(config.broker.listen.to_string(), exchange.address);
     let checked = docaxis(&["broker", "check"]).with("--config", &exchange.path("broker/broker.toml")).run().done();
-    assert_eq!(checked, json!({"ok": true, "origin": ORIGIN, "listen": exchange.address}));
+    assert_eq!(checked, json!({"ok": true, "origin": ORIGIN, "listen": exchange.address, "console": "127.0.0.1:7402"}));
     assert_eq!(
         std::fs::read(exchange.path("ca/authority.pem")).unwrap(),
         std::fs::read(exchange.path("broker/identity/root.pem")).unwrap()

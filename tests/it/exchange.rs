@@ -194,7 +194,7 @@ fn told_by_the_broker(net: &TestNet, ids: &[DispatchId]) -> Vec<Value> {
         told.extend([shown, ask(format!("/v1/evidence?dispatch={id}"))]);
     }
     let mut status = ask("/v1/status".into());
-    for differs in ["time", "linked", "checkpoint", "journal", "space"] {
+    for differs in ["time", "console", "linked", "checkpoint", "journal", "space"] {
         status.as_object_mut().unwrap().remove(differs);
     }
     told.push(status);

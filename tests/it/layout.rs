@@ -139,6 +139,7 @@ fn each_library_stays_in_its_room() {
     check("sled", &["broker/src/store/"]);
     check("rusqlite", &["node-agent/src/mailbox/"]);
     check("axum", &["broker/src/control", "broker/src/console/", "node-agent/src/desk/", "node-agent/src/gateway/"]);
+    check("hyper", &["broker/src/console/", "node-agent/src/desk/", "src/control.rs"]);
     check("bincode", &["protocol/src/codec.rs"]);
     check("verify_batch", &[]);
 }

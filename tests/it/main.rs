@@ -17,6 +17,8 @@ mod memory;
 mod net;
 mod proof;
 mod raw;
+#[cfg(debug_assertions)]
+mod ready;
 mod refusals;
 mod resident;
 mod restore;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use docaxis_broker::config::ConsoleListen;
 use docaxis_broker::{Broker, BrokerConfig};
 use docaxis_certs::authority::{Agency, JoinReply};
 use docaxis_certs::{Authority, AuthorityConfig, NodeIdentity, PendingJoin, Token};
@@ -84,6 +85,7 @@ impl TestNet {
         }
         let mut config = BrokerConfig::new(folder.path().join("broker"), folder.path().join("broker-identity"));
         config.broker.listen = (Ipv4Addr::LOCALHOST, 0).into();
+        config.console.listen = ConsoleListen::Off;
         config.store.segment_mib = 8;
         config.store.index_cache_mib = 8;
         // Tests go on where the machine's own disk is well filled, and leave it alone.

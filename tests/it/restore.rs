@@ -109,9 +109,14 @@ fn a_broker_restored_from_an_older_backup_breaks_no_receipt_loses_no_dispatch_an
     let closed = net.until_continuity(|report| report.leaves == known && names(report) == ["a53"]);
     assert_eq!((closed.open, net.signed_size()), (false, restored), "nothing is signed before everybody was heard");
     assert!(closed.waiting_for_authority);
+    let (code, not_ready) = net.readiness();
+    assert_eq!((code, &not_ready["ready"], &not_ready["state"]), (503, &false.into(), &"closed".into()));
+    let why = not_ready["why"].as_str().unwrap();
+    assert!(why.starts_with("the exchange was put back to an older copy"), "{why}");
     net.publish();
     net.start_node("a53");
     net.until_continuity(|report| report.open);
+    assert_eq!(net.readiness().0, 200);
     nothing_was_lost(&mut net, &story, &receipts);
     assert!(!net.broker_data().join("restored.json").exists());
 }

@@ -48,6 +48,8 @@ struct Contents {
     durable: Vec<u8>,
     /// Ranges written since the last sync.
     dirty: Vec<(usize, usize)>,
+    /// Where the last read ended that went furthest since [`SimDisk::forget_reads`].
+    furthest_read: u64,
 }
 
 #[derive(Debug, Default)]
@@ -168,6 +170,16 @@ impl SimDisk {
         state.fail_at = Some((at, failure));
     }
 
+    /// How far into this file anybody has read.
+    pub fn furthest_read(&self, path: &Path) -> u64 {
+        let state = lock(&self.state);
+        state.names.get(path).map_or(0, |file| state.files[*file].furthest_read)
+    }
+
+    pub fn forget_reads(&self) {
+        lock(&self.state).files.iter_mut().for_each(|file| file.furthest_read = 0);
+    }
+
     pub fn heal(&self) {
         lock(&self.state).fail_at = None;
     }
@@ -217,7 +229,7 @@ impl SimDisk {
             .iter()
             .map(|file| {
                 let bytes = if cut == Cut::Drop { file.durable.clone() } else { torn(file, &mut seed) };
-                Contents { live: bytes.clone(), durable: bytes, dirty: vec![] }
+                Contents { live: bytes.clone(), durable: bytes, ..Contents::default() }
             })
             .collect();
         let state = State {
@@ -290,11 +302,12 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let state = lock(&self.state);
-        let live = &state.files[self.file].live;
+        let mut state = lock(&self.state);
+        let Contents { live, furthest_read, .. } = &mut state.files[self.file];
         let start = to_index(offset)?.min(live.len());
         let len = buffer.len().min(live.len() - start);
         buffer[..len].copy_from_slice(&live[start..start + len]);
+        *furthest_read = (*furthest_read).max((start + len) as u64);
         Ok(len)
     }
 

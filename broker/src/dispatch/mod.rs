@@ -14,6 +14,7 @@ use docaxis_protocol::directory::{DirectoryError, SignedEntry, VerifiedEntry};
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::evidence::EvidenceError;
 use docaxis_protocol::frame::{EvidenceItem, Notices};
+use docaxis_protocol::limits::MAX_BATCH;
 use docaxis_protocol::{AgencyCode, NodeId, Origin, Reason, ReasonCode, Timestamp};
 
 use crate::bells::Bells;
@@ -32,8 +33,10 @@ pub use intake::{Admitted, Intake, inline_sizes};
 pub use outcome::{Again, Offering, Prepared};
 pub use repair::{Repairs, Wanted};
 
-/// Evidence sent in one frame of a `Follow`: bounded so that the frame stays small.
-const FOLLOW_BATCH: usize = 32;
+/// Pieces of evidence that are read at once for a `Follow`: one about a circular can be 200 KiB.
+const FOLLOW_READ: usize = 32;
+/// Evidence given at once in a `Follow`, in bytes: the node commits what comes together in one transaction.
+const FOLLOW_BYTES: usize = 512 << 10;
 /// Directory entries sent in one frame, in bytes.
 const DIRECTORY_BATCH_BYTES: usize = 512 << 10;
 
@@ -116,16 +119,40 @@ impl Exchange {
         read(&self.directory.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Evidence for one of these senders from its cursor on: of the first that has any, behind `after` and around.
+    pub fn next_news(
+        &self,
+        cursors: &BTreeMap<AgencyCode, u64>,
+        after: Option<&AgencyCode>,
+    ) -> Result<Vec<EvidenceItem>, StoreError> {
+        let behind = |agency: &AgencyCode| after.is_some_and(|after| agency > after);
+        let (first, then): (Vec<_>, Vec<_>) = cursors.iter().partition(|(agency, _)| behind(agency));
+        for (sender, cursor) in first.into_iter().chain(then) {
+            let news = self.news_for(sender, *cursor)?;
+            if !news.is_empty() {
+                return Ok(news);
+            }
+        }
+        Ok(vec![])
+    }
+
     /// Evidence for one sender from `cursor` on, as it is sent to the sender's node.
-    pub fn news_for(&self, sender: &AgencyCode, cursor: u64) -> Result<Vec<EvidenceItem>, StoreError> {
-        let stored = self.store.evidence_for_sender(sender, cursor, FOLLOW_BATCH)?;
-        let item = |piece: crate::store::StoredEvidence| EvidenceItem {
-            sender: sender.clone(),
-            leaf: piece.leaf,
-            evidence: piece.evidence,
-            statement_chain: piece.statement_chain,
-        };
-        Ok(stored.into_iter().map(item).collect())
+    fn news_for(&self, sender: &AgencyCode, cursor: u64) -> Result<Vec<EvidenceItem>, StoreError> {
+        let (mut news, mut bytes, mut from) = (Vec::new(), 0, cursor);
+        loop {
+            let stored = self.store.evidence_for_sender(sender, from, FOLLOW_READ)?;
+            let all = stored.len() < FOLLOW_READ;
+            for piece in stored {
+                from = piece.leaf + 1;
+                let (evidence, statement_chain) = (piece.evidence, piece.statement_chain);
+                let item = EvidenceItem { sender: sender.clone(), leaf: piece.leaf, evidence, statement_chain };
+                bytes += size_of_item(&item);
+                news.push(item);
+            }
+            if all || bytes >= FOLLOW_BYTES || news.len() + FOLLOW_READ > MAX_BATCH {
+                return Ok(news);
+            }
+        }
     }
 
     /// What changed in the directory after `version`; none if nothing did.
@@ -240,6 +267,12 @@ impl Exchange {
     pub fn hosts(&self, node: &NodeId, agency: &AgencyCode) -> bool {
         self.with_directory(|directory| directory.hosts(node, agency))
     }
+}
+
+/// Bytes that a piece of evidence takes in a frame, or a few more.
+pub fn size_of_item(item: &EvidenceItem) -> usize {
+    let chain = item.statement_chain.iter().flat_map(|chain| &chain.0).map(|certificate| certificate.0.len() + 16);
+    item.evidence.bytes.len() + chain.sum::<usize>() + 256
 }
 
 fn encode_entry(entry: &VerifiedEntry) -> Result<Vec<u8>, ExchangeError> {

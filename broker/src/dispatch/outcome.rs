@@ -34,6 +34,12 @@ struct Checked {
     in_evidence: StatementInEvidence,
 }
 
+/// A delivery as it was read.
+struct Stand {
+    delivery: Delivery,
+    chain: Vec<(StoredEvidence, Evidence)>,
+}
+
 /// What is offered to a node: the frame, and the bodies that go with it at once.
 pub struct Offering {
     pub offer: Offer,
@@ -72,12 +78,27 @@ impl Exchange {
             return Ok(Err(closed));
         }
         let (exchange, node) = (self.clone(), node.clone());
-        let checked = match self.workers.run(move || exchange.check_statement(&node, sealed)).await?? {
-            Ok(checked) => checked,
+        let look = move || {
+            Ok::<_, ExchangeError>(match exchange.check_statement(&node, sealed)? {
+                Ok(checked) => exchange.stand(&checked).map(|stand| Ok((Arc::new(checked), stand)))?,
+                Err(reason) => Err(reason),
+            })
+        };
+        let (checked, stand) = match self.workers.run(look).await?? {
+            Ok(looked) => looked,
             Err(reason) => return Ok(Err(reason)),
         };
+        let mut read = Some(stand);
         for _ in 0..MAX_ROUNDS {
-            if let Some(settled) = self.settle(&checked).await? {
+            let stand = match read.take() {
+                Some(stand) => stand,
+                None => {
+                    // Reads from the disk: not on the link's thread.
+                    let (exchange, about) = (self.clone(), checked.clone());
+                    self.workers.run(move || exchange.stand(&about)).await??
+                }
+            };
+            if let Some(settled) = self.settle(&checked, stand).await? {
                 return Ok(settled);
             }
         }
@@ -151,13 +172,19 @@ impl Exchange {
         Ok(None)
     }
 
-    /// One round: decides from the delivery as it is; `None` if it changed meanwhile.
-    async fn settle(self: &Arc<Self>, checked: &Checked) -> Result<Option<Result<Outcome, Reason>>, ExchangeError> {
+    /// The delivery that a statement is about, and its evidence.
+    fn stand(&self, checked: &Checked) -> Result<Stand, ExchangeError> {
+        let (seq, who) = (checked.dispatch.seq, &checked.recipient);
+        Ok(Stand { delivery: self.delivery(seq, who)?, chain: self.chain_of(seq, who)? })
+    }
+
+    /// One round: decides from the delivery as it was read; `None` if it changed meanwhile.
+    async fn settle(
+        &self,
+        checked: &Checked,
+        Stand { delivery, chain }: Stand,
+    ) -> Result<Option<Result<Outcome, Reason>>, ExchangeError> {
         let Checked { stated, recipient, dispatch, sealed, in_evidence } = checked;
-        let (exchange, seq, who) = (self.clone(), dispatch.seq, recipient.clone());
-        // Reads from the disk: not on the link's thread.
-        let read = move || Ok::<_, ExchangeError>((exchange.delivery(seq, &who)?, exchange.chain_of(seq, &who)?));
-        let (delivery, chain) = self.workers.run(read).await??;
         // Read one after the other: if an outcome came in between, both are read again.
         if chain.last().is_some_and(|(piece, _)| piece.evidence.digest() != delivery.head) {
             return Ok(None);

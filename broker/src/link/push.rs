@@ -20,7 +20,7 @@ use crate::schedule;
 use crate::store::{Seq, StoreError, Waiting};
 
 /// Offers under way at once on one link.
-const MAX_OFFERS: usize = 32;
+const MAX_OFFERS: usize = 64;
 /// How long an offer that the node did not take rests before the next try.
 const REST: Duration = Duration::from_secs(5);
 /// How long a delivery that is no longer due is left alone, so that its place in the queue can be cleared.
@@ -67,15 +67,22 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
             _ = round.tick() => active.extend(exchange.with_directory(|d| d.hosted_by(&node))),
             // An agency that moved to this node may bring a queue with it.
             Ok(()) = directory.changed() => active.extend(exchange.with_directory(|d| d.hosted_by(&node))),
-            Some(ended) = offers.join_next() => match ended {
-                Ok(key) => {
-                    under_way.remove(&key);
-                    active.insert(key.1);
-                }
-                Err(error) => {
-                    tracing::error!(%node, %error, "an offer failed unexpectedly; the link is closed to start afresh");
-                    connection.close(io::code::STOPPING.into(), b"internal error");
-                    return;
+            Some(ended) = offers.join_next() => {
+                // Outcomes are committed in groups: the queues are looked at once for all that ended together.
+                let mut ended = Some(ended);
+                while let Some(one) = ended {
+                    match one {
+                        Ok(key) => {
+                            under_way.remove(&key);
+                            active.insert(key.1);
+                        }
+                        Err(error) => {
+                            tracing::error!(%node, %error, "an offer failed unexpectedly; the link is closed to start afresh");
+                            connection.close(io::code::STOPPING.into(), b"internal error");
+                            return;
+                        }
+                    }
+                    ended = offers.try_join_next();
                 }
             },
         }

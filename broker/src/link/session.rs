@@ -21,7 +21,7 @@ use super::push;
 use super::resend;
 use super::submit::{self, StreamError};
 use crate::bells::Bell;
-use crate::dispatch::{Exchange, ExchangeError};
+use crate::dispatch::{Exchange, ExchangeError, size_of_item};
 use crate::evidence::log::LogError;
 
 /// How often a follower's evidence is looked for, whether or not the bell rang.
@@ -250,33 +250,34 @@ async fn feed_evidence(
     send: &mut SendStream,
 ) -> Result<(), StreamError> {
     // At most one cursor for each agency of the node, however many a peer names.
-    let mut cursors: BTreeMap<AgencyCode, u64> = follow.cursors.into_iter().collect();
+    let mut cursors: Arc<BTreeMap<AgencyCode, u64>> = Arc::new(follow.cursors.into_iter().collect());
     if let Some((foreign, _)) = cursors.iter().find(|(agency, _)| !exchange.hosts(node, agency)) {
         let reason = ReasonCode::NotHosted.because(format!("node {node} may not follow what {foreign} sent"));
         return Ok(io::refuse(send, reason, exchange.now()).await?);
     }
     let mut rung = bell.evidence();
+    // Senders take turns.
+    let mut last: Option<AgencyCode> = None;
     loop {
         rung.mark_unchanged();
-        let mut found = false;
-        for (agency, cursor) in &mut cursors {
-            let news = exchange.news_for(agency, *cursor).map_err(ExchangeError::from)?;
-            if let Some(newest) = news.last() {
-                *cursor = newest.leaf + 1;
-                found = true;
-                for batch in split(news) {
-                    docaxis_failpoints::failpoint!("broker.follow.sending");
-                    io::write(send, &Frame::Evidence(batch)).await?;
-                    docaxis_failpoints::failpoint!("broker.follow.sent");
-                }
-            }
-        }
-        if !found {
+        // Reads from the disk: not on the link's thread.
+        let (reader, asked, after) = (exchange.clone(), cursors.clone(), last.clone());
+        let look = move || reader.next_news(&asked, after.as_ref());
+        let news = exchange.workers.run(look).await.map_err(ExchangeError::from)?.map_err(ExchangeError::from)?;
+        let Some(newest) = news.last() else {
             tokio::select! {
                 _ = rung.changed() => {}
                 () = tokio::time::sleep(ROUND) => {}
                 _ = send.stopped() => return Ok(()),
             }
+            continue;
+        };
+        Arc::make_mut(&mut cursors).insert(newest.sender.clone(), newest.leaf + 1);
+        last = Some(newest.sender.clone());
+        for batch in split(news) {
+            docaxis_failpoints::failpoint!("broker.follow.sending");
+            io::write(send, &Frame::Evidence(batch)).await?;
+            docaxis_failpoints::failpoint!("broker.follow.sent");
         }
     }
 }
@@ -287,7 +288,7 @@ fn split(news: Vec<docaxis_protocol::frame::EvidenceItem>) -> Vec<Vec<docaxis_pr
     let mut batches = vec![Vec::new()];
     let mut bytes = 0;
     for item in news {
-        let size = item.evidence.bytes.len() + 16 * 1024;
+        let size = size_of_item(&item);
         if bytes + size > ROOM && bytes > 0 {
             batches.push(Vec::new());
             bytes = 0;

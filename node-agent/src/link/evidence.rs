@@ -2,24 +2,29 @@
 //! it is stored. What the exchange did not sign is never stored: alarm, the cursor stays, and it is asked again, while
 //! the rest of the session goes on. What it did sign without the recipient's word behind it is kept and moves nothing.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use docaxis_protocol::frame::{Class, EvidenceItem, Follow, Frame};
 use docaxis_protocol::limits::MAX_BATCH;
 use docaxis_protocol::tlog::{Checkpoint, OpenedCheckpoint, TlogProof};
-use docaxis_protocol::{AgencyCode, ReasonCode};
-use tokio::sync::watch;
+use docaxis_protocol::{AgencyCode, Evidence, ReasonCode};
+use tokio::sync::{mpsc, watch};
 
 use super::LinkError;
 use super::io::Stream;
 use super::offer::row_of;
 use super::session::Session;
-use crate::agent::told_to_stop;
-use crate::identity::claimed_key;
+use crate::agent::{Shared, told_to_stop};
+use crate::identity::{Identity, TrustError};
 use crate::mailbox::{EvidenceRow, Follows, MissingProof};
 use crate::uplink::back_off;
 
+/// Frames of evidence that are read while earlier ones are stored, of about 1 MiB at most.
+const FRAMES_AHEAD: usize = 8;
+/// Evidence that is stored together, in bytes, beside the frame that goes over it.
+const TOGETHER_BYTES: usize = 512 << 10;
 /// How long to wait before evidence is asked for again that builds on something still on its way.
 const AFTER_GAP: Duration = Duration::from_millis(200);
 const AFTER_REFUSAL: Duration = Duration::from_secs(5);
@@ -70,28 +75,52 @@ async fn followed(session: &Session) -> Result<Vec<AgencyCode>, LinkError> {
     Ok(ours)
 }
 
-/// Reads evidence until the stream ends or a piece builds on one that is not here yet.
+/// Reads evidence until the stream ends or a piece builds on one that is not here yet. What comes while the disk is at work
+/// is stored together: the exchange sends each piece as soon as there is one.
 async fn follow_once(session: &Session, agencies: Vec<AgencyCode>, failures: &mut u32) -> Result<(), LinkError> {
     let cursors = session.shared.mailbox.cursors(agencies).await?;
     let mut stream: Stream = session.open().await?;
     stream.write(&Frame::Follow(Follow { cursors })).await?;
+    let (found, news) = mpsc::channel(FRAMES_AHEAD);
+    let (mut storing, mut reading) = (pin!(store(session, news, failures)), pin!(read_ahead(&mut stream, found)));
+    tokio::select! {
+        ended = &mut storing => ended,
+        // What was read before the stream ended is stored first.
+        ended = &mut reading => storing.await.and(ended),
+    }
+}
+
+async fn read_ahead(stream: &mut Stream, found: mpsc::Sender<Vec<EvidenceItem>>) -> Result<(), LinkError> {
     loop {
-        let items = match stream.read_unhurried(Class::Large).await? {
-            Frame::Evidence(items) => items,
-            other => return Err(LinkError::Unexpected { found: other.name(), expected: "Evidence" }),
-        };
-        docaxis_failpoints::failpoint!("agent.follow.read");
-        let mut batch = Vec::with_capacity(items.len());
-        let mut bad = None;
-        for item in items {
-            match verify(session, item).await {
-                Ok(good) => batch.push(good),
-                Err(error) => {
-                    bad = Some(error);
-                    break;
+        match stream.read_unhurried(Class::Large).await? {
+            Frame::Evidence(items) => {
+                if found.send(items).await.is_err() {
+                    // Whoever stores them has ended, and says why.
+                    return Ok(());
                 }
             }
+            other => return Err(LinkError::Unexpected { found: other.name(), expected: "Evidence" }),
         }
+        docaxis_failpoints::failpoint!("agent.follow.read");
+    }
+}
+
+async fn store(
+    session: &Session,
+    mut news: mpsc::Receiver<Vec<EvidenceItem>>,
+    failures: &mut u32,
+) -> Result<(), LinkError> {
+    while let Some(mut items) = news.recv().await {
+        let bytes_of = |items: &[EvidenceItem]| items.iter().map(|item| item.evidence.bytes.len()).sum::<usize>();
+        let mut bytes = bytes_of(&items);
+        while items.len() < MAX_BATCH
+            && bytes < TOGETHER_BYTES
+            && let Ok(more) = news.try_recv()
+        {
+            bytes += bytes_of(&more);
+            items.extend(more);
+        }
+        let (batch, bad) = verify_all(session, items).await;
         // What came before a bad piece is good, and is not asked for again.
         let done = session.shared.mailbox.follow(batch).await?;
         docaxis_failpoints::failpoint!("agent.follow.stored");
@@ -107,20 +136,58 @@ async fn follow_once(session: &Session, agencies: Vec<AgencyCode>, failures: &mu
             return Err(error);
         }
     }
+    Ok(())
+}
+
+/// The pieces up to the first bad one, and what is wrong with that. Hundreds may come at once: their signatures do not hold
+/// up the link.
+async fn verify_all(session: &Session, items: Vec<EvidenceItem>) -> (Vec<Follows>, Option<LinkError>) {
+    let mut readable = Vec::with_capacity(items.len());
+    let mut bad = None;
+    for item in items {
+        let leaf = item.leaf;
+        let read = async {
+            let claimed = Evidence::parse(&item.evidence.bytes).map_err(TrustError::from)?;
+            certify(session, &claimed).await?;
+            Ok::<_, LinkError>((item, claimed))
+        };
+        match read.await {
+            Ok(read) => readable.push(read),
+            Err(error) => {
+                bad = Some((leaf, error));
+                break;
+            }
+        }
+    }
+    let (shared, identity) = (session.shared.clone(), session.shared.identity.load_full());
+    let judge_all = move |_parts| {
+        let mut good = Vec::with_capacity(readable.len());
+        for (item, claimed) in readable {
+            match judge(&shared, &identity, item, claimed) {
+                Ok(judged) => good.push(judged),
+                Err(error) => return (good, Some(error)),
+            }
+        }
+        (good, None)
+    };
+    let (good, worse) = session.shared.blocking(judge_all).await;
+    // One before it is the first that is bad.
+    let unreadable = bad.filter(|_| worse.is_none()).map(|(leaf, error)| {
+        session.shared.alarm(does_not_verify(leaf, &error));
+        error
+    });
+    (good, worse.or(unreadable))
+}
+
+fn does_not_verify(leaf: u64, error: &LinkError) -> String {
+    format!("evidence at leaf {leaf} does not verify: {error}")
 }
 
 /// Checks the exchange's signature, without which a piece is nothing; then whether the piece may move a delivery.
-async fn verify(session: &Session, item: EvidenceItem) -> Result<Follows, LinkError> {
-    let shared = &session.shared;
-    let identity = shared.identity.load_full();
+fn judge(shared: &Shared, identity: &Identity, item: EvidenceItem, claimed: Evidence) -> Result<Follows, LinkError> {
     let leaf = item.leaf;
-    let signed = match certify(session, &item).await {
-        Ok(()) => shared.keys.verify(&identity, &item.evidence).map_err(LinkError::from),
-        Err(error) => Err(error),
-    };
-    let evidence = signed.inspect_err(|error| {
-        shared.alarm(format!("evidence at leaf {leaf} does not verify: {error}"));
-    })?;
+    let signed = shared.keys.check(identity, &item.evidence, claimed).map_err(LinkError::from);
+    let evidence = signed.inspect_err(|error| shared.alarm(does_not_verify(leaf, error)))?;
     let mut believed = true;
     if let Err(error) = identity.check_statement(&evidence, item.statement_chain.as_ref()) {
         shared.alarm(format!("evidence at leaf {leaf} is the exchange's word alone and moves nothing: {error}"));
@@ -145,15 +212,12 @@ async fn verify(session: &Session, item: EvidenceItem) -> Result<Follows, LinkEr
 }
 
 /// Makes an earlier key of the exchange known: its certificate came while it was in use, and need not be good today.
-async fn certify(session: &Session, item: &EvidenceItem) -> Result<(), LinkError> {
+async fn certify(session: &Session, claimed: &Evidence) -> Result<(), LinkError> {
     let shared = &session.shared;
-    let key = claimed_key(&item.evidence)?;
-    if !shared.keys.has(key)
-        && let Some(chain) = shared.mailbox.certificates(key).await?
+    if !shared.keys.has(claimed.key)
+        && let Some(chain) = shared.mailbox.certificates(claimed.key).await?
     {
-        let parsed =
-            docaxis_protocol::Evidence::parse(&item.evidence.bytes).map_err(crate::identity::TrustError::from)?;
-        shared.keys.add(session.identity.evidence_key(&chain, parsed.time)?);
+        shared.keys.add(session.identity.evidence_key(&chain, claimed.time)?);
     }
     Ok(())
 }

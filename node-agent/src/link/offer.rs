@@ -11,7 +11,7 @@ use super::LinkError;
 use super::io::Stream;
 use super::session::Session;
 use crate::inbox::{self, NotTaken};
-use crate::mailbox::{self, EvidenceRow, QueuedPart, StatementRow, Take, TakeBody, Taken};
+use crate::mailbox::{self, EvidenceRow, Known, QueuedPart, StatementRow, Take, TakeBody, Taken};
 use crate::parts::{PartsError, Pin};
 
 pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<(), LinkError> {
@@ -59,11 +59,17 @@ async fn handle(session: &Session, stream: &mut Stream, offer: Offer) -> Result<
     let sha256 = offer.envelope.digest();
     let inline = read_inline(stream, &envelope, &offer.inline).await?;
     docaxis_failpoints::failpoint!("agent.offer.read");
-    let known = shared.mailbox.handover_statement(envelope.id, offer.recipient.clone(), sha256).await?;
+    let bodies = inbox::bodies(&envelope);
+    let parts = bodies.as_ref().map_or_else(|_| vec![], Clone::clone);
+    let known = shared.mailbox.known_of(envelope.id, offer.recipient.clone(), sha256, parts).await?;
     let sealed = match known {
         // Stated once, stated for ever: the same bytes, whatever the clock or the certificates say now.
-        Some(sealed) => sealed,
-        None => take(session, stream, &offer, &envelope, sha256, inline).await?,
+        Known::Stated(sealed) => sealed,
+        Known::Open { other, held } => {
+            let pins = held.iter().map(|sha256| shared.parts.pin(*sha256)).collect();
+            let looked = Looked { sha256, inline, bodies, other, here: Here { held, pins } };
+            take(session, stream, &offer, &envelope, looked).await?
+        }
     };
     docaxis_failpoints::failpoint!("agent.offer.taken");
     stream.write(&Frame::Handover(sealed.clone())).await?;
@@ -100,16 +106,27 @@ async fn read_inline(stream: &mut Stream, envelope: &Envelope, inline: &[u16]) -
     Ok(bodies)
 }
 
+/// What is known of an offer before it is judged.
+struct Looked {
+    sha256: Digest,
+    inline: Vec<(u16, Vec<u8>)>,
+    /// The bodies that it names, or why they cannot be taken.
+    bodies: Result<Vec<QueuedPart>, Reason>,
+    /// Whether the agency has another dispatch under this id.
+    other: bool,
+    here: Here,
+}
+
 /// Judges a new offer, fetches its bodies, and makes the answer durable.
 async fn take(
     session: &Session,
     stream: &mut Stream,
     offer: &Offer,
     envelope: &Envelope,
-    sha256: Digest,
-    inline: Vec<(u16, Vec<u8>)>,
+    looked: Looked,
 ) -> Result<SealedStatement, Problem> {
     let shared = &session.shared;
+    let Looked { sha256, inline, bodies, other, here } = looked;
     let bytes = envelope.parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
     shared.space.may_begin(bytes).map_err(Problem::NoRoom)?;
     let identity = shared.identity.load_full();
@@ -130,14 +147,14 @@ async fn take(
         Err(NotTaken::Signed(reason)) => Some(reason),
         Err(NotTaken::Unsigned(reason)) => return Err(Problem::Unsigned(reason)),
     };
-    if fault.is_none() && shared.mailbox.incoming_envelope(envelope.id, who.clone()).await?.is_some() {
+    if fault.is_none() && other {
         fault = Some(conflict(envelope));
     }
     let mut body = None;
     if fault.is_none() {
-        match inbox::bodies(envelope) {
+        match bodies {
             Err(reason) => fault = Some(reason),
-            Ok(bodies) => match fetch(session, stream, offer, envelope, &bodies, inline).await? {
+            Ok(bodies) => match fetch(session, stream, envelope, &bodies, (inline, here)).await? {
                 Err(reason) => fault = Some(reason),
                 Ok(fetched) => body = Some((bodies, fetched)),
             },
@@ -241,7 +258,8 @@ fn seal_statement(
         .map_err(|e| Problem::Unsigned(ReasonCode::Other.because(e.to_string())))
 }
 
-struct Fetched {
+/// Bodies that this agency has of those that are offered, and what keeps all of them here meanwhile.
+struct Here {
     held: Vec<Digest>,
     pins: Vec<Pin>,
 }
@@ -250,14 +268,12 @@ struct Fetched {
 async fn fetch(
     session: &Session,
     stream: &mut Stream,
-    offer: &Offer,
     envelope: &Envelope,
     bodies: &[QueuedPart],
-    inline: Vec<(u16, Vec<u8>)>,
-) -> Result<Result<Fetched, Reason>, Problem> {
+    (inline, Here { held: known, pins }): (Vec<(u16, Vec<u8>)>, Here),
+) -> Result<Result<Here, Reason>, Problem> {
     let shared = &session.shared;
-    let known = shared.mailbox.held(offer.recipient.clone(), bodies.to_vec()).await?;
-    let mut fetched = Fetched { held: vec![], pins: known.iter().map(|sha256| shared.parts.pin(*sha256)).collect() };
+    let mut fetched = Here { held: vec![], pins };
     let (mut held, damaged) = whole(session, known).await;
     for error in damaged {
         shared.alarm(format!("a body that should be here is asked for again: {error}"));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use docaxis_certs::authority::{Agency, JoinReply};
+use docaxis_certs::authority::{Agency, JoinReply, RevocationReason, Target, Which};
 use docaxis_certs::{Authority, AuthorityConfig, BrokerIdentity, NodeIdentity, PendingJoin, Trust, tls};
 use docaxis_protocol::envelope::{self, Envelope, Kind, Sender};
 use docaxis_protocol::frame::{Class, Frame, Offer, Outcome, Standing, Welcome};
@@ -87,6 +87,13 @@ impl Exchange {
             JoinReply::Granted(answer) => pending.accept(&answer, now).unwrap(),
             kept => panic!("{kept:?}"),
         }
+    }
+
+    /// Revokes the seals of an agency from now on; returns the new list.
+    pub fn revoke_seals(&mut self, agency: &str) -> Vec<u8> {
+        let now = Env::real().now();
+        self.authority.revoke(&Target::Agency(code(agency)), now, RevocationReason::KeyCompromise).unwrap();
+        self.authority.crl(Which::Seals, now).unwrap()
     }
 
     /// Starts an agent over the data folder `name`.

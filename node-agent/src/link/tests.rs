@@ -387,6 +387,16 @@ async fn evidence_of_deliveries_is_verified_stored_once_and_read_on_from_the_cur
     for leaf in [6, 7] {
         assert!(alarms.iter().any(|alarm| alarm.contains(&format!("leaf {leaf} "))), "{alarms:?}");
     }
+    // What comes in many frames is stored in its order, also what was read just before the stream's end.
+    for leaf in 7..47 {
+        news.write(&Frame::Evidence(vec![EvidenceItem { leaf, ..item(&|_| ()) }])).await.unwrap();
+    }
+    news.finish();
+    let (Frame::Follow(follow), _news) = link.next("Follow").await else { panic!() };
+    assert_eq!(follow.cursors, [(code("000.00.00.G22"), 47)]);
+    let stored: Vec<u64> = agent.evidence(id).await.unwrap().iter().map(|row| row.leaf).collect();
+    assert_eq!(stored, (4..47).collect::<Vec<_>>());
+
     let second = agent.compose(letter(b"def")).await.unwrap();
     let (Frame::Submit(submit), _stream) = link.next("Submit").await else { panic!() };
     assert_eq!(docaxis_protocol::Envelope::parse(&submit.envelope.bytes).unwrap().id, second);

@@ -48,6 +48,20 @@ pub enum Taken {
     HeldPartGone,
 }
 
+/// What is here about an offer before it is judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Known {
+    /// It was answered before, with this statement.
+    Stated(SealedStatement),
+    Open {
+        /// Whether the agency has another dispatch under this id.
+        other: bool,
+        /// Which of the bodies the agency was given before, by digest. Bodies of other agencies do not count, even on the
+        /// same node: a digest alone must not open a body, nor tell whether it exists.
+        held: Vec<Digest>,
+    },
+}
+
 /// Bodies that nothing refers to any more.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Destroyed {
@@ -142,29 +156,29 @@ impl Mailbox {
         .await
     }
 
-    /// The digest of the envelope that this agency has under this id, if any.
-    pub async fn incoming_envelope(
+    /// Looks at an offer of these bytes and bodies to `recipient`. [`Mailbox::take`] looks again: meanwhile much may happen.
+    pub async fn known_of(
         &self,
         id: DispatchId,
         recipient: AgencyCode,
-    ) -> Result<Option<Digest>, MailboxError> {
-        self.read(move |connection| envelope_of(connection, id, &recipient)).await
-    }
-
-    /// Which of these bodies this agency was given before, by digest. Bodies of other agencies do not count, even on
-    /// the same node: a digest alone must not open a body, nor tell whether it exists.
-    pub async fn held(&self, agency: AgencyCode, parts: Vec<QueuedPart>) -> Result<Vec<Digest>, MailboxError> {
+        envelope_sha256: Digest,
+        parts: Vec<QueuedPart>,
+    ) -> Result<Known, MailboxError> {
         self.read(move |connection| {
+            if let Some(sealed) = handover_statement(connection, id, &recipient, envelope_sha256)? {
+                return Ok(Known::Stated(sealed));
+            }
+            let other = envelope_of(connection, id, &recipient)?.is_some();
             let mut query = connection.prepare_cached(
                 "SELECT 1 FROM part_refs WHERE sha256 = ?1 AND agency = ?2 AND incoming = 1 AND size = ?3 LIMIT 1",
             )?;
             let mut held = Vec::new();
             for part in parts {
-                if query.exists(params![part.sha256.as_bytes(), agency.as_str(), rows::int(part.size)])? {
+                if query.exists(params![part.sha256.as_bytes(), recipient.as_str(), rows::int(part.size)])? {
                     held.push(part.sha256);
                 }
             }
-            Ok(held)
+            Ok(Known::Open { other, held })
         })
         .await
     }

@@ -17,7 +17,7 @@ mod wal;
 
 pub use agencies::{AgencyRow, Resolved};
 pub use held::{begin_epoch, snapshot};
-pub use incoming::{Destroyed, IncomingRow, Take, TakeBody, Taken};
+pub use incoming::{Destroyed, IncomingRow, Known, Take, TakeBody, Taken};
 pub use outgoing::{DeliveryRow, IdempotencyConflict, OutgoingRow, Queued, QueuedPart};
 pub use proofs::{EvidenceRow, Followed, Follows, MissingProof, contradiction};
 pub use rows::{DeliveryState, InState, OutState};

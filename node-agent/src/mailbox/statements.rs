@@ -84,16 +84,6 @@ pub(super) fn event_named(text: &str) -> Result<Event, MailboxError> {
 }
 
 impl Mailbox {
-    /// What was answered to an offer of these bytes before.
-    pub async fn handover_statement(
-        &self,
-        id: DispatchId,
-        recipient: AgencyCode,
-        envelope_sha256: Digest,
-    ) -> Result<Option<SealedStatement>, MailboxError> {
-        self.read(move |connection| handover_statement(connection, id, &recipient, envelope_sha256)).await
-    }
-
     /// Stores an officer's 02 or 03 about a visible dispatch.
     pub async fn state(
         &self,

@@ -120,7 +120,10 @@ impl Parts {
         let path = self.path(sha256);
         match File::open(&path) {
             Ok(file) => {
-                Ok(PartReader { file, path, hasher: Hasher::new(), expected: sha256, held: None, ended: false })
+                let size = file.metadata().map_err(failed("look at", &path))?.len();
+                // Most bodies are small, and need no memory for a large one.
+                let chunk = usize::try_from(size).unwrap_or(usize::MAX).saturating_add(1).min(CHUNK_BYTES);
+                Ok(PartReader { file, path, chunk, hasher: Hasher::new(), expected: sha256, held: None, ended: false })
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(PartsError::Missing(sha256)),
             Err(e) => Err(failed("open", &path)(e)),
@@ -264,6 +267,8 @@ impl Whole {
 pub struct PartReader {
     file: File,
     path: PathBuf,
+    /// Bytes read at once.
+    chunk: usize,
     hasher: Hasher,
     expected: Digest,
     /// Read, and not given out before it is known whether it is the last.
@@ -289,8 +294,8 @@ impl PartReader {
     }
 
     fn read_chunk(&mut self) -> Result<Option<Vec<u8>>, PartsError> {
-        let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-        (&mut self.file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(failed("read", &self.path))?;
+        let mut chunk = Vec::with_capacity(self.chunk);
+        (&mut self.file).take(self.chunk as u64).read_to_end(&mut chunk).map_err(failed("read", &self.path))?;
         if chunk.is_empty() {
             let found = self.hasher.clone().finish();
             return if found == self.expected {

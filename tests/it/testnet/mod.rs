@@ -7,6 +7,7 @@ mod bundles;
 mod copies;
 mod letter;
 mod processes;
+mod readiness;
 mod waiting;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use docaxis::control::Control;
+use docaxis_broker::config::ConsoleListen;
 use docaxis_broker::{Broker, BrokerConfig};
 use docaxis_certs::authority::{Agency, JoinReply};
 use docaxis_certs::{Authority, AuthorityConfig, PendingJoin};
@@ -26,6 +28,7 @@ use docaxis_protocol::{AgencyCode, DispatchId, Event, NodeId, Timestamp};
 
 pub use letter::{Letter, Received, Sent, letter};
 pub use processes::{AUTHORITY, BROKER, Processes};
+pub use readiness::ask;
 
 /// What nothing on one machine may take.
 pub const HANG: Duration = Duration::from_secs(60);
@@ -88,6 +91,7 @@ impl TestNet {
             BrokerConfig::new(folder.path().join("broker/data"), folder.path().join("broker/identity"));
         authority.issue_broker(&broker_config.broker.identity, now()).unwrap();
         broker_config.broker.listen = "127.0.0.1:0".parse().unwrap();
+        broker_config.console.listen = ConsoleListen::At("127.0.0.1:0".parse().unwrap());
         broker_config.store.segment_mib = 8;
         broker_config.space = space();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();

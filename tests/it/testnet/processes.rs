@@ -68,6 +68,16 @@ impl Processes {
 
     /// Whether it serves.
     fn spawn(&mut self, name: &str, failpoint: Option<&str>) -> bool {
+        self.begin(name, failpoint);
+        self.serves(name)
+    }
+
+    /// Starts a process with an armed failpoint and does not wait for it.
+    pub fn begin_armed(&mut self, name: &str, failpoint: &str) {
+        self.begin(name, Some(failpoint));
+    }
+
+    fn begin(&mut self, name: &str, failpoint: Option<&str>) {
         let log = File::options().create(true).append(true).open(self.log(name)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_docaxis"));
         match name {
@@ -76,10 +86,15 @@ impl Processes {
             node => command.args(["agent", "run", "--config"]).arg(self.folder().join(format!("{node}.toml"))),
         };
         command.envs(failpoint.map(|failpoint| ("DOCAXIS_FAILPOINT", failpoint)));
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        self.running.insert(name.into(), child);
+    }
+
+    /// Waits until a process that has just begun serves; false if it ended instead.
+    pub fn serves(&mut self, name: &str) -> bool {
+        let child = self.running.get_mut(name).expect("it was started");
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        self.running.insert(name.into(), child);
         !line.is_empty()
     }
 
@@ -131,6 +146,11 @@ impl Processes {
         self.net.folder.path()
     }
 
+    /// Everything that a process has written into its log, over all its starts.
+    pub fn logged(&self, name: &str) -> String {
+        std::fs::read_to_string(self.log(name)).unwrap_or_default()
+    }
+
     fn log(&self, name: &str) -> PathBuf {
         self.net.folder.path().join(format!("{name}.log"))
     }
@@ -154,7 +174,7 @@ impl Drop for Processes {
         }
         if std::thread::panicking() {
             for name in self.names().into_iter().chain([AUTHORITY.to_owned()]) {
-                let log = std::fs::read_to_string(self.log(&name)).unwrap_or_default();
+                let log = self.logged(&name);
                 let lines: Vec<&str> = log.lines().collect();
                 eprintln!("--- {name}\n{}", lines[lines.len().saturating_sub(SHOWN)..].join("\n"));
             }

@@ -15,7 +15,7 @@ use super::rows::Rows;
 use crate::space::Space;
 use crate::store::StoreError;
 
-/// How much is kept in memory.
+/// How much of an index that is built anew is kept in memory, beside what its latest record or group has changed.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Pages of leaves' rows, of about 5 KiB each.
@@ -32,9 +32,9 @@ impl Default for Bounds {
     }
 }
 
-const BYTES_PER_ROW: usize = 96;
+pub const BYTES_PER_ROW: usize = 96;
 /// Rows in one batch of the index.
-const ROWS_AT_ONCE: usize = 4 << 10;
+pub const BATCH_ROWS: usize = 4 << 10;
 /// How often, and after how long, a batch is tried again that found no room, as the ballast may be given back meanwhile.
 const ATTEMPTS: u32 = 25;
 const TRY_AGAIN: Duration = Duration::from_millis(100);
@@ -133,7 +133,7 @@ fn write_rows(
     rows.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
     let mut rows = rows.into_iter().peekable();
     while rows.peek().is_some() {
-        apply(target, &rows.by_ref().take(ROWS_AT_ONCE).collect())?;
+        apply(target, &rows.by_ref().take(BATCH_ROWS).collect())?;
     }
     Ok(())
 }
@@ -225,6 +225,10 @@ impl Rows for Bulk<'_> {
         key[1..].copy_from_slice(id);
         self.ids.push((key, leaf));
         Ok(None)
+    }
+
+    fn is_full(&self) -> bool {
+        self.ids.len() >= self.bounds.ids || self.bytes >= self.bounds.bytes
     }
 
     fn agree(&mut self, _totals: &Totals) -> Result<(), StoreError> {

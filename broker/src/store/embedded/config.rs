@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use docaxis_protocol::space::SpaceConfig;
 
+use super::bulk::Bounds;
 use super::index::MemoryIndex;
+use super::progress::Progress;
 use crate::space::LOOK_EVERY;
 
 /// Which index lies beside the journal.
@@ -61,6 +63,10 @@ pub struct EmbeddedConfig {
     pub index_batch_rows: usize,
     /// The longest that a changed row waits in memory: bounds what is applied again after a crash.
     pub index_every: Duration,
+    /// What a rebuild of the index keeps in memory: the less, the more often it writes and reads rows again.
+    pub rebuild: Bounds,
+    /// How far the opening is, for whoever shares it.
+    pub progress: Arc<Progress>,
 }
 
 impl Default for EmbeddedConfig {
@@ -83,6 +89,8 @@ impl Default for EmbeddedConfig {
             index_cache_bytes: 64 << 20,
             index_batch_rows: 4 << 10,
             index_every: Duration::from_secs(1),
+            rebuild: Bounds::default(),
+            progress: Arc::default(),
         }
     }
 }

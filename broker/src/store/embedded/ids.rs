@@ -149,6 +149,7 @@ impl IdFile {
         let before = state.entries;
         state.entries += new.len() as u64;
         self.write_header(&state)?;
+        docaxis_failpoints::failpoint!("broker.index.ids-headed");
         while state.entries > state.pages * FILL {
             self.split(&mut state)?;
         }
@@ -177,6 +178,7 @@ impl IdFile {
             self.squeeze(&mut state, entry)?;
             added += 1;
         }
+        docaxis_failpoints::failpoint!("broker.index.ids-paged");
         state.entries = before + added;
         self.write_header(&state)?;
         Ok(replaced)
@@ -205,6 +207,7 @@ impl IdFile {
         // What an earlier split that was broken off has left here.
         stay.retain(|entry| page_of(entry.hash, new + 1) == old);
         self.write(new, &go)?;
+        docaxis_failpoints::failpoint!("broker.index.ids-split");
         self.write(old, &stay)?;
         state.pages += 1;
         Ok(())

@@ -22,6 +22,7 @@ mod leaves;
 mod mend;
 mod outline;
 mod pages;
+mod progress;
 mod reads;
 mod rebuild;
 mod record;
@@ -38,7 +39,6 @@ mod walk;
 
 use std::any::Any;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -50,6 +50,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub use config::{EmbeddedConfig, IndexKind, MIN_SEGMENT_BYTES};
 pub use cut::Cut;
 pub use index::{Index, MemoryIndex};
+pub use progress::{Doing, Progress, Reached};
 pub use rebuild::{Rebuilt, rebuild};
 
 use self::bulk::Target;
@@ -92,6 +93,7 @@ pub struct EmbeddedStore {
 impl EmbeddedStore {
     /// Opens `dir`, recovering what a crash left. Blocks until the store may answer: seconds if the index is built anew.
     pub fn open(dir: &Path, config: EmbeddedConfig, disk: Arc<dyn Disk>) -> Result<Arc<Self>, StoreError> {
+        config.progress.begin(Doing::Opening);
         let lock = lock(disk.as_ref(), dir)?;
         whole(disk.as_ref(), dir)?;
         // Before everything else: on a full disk the rest opens only with the ballast's room.
@@ -126,8 +128,7 @@ impl EmbeddedStore {
         let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
         let segments = Segments::open(disk.clone(), &dir.join("journal"), config)?;
         recover::check_order(&segments, &evidence)?;
-        let built = AtomicU64::new(0);
-        let recovery = Recovery { segments: &segments, evidence: &evidence, built: &built };
+        let recovery = Recovery { segments: &segments, evidence: &evidence, progress: &config.progress };
         let index = state::open(disk.as_ref(), dir, config)?;
         let (view, writer) = start_view(index, config, space)?;
         let caught_up = match recovery.catch_up(&view) {
@@ -145,11 +146,12 @@ impl EmbeddedStore {
                 drop(writer.join());
                 drop(view);
                 let index = state::empty(dir, config)?;
-                let (end, totals) = recovery.rebuild(Target { index: index.as_ref(), space })?;
+                let (end, totals) = recovery.rebuild(Target { index: index.as_ref(), space }, config.rebuild)?;
                 let (view, writer) = start_view(index, config, space)?;
                 (view, writer, end, totals)
             }
         };
+        config.progress.begin(Doing::Collecting);
         recover::collect_blobs(&blobs, &view).inspect_err(|_| view.stop())?;
         let shared = Shared::new(view, Arc::new(segments), evidence, Arc::new(blobs), space.clone(), totals);
         Ok((Arc::new(shared), end, totals, writer))
@@ -329,6 +331,11 @@ pub(crate) fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Any + Send + S
         std::io::ErrorKind::WouldBlock => StoreError::Locked(dir.to_owned()),
         _ => io_error("locking the data folder")(e),
     })
+}
+
+/// [`StoreError::Locked`] while a process has the folder.
+pub fn is_free(dir: &Path) -> Result<(), StoreError> {
+    lock(&crate::disk::RealDisk, dir).map(drop)
 }
 
 fn start_view(

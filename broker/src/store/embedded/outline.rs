@@ -31,6 +31,8 @@ pub struct Outlined {
     pub outline: Outline,
     pub leaf: u64,
     pub at: Location,
+    /// Of the record's frame, behind the header.
+    pub bytes: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::apply::{Placed, find_bodies, find_together};
@@ -14,6 +13,7 @@ use super::evidence::EvidenceFiles;
 use super::keys::{self, BodyPlace, Totals};
 use super::layout::FRAME_HEADER_BYTES;
 use super::outline::Outlined;
+use super::progress::Doing;
 use super::recover::{self, Applier, End, Recovery, damaged_at};
 use super::rows::Rows as _;
 use super::segments::{Segment, Segments, io_error};
@@ -25,8 +25,8 @@ use crate::store::StoreError;
 
 /// Records that are handed on at once by the thread that reads them, and how many of such lots may wait: bounds memory.
 const READ_AT_ONCE: usize = 512;
-const READ_AT_ONCE_BYTES: usize = 2 << 20;
-const READ_AHEAD: usize = 8;
+pub const READ_AT_ONCE_BYTES: usize = 2 << 20;
+pub const READ_AHEAD: usize = 8;
 
 /// What a rebuild read and how long it took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,14 +52,13 @@ fn rebuild_locked(dir: &Path, config: &EmbeddedConfig, disk: &Arc<dyn Disk>) -> 
     let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
     let segments = Segments::open(disk.clone(), &dir.join("journal"), config)?;
     recover::check_order(&segments, &evidence)?;
-    let built = AtomicU64::new(0);
-    let recovery = Recovery { segments: &segments, evidence: &evidence, built: &built };
+    let recovery = Recovery { segments: &segments, evidence: &evidence, progress: &config.progress };
     let index = state::begin_anew(disk.as_ref(), dir, config)?;
-    let (_, totals) = recovery.rebuild(Target { index: index.as_ref(), space: &space })?;
+    let (_, totals) = recovery.rebuild(Target { index: index.as_ref(), space: &space }, config.rebuild)?;
     index.flush()?;
     drop(index);
     state::closed(disk.as_ref(), dir, config)?;
-    Ok(Rebuilt { records: built.load(Ordering::Relaxed), leaves: totals.leaves, took: began.elapsed() })
+    Ok(Rebuilt { records: config.progress.reached().records, leaves: totals.leaves, took: began.elapsed() })
 }
 
 /// What a settled segment that is still there has of bodies; its records stand in evidence and have been applied.
@@ -73,14 +72,16 @@ enum Bodies {
 
 impl Recovery<'_> {
     /// Builds an empty index from evidence and journal.
-    pub fn rebuild(&self, target: Target<'_>) -> Result<(End, Totals), StoreError> {
-        tracing::info!("building the index from evidence and journal");
-        let mut applier = Applier::new(Bulk::new(target, Bounds::default()), Totals::default(), false);
+    pub fn rebuild(&self, target: Target<'_>, bounds: Bounds) -> Result<(End, Totals), StoreError> {
+        let began = Instant::now();
+        self.progress.begin_reading(Doing::Rebuilding, Some(self.evidence), self.segments, 0)?;
+        tracing::info!(bytes = self.progress.reached().bytes_total, "{}", Doing::Rebuilding.words());
+        let mut applier = Applier::new(Bulk::new(target, bounds), self.progress, Totals::default(), false);
         read_ahead(
             |give| self.evidence.walk(|copy| give(walk::outline(&copy.frame, copy.meta, copy.at)?, copy.meta.len())),
             |found| {
                 applier.apply(&found)?;
-                applier.rows.agree(&applier.totals)
+                applier.agree()
             },
         )?;
         let settled = self.evidence.settled();
@@ -92,17 +93,16 @@ impl Recovery<'_> {
             },
             |bodies| {
                 place(&bodies, &mut applier.rows)?;
-                applier.rows.agree(&applier.totals)
+                applier.agree()
             },
         )?;
         let first = self.segments.get(settled + 1).map(|segment| segment.start());
         let from = first.ok_or_else(|| StoreError::Damaged("the journal has no segment".to_owned()))?;
         let end = self.apply_tail(&mut applier, from)?;
         applier.totals.applied = end.next;
-        let (records, totals) = (applier.applied, applier.totals);
+        let (records, totals) = (self.progress.reached().records, applier.totals);
         applier.rows.finish(&totals)?;
-        self.built.store(records, Ordering::Relaxed);
-        let ms = u64::try_from(applier.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(records, leaves = totals.leaves, ms, "the index is built");
         Ok((end, totals))
     }
@@ -131,6 +131,7 @@ impl Recovery<'_> {
                     record::BODIES_TAG => give(Bodies::Apart(walk::outline(&frame, meta, at)?), meta.len())?,
                     _ => {}
                 }
+                self.progress.read(at, meta.len() + frame.tail as usize);
             }
         }
         give(Bodies::All(segment.header.number), 0)
@@ -140,7 +141,7 @@ impl Recovery<'_> {
 fn place(bodies: &Bodies, rows: &mut Bulk<'_>) -> Result<(), StoreError> {
     match bodies {
         Bodies::Together(seq, bytes, place) => find_together(*seq, *bytes, *place, rows)?,
-        Bodies::Apart(Outlined { outline, leaf, at }) => {
+        Bodies::Apart(Outlined { outline, leaf, at, .. }) => {
             find_bodies(&Placed { outline, leaf: *leaf, at: *at, again: false }, rows)?;
         }
         Bodies::All(segment) => rows.put(keys::moved(*segment), vec![]),

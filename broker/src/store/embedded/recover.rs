@@ -6,14 +6,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::Instant;
 
 use super::apply::{Placed, apply};
 use super::evidence::EvidenceFiles;
 use super::keys::{self, Position, Totals, read_row};
 use super::mend::mend;
 use super::outline::Outlined;
+use super::progress::{Doing, Progress};
 use super::rows::Rows;
 use super::segments::{Segment, Segments, Work, io_error};
 use super::view::{Lookup as _, Staged, View};
@@ -21,10 +20,6 @@ use super::walk::{self, Next};
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
 use crate::store::StoreError;
-
-/// Records applied before their rows are merged: bounds memory while the index is built.
-const RECORDS_AT_ONCE: u32 = 2_000;
-const PROGRESS_EVERY: u64 = 200_000;
 
 /// The journal's end.
 pub struct End {
@@ -123,25 +118,22 @@ fn sync(segment: &Segment, last: Option<&(u64, Vec<u8>, bool)>) -> Result<(), St
 pub struct Recovery<'a> {
     pub segments: &'a Segments,
     pub evidence: &'a EvidenceFiles,
-    /// Records applied while the index was built anew: for whoever asked for it.
-    pub built: &'a AtomicU64,
+    /// How far it is: for the log, and for whoever asks.
+    pub progress: &'a Progress,
 }
 
 /// Records on their way into the index.
-pub struct Applier<R> {
+pub struct Applier<'a, R> {
     pub rows: R,
+    progress: &'a Progress,
     pub totals: Totals,
     /// See [`Placed::again`].
     again: bool,
-    /// Since rows and totals were made to agree.
-    records: u32,
-    pub applied: u64,
-    pub began: Instant,
 }
 
-impl<R: Rows> Applier<R> {
-    pub fn new(rows: R, totals: Totals, again: bool) -> Self {
-        Self { rows, totals, again, records: 0, applied: 0, began: Instant::now() }
+impl<'a, R: Rows> Applier<'a, R> {
+    pub const fn new(rows: R, progress: &'a Progress, totals: Totals, again: bool) -> Self {
+        Self { rows, progress, totals, again }
     }
 
     pub fn apply(&mut self, found: &Outlined) -> Result<(), StoreError> {
@@ -154,26 +146,16 @@ impl<R: Rows> Applier<R> {
         let (leaf, again) = (self.totals.leaves, self.again);
         let placed = Placed { outline: &found.outline, leaf, at: found.at, again };
         apply(&placed, &mut self.rows, &mut self.totals)?;
-        self.step();
-        Ok(())
-    }
-
-    fn step(&mut self) {
-        self.applied += 1;
-        self.records += 1;
-        if self.applied.is_multiple_of(PROGRESS_EVERY) {
-            let seconds = self.began.elapsed().as_secs();
-            tracing::info!(records = self.applied, seconds, "building the index");
+        self.progress.applied(found.at, found.bytes);
+        if !again {
+            docaxis_failpoints::failpoint!("broker.rebuild.applied");
         }
+        Ok(())
     }
 
     /// Called where rows and totals agree, such as at a group's end.
     pub fn agree(&mut self) -> Result<(), StoreError> {
-        if self.records < RECORDS_AT_ONCE {
-            return Ok(());
-        }
-        self.records = 0;
-        self.rows.agree(&self.totals)
+        if self.rows.is_full() { self.rows.agree(&self.totals) } else { Ok(()) }
     }
 }
 
@@ -194,14 +176,15 @@ impl Recovery<'_> {
         if !fits || !present {
             return Ok(None);
         }
-        let mut applier = Applier::new(Staged::new(view), totals, true);
+        self.progress.begin_reading(Doing::CatchingUp, None, self.segments, from.segment)?;
+        let mut applier = Applier::new(Staged::new(view), self.progress, totals, true);
         // The last group that was applied is read as well: whether it is durable is not known.
         let end = self.apply_tail(&mut applier, from)?;
         applier.rows.agree(&applier.totals)?;
         Ok(Some((end, applier.totals)))
     }
 
-    pub fn apply_tail<R: Rows>(&self, applier: &mut Applier<R>, from: Position) -> Result<End, StoreError> {
+    pub fn apply_tail<R: Rows>(&self, applier: &mut Applier<'_, R>, from: Position) -> Result<End, StoreError> {
         let begin = self.segments.get(from.segment).map_or(from, |segment| segment.start());
         read_tail(self.segments, begin, |group| {
             if group.at < from {

@@ -6,6 +6,10 @@ use super::keys::{self, Intake, LeafRow, Totals, row};
 use super::view::{Lookup, Staged};
 use crate::store::StoreError;
 
+/// Rows at which the journal's tail is merged, about 200 bytes each: a circular that thousands of recipients refuse has twice as
+/// many. The group is ended first, of which a commit had all rows in memory too.
+pub const ROWS_AT_ONCE: usize = 16 << 10;
+
 /// Rows that a record reads and changes. Tables of leaves and ids have operations of their own; the others are reached by key.
 pub trait Rows {
     fn get(&mut self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
@@ -27,7 +31,9 @@ pub trait Rows {
     /// Makes `leaf` the newest of its kind under this id. The one before it, or none if that is found out later.
     fn put_id(&mut self, id: &[u8; 16], kind: Intake, leaf: u64) -> Result<Option<u64>, StoreError>;
 
-    /// Called now and then where rows and `totals` agree, so that memory stays bounded.
+    /// Whether as much is kept in memory as may be.
+    fn is_full(&self) -> bool;
+    /// Hands on what is too much to keep in memory, at the latest. Called where rows and `totals` agree.
     fn agree(&mut self, totals: &Totals) -> Result<(), StoreError>;
 
     fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
@@ -89,6 +95,10 @@ impl Rows for Staged<'_> {
         }
         self.changes.insert(key, Some(leaf.to_be_bytes().to_vec()));
         Ok(newest)
+    }
+
+    fn is_full(&self) -> bool {
+        self.changes.len() >= ROWS_AT_ONCE
     }
 
     fn agree(&mut self, totals: &Totals) -> Result<(), StoreError> {

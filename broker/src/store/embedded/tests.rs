@@ -6,10 +6,13 @@ mod claims;
 mod crash;
 mod cut;
 mod damage;
+#[cfg(debug_assertions)]
+mod death;
 mod full;
 mod index;
 mod kill;
 mod life;
 mod mend;
+mod rebuild;
 mod states;
 mod support;

@@ -88,7 +88,7 @@ pub fn outline(frame: &FrameHeader, meta: &[u8], at: Location) -> Result<Outline
     let outline = Outline::read(frame, meta).map_err(|what| {
         StoreError::Damaged(format!("{:?} segment {:016x}, offset {}: {what}", at.area, at.segment, at.offset))
     })?;
-    Ok(Outlined { outline, leaf: frame.leaf, at })
+    Ok(Outlined { outline, leaf: frame.leaf, at, bytes: meta.len() + frame.tail as usize })
 }
 
 /// What stands where a group should.

@@ -150,3 +150,47 @@ fn a_body_that_is_damaged_is_brought_again_for_its_dispatch_alone() {
     let apart: Vec<_> = index.rows().into_keys().filter(|key| key[0] == b'u').collect();
     assert_eq!(apart, [keys::apart(0, &body.sha256.0)]);
 }
+
+/// Until this holds; the settler needs its time.
+fn eventually(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..20_000 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("it never came to this: {what}");
+}
+
+#[test]
+fn a_segment_that_a_damaged_body_holds_is_looked_at_again_when_the_body_was_brought_once_more() {
+    let (disk, index) = (SimDisk::new(), Arc::default());
+    let store = open(&disk, &index).unwrap();
+    // Nothing is freed while the damage is done.
+    let held = store.cut().unwrap();
+    let body = body_of(1, 6_000);
+    let part = PartDigest { sha256: body.sha256, size: 6_000 };
+    let waits = Acceptance { bodies: vec![body.clone()], parts: vec![part.clone()], ..letter(1_000, &["A53.01"]) };
+    let Accepted::New(seq) = wait(store.accept(waits)).unwrap() else { panic!("it is new") };
+    let mut acknowledged = Acknowledged::default();
+    acknowledged.work(&store, 1, 60).unwrap();
+    let segment = |number| std::path::Path::new(DATA).join("journal").join(segments::file_name(number, "segment"));
+    let bytes = disk.read(&segment(1)).unwrap();
+    let found = bytes.windows(6_000).position(|window| window == body.bytes).unwrap();
+    disk.tamper(&segment(1), |bytes| bytes[found] ^= 1).unwrap();
+    let is_there = |number| disk.exists(&segment(number)).unwrap();
+    assert!(is_there(1) && is_there(2));
+    drop(held);
+    // Segments are looked at in order: when one that follows is gone, this one could not be emptied.
+    eventually("the second segment is freed", || !is_there(2));
+    eventually("and the third", || !is_there(3));
+    assert!(is_there(1), "the only copy of the body, damaged as it is, was thrown away");
+    assert_eq!(live_bytes(1, store.shared.view.as_ref()).unwrap(), 6_000);
+    assert_eq!(store.body(seq, &part).unwrap(), None, "what is damaged is not given out");
+    // Nothing but this has changed for the first segment.
+    wait(store.restore(seq, vec![body.clone()])).unwrap();
+    eventually("the first segment is freed", || !is_there(1));
+    assert_eq!(store.body(seq, &part).unwrap(), Some(crate::store::BodySource::Inline(body.bytes)));
+    acknowledged.check(&store, "after the first segment was freed");
+    wait(store.close()).unwrap();
+}
