@@ -287,6 +287,9 @@ fn a_rebuild_says_how_many_records_and_how_much_of_the_files_are_behind_it() {
         assert!(before.records <= after.records && before.bytes_read <= after.bytes_read, "{before:?} {after:?}");
     }
     assert!(steps.iter().all(|step| (step.doing, step.bytes_total) == (Doing::Rebuilding, evidence + journal)));
+    // Nor does it stand still at evidence's end while bodies are looked for in the journal, which takes looks at leaves.
+    assert!(steps.iter().any(|step| step.bytes_read > evidence));
+    assert!(steps.iter().all(|step| step.bytes_read != evidence), "{evidence} bytes of evidence");
     let end = config.progress.reached();
     // 200 letters, 40 of them handed over, and what the settler has committed beside them.
     assert!(steps[0].records <= 1 && (240..400).contains(&end.records), "{:?}, {end:?}", steps[0]);
