@@ -217,7 +217,9 @@ def establish(run):
                 f"127.0.0.1:{free_udp_port()}", "--broker-dir", "broker")
     # The console takes any free port: a broker of this machine may have the usual one.
     config = run.folder / "broker" / "broker.toml"
-    config.write_text(config.read_text(encoding="utf-8").replace("127.0.0.1:7402", "127.0.0.1:0"), encoding="utf-8")
+    text = config.read_text(encoding="utf-8")
+    assert "127.0.0.1:7402" in text, text
+    config.write_text(text.replace("127.0.0.1:7402", "127.0.0.1:0"), encoding="utf-8")
     for code, name in ((GOVERNMENT, "Văn phòng Chính phủ"), (PROVINCE, "Sở Nội vụ"), (MINISTRY, "Một bộ")):
         run.command("agency", "add", code, "--name", name, "--authority", "auth")
 

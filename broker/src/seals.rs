@@ -1,15 +1,15 @@
 //! Is this seal good? Certificate chains are verified once per certificate and remembered; time and revocation are
 //! looked at anew each time, and every signature is checked on its own.
 
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
-use docaxis_protocol::chain::{CertifiedKey, ChainError, SealChains, TrustRoot};
+use docaxis_protocol::chain::{ChainError, SealChains, TrustRoot};
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::key::{KeyError, PublicKey};
-use docaxis_protocol::{AgencyCode, Digest, Envelope, SealedEnvelope, SealedStatement, Timestamp};
+use docaxis_protocol::seal_keys::SealKeys;
+use docaxis_protocol::{AgencyCode, Envelope, SealedEnvelope, SealedStatement, Timestamp};
 
-/// Certificates remembered at most: each agency has one or, while they overlap, two. Over it all are forgotten.
+/// Certificates remembered at most: each agency has one or, while they overlap, two.
 const MAX_REMEMBERED: usize = 250_000;
 
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +29,7 @@ pub struct Seals {
     crl: RwLock<Option<Vec<u8>>>,
     /// The lists of the identity folder: what they revoke stays revoked, whatever comes later.
     first_crls: Vec<Vec<u8>>,
-    remembered: Mutex<BTreeMap<(Digest, AgencyCode), CertifiedKey>>,
+    keys: SealKeys,
 }
 
 impl Seals {
@@ -38,7 +38,7 @@ impl Seals {
         let root = TrustRoot::new(root_pem)?;
         let chains = RwLock::new(SealChains::new(root.clone(), &issuers, crls)?);
         let crl = RwLock::new(crls.first().cloned());
-        Ok(Self { root, issuers, chains, crl, first_crls: crls.to_vec(), remembered: Mutex::default() })
+        Ok(Self { root, issuers, chains, crl, first_crls: crls.to_vec(), keys: SealKeys::new(MAX_REMEMBERED) })
     }
 
     /// Takes up newer revocation lists. Keys certified before are looked up in them at their next use.
@@ -80,21 +80,7 @@ impl Seals {
 
     fn key(&self, agency: &AgencyCode, chain: &Chain, instants: &[Timestamp]) -> Result<PublicKey, SealError> {
         let leaf = chain.leaf().filter(|_| chain.within_bounds()).ok_or(SealError::Chain { found: chain.0.len() })?;
-        let name = (Digest::of(leaf), agency.clone());
         let chains = self.chains.read().unwrap_or_else(PoisonError::into_inner);
-        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).get(&name).cloned();
-        // Where what is remembered does not hold, the whole check says why, or finds another path.
-        let holds = |certified: &CertifiedKey| instants.iter().all(|at| chains.still_good(certified, *at).is_ok());
-        if let Some(certified) = remembered.filter(holds) {
-            return Ok(certified.key().clone());
-        }
-        let certified = chains.certified(leaf, &format!("docaxis://agency/{agency}"), instants)?;
-        let key = certified.key().clone();
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if remembered.len() >= MAX_REMEMBERED {
-            remembered.clear();
-        }
-        remembered.insert(name, certified);
-        Ok(key)
+        Ok(self.keys.key(&chains, leaf, agency, instants)?.key().clone())
     }
 }

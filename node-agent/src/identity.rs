@@ -16,13 +16,13 @@ use docaxis_protocol::chain::{CertifiedKey, ChainError, SealChains, TrustRoot};
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::evidence::EvidenceError;
 use docaxis_protocol::key::{PublicKey, SecretKey};
+use docaxis_protocol::seal_keys::SealKeys;
 use docaxis_protocol::statement::StatementError;
 use docaxis_protocol::{
     AgencyCode, Digest, Evidence, NodeId, Origin, SealedStatement, SignedEvidence, Statement, Timestamp,
 };
 
-/// Certificates of seals remembered at most, of about 700 bytes each: as many agencies as write to one node in a month.
-/// Over it all are forgotten.
+/// Certificates of seals remembered at most: more agencies than write to one node.
 const MAX_SEALS: usize = 4_096;
 /// Pieces of evidence remembered at most: the exchange's answer to a submission comes once more among the evidence that
 /// is followed, soon after.
@@ -48,7 +48,7 @@ pub struct Identity {
     pub tls: rustls::ClientConfig,
     pub seals: BTreeMap<AgencyCode, Seal>,
     pub chains: SealChains,
-    seen: Arc<Mutex<BTreeMap<(Digest, AgencyCode), CertifiedKey>>>,
+    seen: Arc<SealKeys>,
     /// Under which directory entries are believed.
     pub directory_key: PublicKey,
     /// The authorities' certificates and revocation lists.
@@ -87,7 +87,7 @@ impl Identity {
             tls: tls::node_client(node, trust.clone(), tls::system_clock())?,
             seals: seals.collect(),
             chains,
-            seen: Arc::default(),
+            seen: Arc::new(SealKeys::new(MAX_SEALS)),
             directory_key: directory,
             common,
             trust,
@@ -97,7 +97,7 @@ impl Identity {
 
     /// The same identity with a newer revocation list of seals.
     pub fn with_common(&self, common: Common) -> Result<Self, ChainError> {
-        Ok(Self { chains: seal_chains(&common)?, seen: Arc::default(), common, ..self.clone() })
+        Ok(Self { chains: seal_chains(&common)?, seen: Arc::new(SealKeys::new(MAX_SEALS)), common, ..self.clone() })
     }
 
     pub fn agencies(&self) -> Vec<AgencyCode> {
@@ -107,20 +107,7 @@ impl Identity {
     /// The key of a seal that held at each of these instants.
     pub fn seal_key(&self, chain: &Chain, who: &AgencyCode, at: &[Timestamp]) -> Result<CertifiedKey, TrustError> {
         let leaf = chain.leaf().filter(|_| chain.within_bounds()).ok_or(TrustError::NoCertificate)?;
-        let name = (Digest::of(leaf), who.clone());
-        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = seen().get(&name).cloned();
-        // Where what is remembered does not hold, the whole check says why, or finds another path.
-        if let Some(key) = known.filter(|key| at.iter().all(|at| self.chains.still_good(key, *at).is_ok())) {
-            return Ok(key);
-        }
-        let key = self.chains.certified(leaf, &format!("docaxis://agency/{who}"), at)?;
-        let mut seen = seen();
-        if seen.len() >= MAX_SEALS {
-            seen.clear();
-        }
-        seen.insert(name, key.clone());
-        Ok(key)
+        Ok(self.seen.key(&self.chains, leaf, who, at)?)
     }
 
     /// The key of the exchange's evidence in this chain, good at `at`.
@@ -285,9 +272,9 @@ mod tests {
         let identity = Identity::of(&exchange.join("h37", &["H37.DN.001"])).unwrap();
         let (chain, now) = (&sender.seals[&code(SENDER)].chain, Env::real().now());
         let good = identity.seal_key(chain, &code(SENDER), &[now]).unwrap();
-        assert_eq!(identity.seen.lock().unwrap().len(), 1);
+        assert_eq!(identity.seen.remembered(), 1);
         assert_eq!(identity.seal_key(chain, &code(SENDER), &[now, now]).unwrap().key(), good.key());
-        assert_eq!(identity.seen.lock().unwrap().len(), 1);
+        assert_eq!(identity.seen.remembered(), 1);
 
         let in_ten_years = now.plus(Duration::from_secs(10 * 366 * 86_400));
         for at in [in_ten_years, now.minus(Duration::from_secs(10 * 366 * 86_400))] {

@@ -17,6 +17,7 @@ pub mod json;
 pub mod key;
 pub mod limits;
 pub mod reason;
+pub mod seal_keys;
 pub mod space;
 pub mod statement;
 pub mod time;

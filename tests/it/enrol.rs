@@ -61,6 +61,7 @@ impl Exchange {
         // Another test's broker may have the usual port.
         let (config, usual) = (self.path("broker/broker.toml"), "listen = \"127.0.0.1:7402\"");
         let text = std::fs::read_to_string(&config).unwrap();
+        assert!(text.contains(usual), "{text}");
         std::fs::write(&config, text.replace(usual, "listen = \"127.0.0.1:0\"")).unwrap();
         docaxis(&["broker", "run"]).with("--config", &self.path("broker/broker.toml")).start()
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use docaxis_protocol::space::{Level, SpaceConfig};
+use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 
 use crate::load::{Draft, wait_handed_over};
@@ -46,7 +47,7 @@ fn status(processes: &Processes) -> Value {
 }
 
 fn fifo(path: &Path) {
-    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    use rustix::fs::{CWD, FileType, mknodat};
     mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
 }
 
@@ -92,7 +93,8 @@ fn while_the_index_is_built_anew_the_broker_lives_says_how_far_it_is_and_is_read
     assert!(processes.control(BROKER).get::<Value>("/v1/status").is_err(), "nothing else answers yet");
     assert_eq!(ask(address, "/readyz").unwrap().1["records"], HELD_AT, "it stands still");
 
-    drop(std::fs::File::options().write(true).open(&gate).unwrap());
+    // It waits there for a writer; without it nobody reads, and opening fails.
+    eventually(|| rustix::fs::open(&gate, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()).ok());
     assert!(processes.serves(BROKER), "it ended instead of serving");
     let (code, serving) = ask(address, "/readyz").unwrap();
     let expected = json!({
