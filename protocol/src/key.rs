@@ -58,8 +58,18 @@ impl Serialize for RawSignature {
 
 impl<'de> Deserialize<'de> for RawSignature {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bytes = crate::codec::blob::deserialize(deserializer)?;
-        Self::from_slice(&bytes).map_err(serde::de::Error::custom)
+        /// Takes the bytes from where they lie, without a copy of their own.
+        struct Bytes;
+        impl serde::de::Visitor<'_> for Bytes {
+            type Value = RawSignature;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a byte string of 64 bytes")
+            }
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<RawSignature, E> {
+                RawSignature::from_slice(bytes).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_bytes(Bytes)
     }
 }
 

@@ -4,9 +4,12 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::str::FromStr;
 
 use docaxis_protocol::codec::{self, words};
-use docaxis_protocol::{AgencyCode, Event};
+use docaxis_protocol::id::InvalidName;
+use docaxis_protocol::key::RawSignature;
+use docaxis_protocol::{AgencyCode, Event, NodeId};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -199,7 +202,7 @@ struct NoticeRef<'a> {
 #[allow(dead_code, reason = "what lies between the fields that are read")]
 struct SealedRef<'a> {
     bytes: &'a [u8],
-    signature: &'a [u8],
+    signature: RawSignature,
     #[serde(deserialize_with = "each")]
     chain: (),
 }
@@ -241,23 +244,29 @@ fn tail<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Er
 #[derive(Deserialize)]
 struct SignedRef<'a> {
     bytes: &'a [u8],
-    signature: &'a [u8],
+    signature: RawSignature,
 }
 
 impl SignedRef<'_> {
     fn entry(&self) -> Entry {
-        Entry::of_bytes(self.bytes, self.signature)
+        Entry::of_bytes(self.bytes, &self.signature.0)
     }
 }
 
+fn name<T: FromStr<Err = InvalidName>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|e: InvalidName| e.to_string())
+}
+
 fn code(text: &str) -> Result<AgencyCode, String> {
-    text.parse().map_err(|e: docaxis_protocol::id::InvalidName| e.to_string())
+    name(text)
 }
 
 impl RecordRef<'_> {
     fn outline(self) -> Result<(Subject, Vec<Entry>), String> {
         Ok(match self {
             Self::Accepted(accepted) => {
+                // Not of the index, but a record that cannot be read must not get into it.
+                name::<NodeId>(accepted.node)?;
                 let refused = accepted.recipients.iter().filter_map(|(_, failure)| failure.as_ref());
                 let entries = std::iter::once(&accepted.evidence).chain(refused).map(SignedRef::entry).collect();
                 let recipients = accepted.recipients.iter().map(|(text, failed)| Ok((code(text)?, failed.is_some())));
@@ -364,6 +373,29 @@ mod tests {
             let shorter = &prepared.meta[..prepared.meta.len() - 1];
             assert!(Outline::read(&frame, shorter).is_err(), "{:?}: a byte is missing", prepared.record);
         }
+    }
+
+    #[test]
+    fn whatever_a_byte_is_changed_to_an_outline_reads_if_and_only_if_the_record_does() {
+        let mut refused = 0;
+        for prepared in records() {
+            let leaf = if prepared.entries.is_empty() { NO_LEAF } else { 3 };
+            for at in 0..prepared.meta.len() {
+                for change in [1, 2, 4, 8, 16, 32, 64, 128, 255] {
+                    let mut meta = prepared.meta.clone();
+                    meta[at] ^= change;
+                    // Whoever wrote it gave it the right checksum.
+                    let header = FrameHeader::encode(&meta, prepared.tail_bytes, leaf);
+                    let frame = FrameHeader::decode(&header).unwrap();
+                    let whole = Prepared::read(&frame, &meta).map(|read| Outline::of(&read));
+                    refused += u32::from(whole.is_err());
+                    let outline = Outline::read(&frame, &meta);
+                    assert_eq!(outline.is_ok(), whole.is_ok(), "byte {at} of {:?}: {whole:?}", prepared.record);
+                    assert!(whole.is_err() || outline == whole, "byte {at} of {:?}", prepared.record);
+                }
+            }
+        }
+        assert!(refused > 1_000, "only {refused} changes were refused");
     }
 
     #[test]
