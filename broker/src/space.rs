@@ -146,11 +146,21 @@ impl Space {
         self.bell.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For who has found no room where nobody else looks: whether some of the ballast was given back.
+    pub fn make_room(&self) -> bool {
+        self.look(true)
+    }
+
+    /// How full the file system is, for an error.
+    pub fn why(&self) -> String {
+        self.watched().watch.why()
+    }
+
     /// Looks at the file system, does what follows, and says in the log when the level has changed. `needed` says that
-    /// somebody has found no room.
-    pub fn look(&self, mut needed: bool) {
+    /// somebody has found no room. Whether some of the ballast was given back.
+    pub fn look(&self, mut needed: bool) -> bool {
         let mut watched = self.watched();
-        let before = self.level();
+        let (before, mut released) = (self.level(), false);
         for _ in 0..MAX_STEPS {
             let usage = match self.disk.usage(&self.data) {
                 Ok(usage) => usage,
@@ -158,14 +168,17 @@ impl Space {
                     if !std::mem::replace(&mut watched.blind, true) {
                         tracing::warn!(%error, "the file system does not say how full it is; what was known last counts");
                     }
-                    return;
+                    return released;
                 }
             };
             watched.blind = false;
             match watched.watch.look(usage, std::mem::take(&mut needed)) {
                 Step::Nothing => break,
                 Step::Release(files) => match self.release(files) {
-                    Ok(()) => watched.watch.released(files),
+                    Ok(()) => {
+                        watched.watch.released(files);
+                        released = true;
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "the ballast cannot be removed; it is tried again");
                         break;
@@ -193,6 +206,7 @@ impl Space {
                 tracing::info!(%disk, "the disk has room again")
             }
         }
+        released
     }
 
     fn make(&self, ballast: Ballast) -> io::Result<()> {

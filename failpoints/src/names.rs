@@ -5,6 +5,10 @@ pub const BROKER: &[&str] = &[
     // A start: recovery itself must survive its own death.
     "broker.start.index-noted",
     "broker.rebuild.applied",
+    "broker.rebuild.ids-written",
+    "broker.rebuild.leaves-written",
+    "broker.rebuild.rows-written",
+    "broker.rebuild.whole",
     "broker.start.tail-rewritten",
     "broker.start.recovered",
     "broker.start.log-agreed",

@@ -339,7 +339,7 @@ pub struct Report {
 }
 
 /// A number of bytes for people.
-fn binary(bytes: u64) -> String {
+pub fn binary(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut shown = (bytes, "bytes");
     let mut tenths = 0;

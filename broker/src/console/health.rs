@@ -115,9 +115,9 @@ fn opening(reached: Reached) -> Readiness {
     let state = match reached.doing {
         Doing::Opening | Doing::Collecting => State::Opening,
         Doing::CatchingUp => State::CatchingUp,
-        Doing::Rebuilding => State::Rebuilding,
+        Doing::Rebuilding | Doing::Writing => State::Rebuilding,
     };
-    let counted = matches!(reached.doing, Doing::CatchingUp | Doing::Rebuilding);
+    let counted = matches!(reached.doing, Doing::CatchingUp | Doing::Rebuilding | Doing::Writing);
     let not = Readiness::not(state, reached.doing.words(), WAIT);
     Readiness { reached: counted.then_some(reached), ..not }
 }
@@ -191,6 +191,7 @@ mod tests {
         for (doing, state, why) in [
             (Doing::CatchingUp, "catching-up", "bringing the index up to the journal's end"),
             (Doing::Rebuilding, "rebuilding", "building the index from evidence and journal"),
+            (Doing::Writing, "rebuilding", "writing the index; evidence and journal have been read"),
         ] {
             progress.begin(doing);
             let expected = json!({

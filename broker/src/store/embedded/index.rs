@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
+use docaxis_protocol::space::binary;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
@@ -39,14 +40,15 @@ pub trait Index: Send + Sync {
     fn flush(&self) -> Result<(), StoreError>;
     fn clear(&self) -> Result<(), StoreError>;
 
-    /// Puts rows of leaves, ascending, taking the room for them.
+    /// Puts rows of leaves, ascending, taking the room for them. May be tried again when the disk was full.
     fn put_leaves(&self, rows: &[(u64, Vec<u8>)]) -> Result<(), StoreError> {
         self.reserve(rows.len())?;
         self.apply(&rows.iter().map(|(leaf, row)| (keys::leaf(*leaf), Some(row.clone()))).collect())
     }
 
     /// Gives ids their newest leaves, taking the room for them; the leaves ascend. Returns each leaf that took another one's
-    /// place, and that one.
+    /// place, and that one. [`StoreError::DiskFull`] only as long as nothing was put: what a second try would find in the
+    /// table would be its own.
     fn put_ids(&self, ids: &[(IdKey, u64)]) -> Result<Vec<(u64, u64)>, StoreError> {
         self.reserve(ids.len())?;
         let mut replaced = Vec::new();
@@ -141,6 +143,15 @@ fn take_room(file: &File, bytes: u64) -> io::Result<()> {
     }
 }
 
+fn no_room(bytes: u64) -> impl Fn(io::Error) -> StoreError {
+    move |e| match io_error("taking room for the index")(e) {
+        StoreError::DiskFull(found) => {
+            StoreError::DiskFull(format!("the index needs {} more ({found})", binary(bytes)))
+        }
+        other => other,
+    }
+}
+
 fn failed(found: impl std::fmt::Display) -> StoreError {
     StoreError::Io { operation: "the index", found: format!("{found}; it is rebuilt at the next start") }
 }
@@ -207,10 +218,12 @@ impl Index for FileIndex {
     /// sled stops for good when a write of its own finds no room, so the room is taken first. Where the file
     /// system cannot do that, such a stop leads to a rebuild at the next start.
     fn reserve(&self, rows: usize) -> Result<(), StoreError> {
-        let taken = take_room(&self.file, BATCH_BYTES + ROW_BYTES * rows as u64)
-            .and_then(|()| take_room(self.leaves.file(), (SLOT_BYTES * rows) as u64))
-            .and_then(|()| take_room(self.ids.file(), PAGE_BYTES as u64 * (2 + rows as u64 / FILL)));
-        taken.map_err(io_error("taking room for the index"))
+        let of_each = [
+            (&self.file, BATCH_BYTES + ROW_BYTES * rows as u64),
+            (self.leaves.file(), (SLOT_BYTES * rows) as u64),
+            (self.ids.file(), PAGE_BYTES as u64 * (2 + rows as u64 / FILL)),
+        ];
+        of_each.into_iter().try_for_each(|(file, bytes)| take_room(file, bytes).map_err(no_room(bytes)))
     }
 
     /// Leaves and ids first: their rows may be newer than the others, never older.
@@ -240,7 +253,7 @@ impl Index for FileIndex {
         let end = rows.last().map_or(0, |(leaf, _)| leaf.saturating_add(1));
         if end > self.leaf_room.load(Ordering::Relaxed) {
             let bytes = (SLOT_BYTES * LEAVES_AHEAD) as u64 + end.saturating_sub(self.leaves.end()) * SLOT_BYTES as u64;
-            take_room(self.leaves.file(), bytes).map_err(io_error("taking room for the index"))?;
+            take_room(self.leaves.file(), bytes).map_err(no_room(bytes))?;
             self.leaf_room.store(end + LEAVES_AHEAD as u64, Ordering::Relaxed);
         }
         self.leaves.write(rows.iter().map(|(leaf, row)| (*leaf, Some(row.as_slice())))).map_err(failed)
@@ -248,7 +261,7 @@ impl Index for FileIndex {
 
     fn put_ids(&self, ids: &[(IdKey, u64)]) -> Result<Vec<(u64, u64)>, StoreError> {
         let bytes = PAGE_BYTES as u64 * (2 + ids.len() as u64 / FILL);
-        take_room(self.ids.file(), bytes).map_err(io_error("taking room for the index"))?;
+        take_room(self.ids.file(), bytes).map_err(no_room(bytes))?;
         self.ids.put(ids.iter().map(|(id, leaf)| (id.as_slice(), *leaf))).map_err(failed)
     }
 

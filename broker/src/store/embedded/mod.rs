@@ -53,7 +53,6 @@ pub use index::{Index, MemoryIndex};
 pub use progress::{Doing, Progress, Reached};
 pub use rebuild::{Rebuilt, rebuild};
 
-use self::bulk::Target;
 use self::committer::{Committer, Request};
 use self::evidence::EvidenceFiles;
 use self::journal::Journal;
@@ -145,8 +144,7 @@ impl EmbeddedStore {
                 view.stop();
                 drop(writer.join());
                 drop(view);
-                let index = state::empty(dir, config)?;
-                let (end, totals) = recovery.rebuild(Target { index: index.as_ref(), space }, config.rebuild)?;
+                let (index, end, totals) = recovery.rebuild_at(dir, config, space)?;
                 let (view, writer) = start_view(index, config, space)?;
                 (view, writer, end, totals)
             }

@@ -29,6 +29,8 @@ pub enum Doing {
     CatchingUp,
     /// The index is built from evidence and journal.
     Rebuilding,
+    /// Everything was read; what is still in memory of the index is written.
+    Writing,
     /// Large bodies that nothing names are looked for.
     Collecting,
 }
@@ -121,6 +123,12 @@ impl Progress {
         }
     }
 
+    /// Nothing more is read; what was counted stays.
+    pub fn write(&self) {
+        self.state().reached.doing = Doing::Writing;
+        self.line();
+    }
+
     fn line(&self) {
         let Reached { doing, records, percent, seconds, .. } = self.reached();
         tracing::info!(records, percent, seconds, "{}", doing.words());
@@ -149,6 +157,7 @@ impl Doing {
             Self::Opening => "opening the store's files",
             Self::CatchingUp => "bringing the index up to the journal's end",
             Self::Rebuilding => "building the index from evidence and journal",
+            Self::Writing => "writing the index; evidence and journal have been read",
             Self::Collecting => "looking for bodies that nothing names",
         }
     }

@@ -10,6 +10,7 @@ use super::apply::{Placed, find_bodies, find_together};
 use super::bulk::{Bounds, Bulk, Target};
 use super::config::EmbeddedConfig;
 use super::evidence::EvidenceFiles;
+use super::index::Index;
 use super::keys::{self, BodyPlace, Totals};
 use super::layout::FRAME_HEADER_BYTES;
 use super::outline::Outlined;
@@ -47,14 +48,15 @@ pub fn rebuild(dir: &Path, config: &EmbeddedConfig, disk: Arc<dyn Disk>) -> Resu
 
 fn rebuild_locked(dir: &Path, config: &EmbeddedConfig, disk: &Arc<dyn Disk>) -> Result<Rebuilt, StoreError> {
     let began = Instant::now();
-    // Also where the disk is full: the ballast's room is what the index is built in.
+    // Also where the disk is full: the ballast's room is what the index is built in. Nobody watches it here, so whoever finds
+    // no room looks by himself.
     let space = Space::open(disk.clone(), dir, config.space).map_err(io_error("looking at the disk"))?;
     let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
     let segments = Segments::open(disk.clone(), &dir.join("journal"), config)?;
     recover::check_order(&segments, &evidence)?;
     let recovery = Recovery { segments: &segments, evidence: &evidence, progress: &config.progress };
-    let index = state::begin_anew(disk.as_ref(), dir, config)?;
-    let (_, totals) = recovery.rebuild(Target { index: index.as_ref(), space: &space }, config.rebuild)?;
+    state::begin_anew(disk.as_ref(), dir)?;
+    let (index, _, totals) = recovery.rebuild_at(dir, config, &space)?;
     index.flush()?;
     drop(index);
     state::closed(disk.as_ref(), dir, config)?;
@@ -71,6 +73,29 @@ enum Bodies {
 }
 
 impl Recovery<'_> {
+    /// Builds the index of the store in this folder from nothing.
+    pub fn rebuild_at(
+        &self,
+        dir: &Path,
+        config: &EmbeddedConfig,
+        space: &Space,
+    ) -> Result<(Arc<dyn Index>, End, Totals), StoreError> {
+        let index = state::empty(dir, config)?;
+        let built = self.rebuild(Target { index: index.as_ref(), space }, config.rebuild);
+        match built {
+            Ok((end, totals)) => Ok((index, end, totals)),
+            Err(full @ StoreError::DiskFull(_)) => {
+                // Half an index is of no use, and what it took is missing wherever the next start needs room first.
+                drop(index);
+                if let Err(error) = state::remove(dir, config) {
+                    tracing::warn!(%error, "the index that found no room cannot be removed; the next start does so");
+                }
+                Err(full)
+            }
+            Err(other) => Err(other),
+        }
+    }
+
     /// Builds an empty index from evidence and journal.
     pub fn rebuild(&self, target: Target<'_>, bounds: Bounds) -> Result<(End, Totals), StoreError> {
         let began = Instant::now();
@@ -101,6 +126,7 @@ impl Recovery<'_> {
         let end = self.apply_tail(&mut applier, from)?;
         applier.totals.applied = end.next;
         let (records, totals) = (self.progress.reached().records, applier.totals);
+        self.progress.write();
         applier.rows.finish(&totals)?;
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         tracing::info!(records, leaves = totals.leaves, ms, "the index is built");

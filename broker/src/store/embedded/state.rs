@@ -103,19 +103,24 @@ pub fn distrust(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     write(disk, dir, "unreadable")
 }
 
-/// Counts the index as open, so that one which was half built is not believed, and empties it.
-pub fn begin_anew(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
-    write(disk, dir, &disk.boot_id()).map_err(io_error("noting that the index is open"))?;
-    empty(dir, config)
+/// Counts the index as open: as it is, it is not what was closed.
+pub fn begin_anew(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
+    write(disk, dir, &disk.boot_id()).map_err(io_error("noting that the index is open"))
 }
 
 /// An empty index.
 pub fn empty(dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
+    remove(dir, config)?;
     match &config.index {
-        IndexKind::Memory(index) => {
-            index.clear()?;
-            Ok(index.clone())
-        }
+        IndexKind::Memory(index) => Ok(index.clone()),
+        IndexKind::Sled => Ok(Arc::new(FileIndex::open(&dir.join("index"), config.index_cache_bytes)?)),
+    }
+}
+
+/// Removes an index that nobody has open, and gives back the room that it took.
+pub fn remove(dir: &Path, config: &EmbeddedConfig) -> Result<(), StoreError> {
+    match &config.index {
+        IndexKind::Memory(index) => index.clear(),
         IndexKind::Sled => {
             let folder = dir.join("index");
             let removed = match fs::symlink_metadata(&folder) {
@@ -124,8 +129,7 @@ pub fn empty(dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, Stor
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(e) => Err(e),
             };
-            removed.map_err(io_error("removing the old index"))?;
-            Ok(Arc::new(FileIndex::open(&folder, config.index_cache_bytes)?))
+            removed.map_err(io_error("removing the old index"))
         }
     }
 }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::bulk::Bounds;
+use super::super::index::Row;
+use super::super::view::Lookup;
 use super::super::*;
 use super::support::*;
 use crate::disk::RealDisk;
@@ -107,19 +109,31 @@ fn a_table_of_ids_that_was_left_half_written_leads_to_the_same_state_as_a_rebuil
     }
 }
 
-#[test]
-fn a_process_that_dies_while_it_builds_the_index_leaves_nothing_that_the_next_start_takes_for_whole() {
-    const MANY: u64 = 7_000;
-    let (dir, half) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let store = open(dir.path(), 4 << 10);
-    let sent: Vec<_> = (0..MANY).map(|n| letter(n, &["H37.DN.001", "A53.01"])).collect();
+/// Letters in the store of this folder, which is then left as by a crash.
+fn fill(dir: &Path, letters: u64) -> Vec<Acceptance> {
+    let store = open(dir, 4 << 10);
+    let sent: Vec<_> = (0..letters).map(|n| letter(n, &["H37.DN.001", "A53.01"])).collect();
     for some in sent.chunks(512) {
         let answers: Vec<_> = some.iter().map(|letter| store.accept(letter.clone())).collect();
         for answer in answers {
             assert!(matches!(wait(answer).unwrap(), Accepted::New(_)));
         }
     }
-    drop(store);
+    sent
+}
+
+/// Every row, those of leaves in a list of their own.
+fn tables(store: &EmbeddedStore) -> [Vec<Row>; 2] {
+    let rows = |from: &[u8], to: &[u8]| Lookup::scan(&*store.shared.view, from, to, usize::MAX).unwrap();
+    // The table of leaves is read by itself.
+    [rows(&[0], &[255]), rows(b"l", b"m")]
+}
+
+#[test]
+fn a_process_that_dies_while_it_builds_the_index_leaves_nothing_that_the_next_start_takes_for_whole() {
+    const MANY: u64 = 7_000;
+    let (dir, half) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let sent = fill(dir.path(), MANY);
     copy_folder(dir.path(), half.path());
     std::fs::remove_dir_all(half.path().join("index")).unwrap();
     // Far enough for most rows to have been written.
@@ -137,12 +151,35 @@ fn a_process_that_dies_while_it_builds_the_index_leaves_nothing_that_the_next_st
         assert_eq!(found.find(letter.id).unwrap(), [Seq(n)]);
         assert_eq!(found.lookup(&letter.sender, letter.id).unwrap(), Some(Seq(n)));
     }
-    let tables = |store: &EmbeddedStore| {
-        let rows = |from: &[u8], to: &[u8]| {
-            super::super::view::Lookup::scan(&*store.shared.view, from, to, usize::MAX).unwrap()
-        };
-        // The table of leaves is read by itself.
-        (rows(&[0], &[255]), rows(b"l", b"m"))
-    };
     assert!(tables(&whole) == tables(&found), "rows differ between an index that was kept and one that was begun anew");
+}
+
+#[test]
+fn a_process_that_dies_while_the_built_index_is_written_leads_to_the_same_state_wherever_it_dies() {
+    const SOME: u64 = 1_500;
+    let dir = tempfile::tempdir().unwrap();
+    let sent = fill(dir.path(), SOME);
+    let whole = open(dir.path(), 4 << 10);
+    let expected = (whole.counts(), tables(&whole));
+    drop(whole);
+    for failpoint in [
+        "broker.rebuild.ids-written",
+        "broker.index.writing",
+        "broker.rebuild.leaves-written",
+        "broker.index.written",
+        "broker.rebuild.rows-written",
+        "broker.rebuild.whole",
+    ] {
+        let half = tempfile::tempdir().unwrap();
+        copy_folder(dir.path(), half.path());
+        std::fs::remove_dir_all(half.path().join("index")).unwrap();
+        // It dies in the rebuild itself: nothing is accepted that this one would have more than the other.
+        dies_at(half.path(), &format!("{failpoint}:1"), 4 << 10);
+        let found = open(half.path(), 4 << 10);
+        assert_eq!(found.counts(), expected.0, "{failpoint}");
+        assert!(tables(&found) == expected.1, "{failpoint}: rows differ");
+        for (n, letter) in (0..).zip(&sent) {
+            assert_eq!(found.find(letter.id).unwrap(), [Seq(n)], "{failpoint}");
+        }
+    }
 }

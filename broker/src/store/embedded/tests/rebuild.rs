@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::super::bulk::{BATCH_ROWS, BYTES_PER_ROW, Bounds};
+use super::super::bulk::{BATCH_ROWS, Bounds, Target, bytes_in_memory};
 use super::super::index::{Changes, Row};
 use super::super::keys::row;
 use super::super::rebuild::{READ_AHEAD, READ_AT_ONCE_BYTES};
@@ -224,11 +224,11 @@ fn what_a_rebuild_keeps_in_memory_is_bounded_however_many_rows_a_record_has() {
         let mut kept = std::collections::BTreeMap::<u64, usize>::new();
         for (records, batch) in &batches {
             let others = batch.iter().filter(|(key, _)| !matches!(key[0], b'l' | b'i'));
-            let bytes = others.map(|(key, row)| BYTES_PER_ROW + key.len() + row.as_ref().map_or(0, Vec::len));
+            let bytes = others.map(|(key, row)| bytes_in_memory(key, row.as_ref()));
             *kept.entry(*records).or_default() += bytes.sum::<usize>();
         }
         // The last record goes over the bound; it has a delivery for each who refused it.
-        let bound = LITTLE.bytes + REFUSED * (BYTES_PER_ROW + 100);
+        let bound = LITTLE.bytes + REFUSED * bytes_in_memory(&[0; 40], Some(&vec![0; 60]));
         let most = kept.values().copied().max().unwrap();
         assert!((LITTLE.bytes..=bound).contains(&most), "{most} bytes were kept; the bound is {bound}");
     }
@@ -296,6 +296,8 @@ fn a_rebuild_says_how_many_records_and_how_much_of_the_files_are_behind_it() {
     // The last segment is the only one that need not be read to its end.
     assert!((evidence + journal - (64 << 10)..=evidence + journal).contains(&end.bytes_read), "{end:?}");
     assert_eq!(end.percent, end.bytes_read * 100 / end.bytes_total);
+    // What is done when everything was read is said by its own words.
+    assert_eq!(end.doing, Doing::Writing);
     // A third of them, with their bodies, is a third of the way, give or take what stands in files' heads.
     let third = steps.iter().find(|step| step.records >= 80).unwrap();
     let share = evidence * third.records / 240;
