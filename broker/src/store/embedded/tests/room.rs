@@ -209,7 +209,7 @@ fn ids_that_were_put_by_half_and_again_make_no_dispatch_its_own_predecessor() {
     let mut bulk = Bulk::new(Target { index: &index, space: &space }, Bounds::default());
     let at = Location { area: Area::Journal, segment: 1, offset: 4096 };
     for leaf in 0..2 {
-        bulk.put_leaf(leaf, chains::alone([leaf as u8; 32], leaf, at)).unwrap();
+        bulk.put_leaf(leaf, chains::alone([7; 32], leaf, at)).unwrap();
         bulk.put_id(&[7; 16], Intake::Accepted, leaf).unwrap();
     }
     let error = bulk.finish(&Totals::default()).unwrap_err();
