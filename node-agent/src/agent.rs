@@ -26,6 +26,8 @@ use crate::{desk, link};
 pub const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 /// Alarms that are kept for `status`.
 const MAX_ALARMS: usize = 100;
+/// How often the mailbox's database is checked.
+const CHECK_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// How often room is made for opening the mailbox: as often as the ballast gives some.
 const OPEN_TRIES: usize = 16;
 
@@ -169,6 +171,12 @@ impl Agent {
             reports: Notify::new(),
             alarms: Mutex::default(),
         });
+        let alarming = Arc::downgrade(&shared);
+        shared.mailbox.check_every(CHECK_EVERY, move |findings| {
+            if let Some(shared) = alarming.upgrade() {
+                shared.alarm(damaged_mailbox(findings));
+            }
+        })?;
         let (stop, stopping) = watch::channel(false);
         let mut threads = Vec::new();
         let started = link::start(shared.clone(), stopping.clone())
@@ -195,6 +203,14 @@ impl Agent {
             }
         }
     }
+}
+
+fn damaged_mailbox(findings: &[String]) -> String {
+    format!(
+        "the mailbox's database is damaged: {}. Dispatches may be missing from lists, or not be sent. Stop the agent, keep a \
+         copy of mailbox.db, and restore the newest backup (docaxis agent restore): the exchange offers again what came since",
+        findings.join("; ")
+    )
 }
 
 /// Opens the mailbox. What stands in its write-ahead log goes into the database first, so on a full disk this takes room of the

@@ -61,6 +61,10 @@ pub(crate) fn take(data: &Path, parts: &Arc<Parts>, node: &NodeId, now: Timestam
     let pins: Vec<_> = parts.list()?.into_iter().map(|sha256| parts.pin(sha256)).collect();
     let snapshot = dir.join("mailbox.new");
     remove(&snapshot)?;
+    // A copy of what is left of it must not take the place of the earlier one.
+    if let [found, ..] = &mailbox::check(&data.join(MAILBOX))?[..] {
+        return Err(MailboxError::Damaged { what: "database", found: found.clone() }.into());
+    }
     let mut held = mailbox::snapshot(&data.join(MAILBOX), &snapshot)?;
     let size_of = |path: &Path| {
         let failed = |source| Error::Io { operation: "look at", path: path.to_owned(), source };
@@ -175,7 +179,7 @@ mod tests {
             let node = Self { config: AgentConfig::at(&data, root.path().join("identity")), _root: root, data, dir };
             Arc::new(Parts::open(node.data.join(PARTS)).unwrap()).store(bytes).unwrap();
             Mailbox::open(&node.data.join(MAILBOX)).unwrap().close();
-            node.write("INSERT INTO evidence VALUES (1, x'', NULL, 'e', 0, x'', x'', x'', NULL, NULL, 0)");
+            node.write("INSERT INTO sqlite_sequence VALUES ('outgoing', 1)");
             let sha256 = Digest::of(bytes);
             node.write(&format!("INSERT INTO part_refs VALUES (x'{sha256}', 'a', 0, x'', {})", bytes.len()));
             node
@@ -224,6 +228,18 @@ mod tests {
             assert!(taken.files.iter().any(|file| file.name == name), "{taken:?}");
             verify(&node.dir, &taken).unwrap();
         }
+    }
+
+    #[test]
+    fn a_mailbox_that_does_not_hold_together_does_not_replace_the_backup() {
+        let node = Node::with_a_body(b"body");
+        let first = node.take().unwrap().manifest;
+        node.write("INSERT INTO evidence VALUES (1, x'', NULL, 'e', 0, x'', x'', x'', NULL, NULL, 0)");
+        let error = node.take().unwrap_err();
+        let Error::Mailbox(MailboxError::Damaged { what: "database", found }) = &error else { panic!("{error:?}") };
+        assert!(found.contains("a row of evidence"), "{found}");
+        assert_eq!(open(&node.dir).unwrap(), first);
+        verify(&node.dir, &first).unwrap();
     }
 
     #[test]

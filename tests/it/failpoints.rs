@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use docaxis::control::Control;
-use docaxis_certs::authority::Agency;
+use docaxis_certs::authority::{Agency, Authority};
 use docaxis_failpoints as failpoints;
 use docaxis_node_agent::Env;
 use serde_json::{Value, json};
@@ -139,10 +139,10 @@ fn die_at(processes: &mut Processes, case: Case, n: usize) -> Done {
                 }
             }
         });
-        let agencies = ["broker.notices.", "agent.directory."].iter().any(|of| name.starts_with(of));
-        if agencies {
-            let agency = Agency::new(code(&format!("H37.NEW.{n:03}")), "Một cơ quan mới");
-            processes.net.authority.add_agency(&agency, Env::real().now()).unwrap();
+        if ["broker.notices.", "agent.directory."].iter().any(|of| name.starts_with(of)) {
+            let authority = processes.folder().join("authority");
+            let died = &died;
+            scope.spawn(move || publish(&authority, n, died));
         }
         let reached = processes.wait_killed_itself(victim);
         died.store(true, Ordering::Relaxed);
@@ -150,6 +150,21 @@ fn die_at(processes: &mut Processes, case: Case, n: usize) -> Done {
         reached.unwrap_or_else(|why| panic!("{name}, pass {pass}: {why}"));
         running.join().unwrap()
     })
+}
+
+/// Adds one agency after another to the directory: a failpoint may be reached at a later piece of news only.
+fn publish(authority: &Path, case: usize, died: &AtomicBool) {
+    let mut authority = Authority::open(authority).unwrap();
+    for n in 0.. {
+        let agency = Agency::new(code(&format!("H37.NEW.{case:03}.{n}")), "Một cơ quan mới");
+        authority.add_agency(&agency, Env::real().now()).unwrap();
+        for _ in 0..20 {
+            if died.load(Ordering::Relaxed) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
 }
 
 /// Without ready spares, the next start must write some.

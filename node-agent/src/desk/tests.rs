@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::allowed;
 use crate::AgentError;
-use crate::link::testing::Exchange;
+use crate::link::testing::{Exchange, code, until};
 
 async fn call(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> (u16, Vec<u8>) {
     let mut answer = raw_call(socket, method, path, body).await;
@@ -100,6 +100,26 @@ async fn a_dispatch_is_queued_shown_and_its_part_read_back_over_the_socket() {
 
     agent.shutdown().await.unwrap();
     assert!(!socket.exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mailbox_that_does_not_hold_together_is_an_alarm_that_says_what_next() {
+    let mut exchange = Exchange::start();
+    let node = exchange.join("g22", &["000.00.00.G22"]);
+    let agent = exchange.agent(&node, "agent");
+    agent.compose(crate::Draft::new(code("000.00.00.G22"), vec![code("H37.DN.001")])).await.unwrap();
+    agent.shutdown().await.unwrap();
+    let mailbox = exchange.config("agent").agent.data.join("mailbox.db");
+    crate::mailbox::raw(&mailbox).execute_batch("UPDATE outgoing SET sender = 'H37.DN.002'").unwrap();
+
+    let agent = exchange.agent(&node, "agent");
+    let alarm = async || agent.status().await.unwrap().alarms.first().map(|alarm| alarm.text.clone());
+    let text = until(&agent, alarm).await;
+    for part in ["the mailbox's database is damaged", "sender is \"H37.DN.002\"", "docaxis agent restore"] {
+        assert!(text.contains(part), "{text}");
+    }
+    agent.shutdown().await.unwrap();
+    crate::mailbox::raw(&mailbox).execute_batch("UPDATE outgoing SET sender = '000.00.00.G22'").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

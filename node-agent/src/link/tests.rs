@@ -553,4 +553,6 @@ async fn proofs_are_asked_for_without_a_pause_while_there_are_more() {
         stream.write(&Frame::Proofs(vec![])).await.unwrap();
         stream.finish();
     }
+    // They are no evidence.
+    crate::mailbox::raw(&path).execute("DELETE FROM evidence", []).unwrap();
 }

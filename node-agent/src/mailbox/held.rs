@@ -15,7 +15,8 @@ use super::{Mailbox, MailboxError, rows, schema};
 
 /// How many leaves the newest in a backup may be ahead of evidence that was still on its way to it.
 const LEAVES_ON_THEIR_WAY: u64 = 10_000;
-const EXISTING: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
+/// No database is made where none is.
+pub(super) const EXISTING: OpenFlags = OpenFlags::SQLITE_OPEN_READ_WRITE.union(OpenFlags::SQLITE_OPEN_NO_MUTEX);
 
 impl Mailbox {
     /// The largest checkpoint that was verified here, as the exchange signed it.

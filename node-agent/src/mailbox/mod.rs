@@ -6,6 +6,7 @@
 //! SQL.
 
 mod agencies;
+mod check;
 mod held;
 mod incoming;
 mod outgoing;
@@ -16,6 +17,7 @@ mod statements;
 mod wal;
 
 pub use agencies::{AgencyRow, Resolved};
+pub use check::check;
 pub use held::{begin_epoch, snapshot};
 pub use incoming::{Destroyed, IncomingRow, Known, Take, TakeBody, Taken};
 pub use outgoing::{DeliveryRow, IdempotencyConflict, OutgoingRow, Queued, QueuedPart};
@@ -24,9 +26,10 @@ pub use rows::{DeliveryState, InState, OutState};
 pub use statements::{Stated, StatementKey, StatementRow};
 pub use wal::check as check_log;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
@@ -83,10 +86,16 @@ pub(crate) fn raw(database: &Path) -> Connection {
 }
 
 pub struct Mailbox {
+    path: PathBuf,
     writer: mpsc::Sender<Job<Write>>,
     reader: mpsc::Sender<Job<Read>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    watch: Mutex<Option<check::Watch>>,
     failed: Arc<OnceLock<String>>,
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, MailboxError> {
+    std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| MailboxError::Thread(Arc::new(e)))
 }
 
 impl Mailbox {
@@ -104,16 +113,27 @@ impl Mailbox {
         reading.execute_batch("PRAGMA query_only=ON; PRAGMA busy_timeout=5000;")?;
         let (writer, writes) = mpsc::channel(MAX_WAITING_WRITES);
         let (reader, reads) = mpsc::channel(MAX_WAITING_READS);
-        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| MailboxError::Thread(Arc::new(e)))
-        };
         let failed = Arc::<OnceLock<String>>::default();
         let failing = failed.clone();
         let threads = vec![
-            spawn("mailbox-write", Box::new(move || write_loop(connection, writes, full, &failing)))?,
-            spawn("mailbox-read", Box::new(move || read_loop(&reading, reads)))?,
+            spawn("mailbox-write", move || write_loop(connection, writes, full, &failing))?,
+            spawn("mailbox-read", move || read_loop(&reading, reads))?,
         ];
-        Ok(Self { writer, reader, threads: Mutex::new(threads), failed })
+        Ok(Self {
+            path: path.to_owned(),
+            writer,
+            reader,
+            threads: Mutex::new(threads),
+            watch: Mutex::default(),
+            failed,
+        })
+    }
+
+    /// Checks now and every so often whether the database holds together, in a thread of its own, and tells `found` what does not.
+    pub fn check_every(&self, every: Duration, found: impl Fn(&[String]) + Send + 'static) -> Result<(), MailboxError> {
+        let watch = check::Watch::start(self.path.clone(), every, found)?;
+        *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
+        Ok(())
     }
 
     /// Why nothing more is taken, after a commit or a read of the disk failed: the process must stop and be started again.
@@ -159,6 +179,11 @@ impl Mailbox {
 
     /// Lets what waits be committed, then closes. Blocks: not to be called on an asynchronous thread.
     pub fn close(&self) {
+        // First, as the last connection to close empties the database's log.
+        let watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(watch) = watch {
+            watch.stop();
+        }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         // Either thread may have ended already; then there is nothing to tell it.
         let _ended = self.writer.blocking_send(Job::Close);

@@ -13,7 +13,7 @@ use docaxis_protocol::{AgencyCode, Digest, DispatchId, SealedEnvelope, Timestamp
 use super::*;
 use crate::link::testing::{code, envelope};
 
-fn queued(n: u32) -> Queued {
+pub(super) fn queued(n: u32) -> Queued {
     let mut envelope = envelope("000.00.00.G22", &["H37.DN.001"]);
     let mut random = [0; 10];
     random[..4].copy_from_slice(&n.to_be_bytes());
@@ -31,7 +31,7 @@ fn queued(n: u32) -> Queued {
     }
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(super) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
 }
 

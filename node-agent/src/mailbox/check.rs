@@ -1,0 +1,314 @@
+//! Whether the database holds together: SQLite has no checksums over its pages, and a bit that rots in what links them can
+//! keep a row out of every list without a word.
+//!
+//! SQLite's own check finds pages, indexes and types that do not agree. Then every row is held against the signed bytes in it:
+//! digests, and what stands in columns of its own so that it can be looked for. States and times of a row stand for
+//! themselves, and are not found.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use docaxis_protocol::{Digest, Envelope, Evidence, Statement};
+use rusqlite::types::FromSql;
+use rusqlite::{Connection, ErrorCode, Row};
+
+use super::held::EXISTING;
+use super::{MailboxError, spawn};
+
+/// How many findings are told. One bit may be found in many places.
+const MAX_FINDINGS: usize = 5;
+/// Steps of SQLite's machine after which it asks whether to go on.
+const STEPS: i32 = 1_000;
+
+/// Looks at the database from time to time until it is told to stop.
+pub(super) struct Watch {
+    stop: Arc<AtomicBool>,
+    /// Dropped to end a pause.
+    going: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Watch {
+    /// Looks at once and then every so often, in a thread of its own, and tells `found` what is wrong.
+    pub fn start(
+        database: PathBuf,
+        every: Duration,
+        found: impl Fn(&[String]) + Send + 'static,
+    ) -> Result<Self, MailboxError> {
+        let (going, gone) = mpsc::channel::<()>();
+        let stop = Arc::<AtomicBool>::default();
+        let stopped = stop.clone();
+        let thread = spawn("mailbox-check", move || {
+            loop {
+                let began = Instant::now();
+                match look(&database, &stopped) {
+                    Ok(findings) if findings.is_empty() => {
+                        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                        tracing::debug!(ms, "the mailbox's database was checked");
+                    }
+                    Ok(findings) => found(&findings),
+                    Err(error) => found(&[format!("it cannot be checked: {error}")]),
+                }
+                if !matches!(gone.recv_timeout(every), Err(RecvTimeoutError::Timeout)) {
+                    break;
+                }
+            }
+        })?;
+        Ok(Self { stop, going, thread })
+    }
+
+    /// Breaks off what it is looking at, and waits for its end.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.going);
+        if self.thread.join().is_err() {
+            tracing::error!("the check of the mailbox had panicked");
+        }
+    }
+}
+
+/// What does not hold together in the database, in words; at most a few.
+pub fn check(database: &Path) -> Result<Vec<String>, MailboxError> {
+    look(database, &Arc::default())
+}
+
+fn look(database: &Path, stop: &Arc<AtomicBool>) -> Result<Vec<String>, MailboxError> {
+    let mut connection = Connection::open_with_flags(database, EXISTING)?;
+    connection.execute_batch("PRAGMA query_only=ON; PRAGMA busy_timeout=5000;")?;
+    let stopped = stop.clone();
+    connection.progress_handler(STEPS, Some(move || stopped.load(Ordering::Relaxed)))?;
+    let mut findings = Vec::new();
+    for part in [pages, outgoing, incoming, evidence, statements] {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        match part(&connection, &mut findings) {
+            Ok(()) => {}
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => break,
+            Err(error) => findings.push(error.to_string()),
+        }
+        if findings.len() >= MAX_FINDINGS {
+            break;
+        }
+    }
+    findings.truncate(MAX_FINDINGS);
+    Ok(findings)
+}
+
+fn pages(connection: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
+    let mut check = connection.prepare(&format!("PRAGMA integrity_check({MAX_FINDINGS})"))?;
+    for line in check.query_map([], |row| row.get::<_, String>(0))? {
+        let line = line?;
+        if line != "ok" {
+            findings.push(line);
+        }
+    }
+    Ok(())
+}
+
+/// Gives each row to `agrees`, which says what in it does not agree with its signed bytes.
+fn rows(
+    connection: &Connection,
+    table: &str,
+    findings: &mut Vec<String>,
+    agrees: impl Fn(&Row<'_>) -> rusqlite::Result<Result<(), String>>,
+) -> rusqlite::Result<()> {
+    let mut query = connection.prepare(&format!("SELECT * FROM {table}"))?;
+    let mut found = query.query([])?;
+    while let Some(row) = found.next()?
+        && findings.len() < MAX_FINDINGS
+    {
+        if let Err(what) = agrees(row)? {
+            findings.push(format!("a row of {table} does not agree with its signed bytes: {what}"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the column holds this.
+fn holds<T: FromSql + PartialEq + std::fmt::Debug>(row: &Row<'_>, column: &str, signed: &T) -> Result<(), String> {
+    match row.get::<_, T>(column) {
+        Ok(found) if found == *signed => Ok(()),
+        Ok(found) => Err(format!("{column} is {found:?}, expected {signed:?}")),
+        Err(error) => Err(format!("{column}: {error}")),
+    }
+}
+
+fn digest_of(row: &Row<'_>, bytes: &str, digest: &str) -> Result<Vec<u8>, String> {
+    let bytes: Vec<u8> = row.get(bytes).map_err(|error| format!("{bytes}: {error}"))?;
+    holds(row, digest, &Digest::of(&bytes).0)?;
+    Ok(bytes)
+}
+
+fn envelope_of(row: &Row<'_>) -> Result<Envelope, String> {
+    let bytes = digest_of(row, "envelope", "envelope_sha256")?;
+    let envelope = Envelope::parse(&bytes).map_err(|error| error.to_string())?;
+    holds(row, "id", envelope.id.as_bytes())?;
+    holds(row, "sender", &envelope.sender.agency.to_string())?;
+    Ok(envelope)
+}
+
+fn outgoing(connection: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
+    let mut recipients =
+        connection.prepare("SELECT recipient FROM deliveries WHERE dispatch = ?1 ORDER BY recipient")?;
+    let recipients = std::cell::RefCell::new(&mut recipients);
+    rows(connection, "outgoing", findings, |row| {
+        let envelope = match envelope_of(row) {
+            Ok(envelope) => envelope,
+            Err(what) => return Ok(Err(what)),
+        };
+        let mut expected: Vec<_> = envelope.recipients.iter().map(ToString::to_string).collect();
+        expected.sort_unstable();
+        let mut recipients = recipients.borrow_mut();
+        let known = recipients.query_map([envelope.id.as_bytes()], |row| row.get::<_, String>(0))?;
+        let known: Vec<_> = known.collect::<Result<_, _>>()?;
+        Ok(match known == expected {
+            true => Ok(()),
+            false => Err(format!("the recipients of {} are {known:?}, expected {expected:?}", envelope.id)),
+        })
+    })
+}
+
+fn incoming(connection: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
+    rows(connection, "incoming", findings, |row| Ok(envelope_of(row).map(drop)))
+}
+
+fn evidence(connection: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
+    rows(connection, "evidence", findings, |row| {
+        Ok(digest_of(row, "bytes", "sha256").and_then(|bytes| {
+            let evidence = Evidence::parse(&bytes).map_err(|error| error.to_string())?;
+            holds(row, "dispatch", evidence.dispatch.as_bytes())?;
+            holds(row, "event", &evidence.event.to_string())
+        }))
+    })
+}
+
+fn statements(connection: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
+    rows(connection, "statements", findings, |row| {
+        let bytes: Vec<u8> = row.get("bytes")?;
+        Ok(Statement::parse(&bytes).map_err(|error| error.to_string()).and_then(|statement| {
+            holds(row, "dispatch", statement.dispatch.as_bytes())?;
+            holds(row, "recipient", &statement.recipient.to_string())?;
+            holds(row, "envelope_sha256", &statement.envelope_sha256.0)?;
+            holds(row, "event", &statement.event.to_string())
+        }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::super::tests::{queued, runtime};
+    use super::super::{Mailbox, raw};
+    use super::*;
+
+    /// A closed mailbox with this many dispatches of ours.
+    fn mailbox(path: &Path, dispatches: u32) {
+        let mailbox = Mailbox::open(path).unwrap();
+        runtime().block_on(async {
+            for n in 0..dispatches {
+                mailbox.queue(queued(n)).await.unwrap().unwrap();
+            }
+        });
+        mailbox.close();
+    }
+
+    /// Every dispatch as lists show it.
+    fn listed(path: &Path) -> rusqlite::Result<Vec<(Vec<u8>, String)>> {
+        let connection = Connection::open_with_flags(path, EXISTING)?;
+        let sql = "SELECT o.id, d.recipient FROM outgoing o JOIN deliveries d ON d.dispatch = o.id \
+                   WHERE o.state = 'queued' ORDER BY o.id";
+        connection.prepare(sql)?.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    }
+
+    #[test]
+    fn a_bit_that_takes_a_dispatch_out_of_the_lists_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mailbox.db");
+        mailbox(&path, 60);
+        assert_eq!(check(&path).unwrap(), Vec::<String>::new());
+        let (sound, all) = (std::fs::read(&path).unwrap(), listed(&path).unwrap());
+        assert_eq!(all.len(), 60);
+        // Everywhere, and more where pages say what is in them.
+        let everywhere = (0..sound.len() * 8).step_by(15_013);
+        let heads = (0..sound.len()).step_by(4096).flat_map(|page| (page * 8 + 3..(page + 40) * 8).step_by(61));
+        let (mut hidden, mut changed) = (0, 0);
+        for bit in everywhere.chain(heads) {
+            let mut bytes = sound.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, bytes).unwrap();
+            let differs = listed(&path).map_or(true, |left| left != all);
+            let findings = check(&path).unwrap_or_else(|error| vec![error.to_string()]);
+            assert!(!differs || !findings.is_empty(), "bit {bit} changes the lists, and is not found");
+            hidden += u32::from(differs);
+            changed += u32::from(!findings.is_empty());
+        }
+        assert!(hidden > 20 && changed > hidden, "{hidden} and {changed}: the bits that are tried are the wrong ones");
+    }
+
+    #[test]
+    fn a_column_that_does_not_agree_with_the_signed_bytes_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mailbox.db");
+        mailbox(&path, 3);
+        for (change, expected) in [
+            ("UPDATE outgoing SET state = 'queued'", None),
+            ("UPDATE outgoing SET sender = 'H37.DN.001' WHERE seq = 2", Some("sender is")),
+            ("UPDATE outgoing SET envelope = substr(envelope, 2) WHERE seq = 2", Some("envelope_sha256 is")),
+            (
+                "DELETE FROM deliveries WHERE dispatch = (SELECT id FROM outgoing WHERE seq = 2)",
+                Some("the recipients of"),
+            ),
+            ("UPDATE outgoing SET id = zeroblob(16) WHERE seq = 2", Some("id is")),
+        ] {
+            let bytes = std::fs::read(&path).unwrap();
+            raw(&path).execute_batch(change).unwrap();
+            let found = check(&path).unwrap();
+            match expected {
+                None => assert_eq!(found, Vec::<String>::new()),
+                Some(text) => assert!(found.len() == 1 && found[0].contains(text), "{change}: {found:?}"),
+            }
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_check_is_repeated_tells_what_it_finds_and_is_broken_off_by_closing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mailbox.db");
+        let mailbox = Mailbox::open(&path).unwrap();
+        let (tell, told) = mpsc::channel();
+        let tell = Mutex::new(tell);
+        let telling = move |found: &[String]| {
+            // Nobody listens any more when the test is over.
+            let _over = tell.lock().unwrap().send(found.to_vec());
+        };
+        mailbox.check_every(Duration::from_millis(1), telling).unwrap();
+        let mut other = queued(1);
+        other.recipients.clear();
+        runtime().block_on(mailbox.queue(other)).unwrap().unwrap();
+        for _ in 0..2 {
+            let found = told.recv().unwrap();
+            assert!(found.len() == 1 && found[0].contains("the recipients of"), "{found:?}");
+        }
+        mailbox.close();
+        // The thread has ended, and no finding is of its end.
+        assert!(told.iter().all(|found| found.len() == 1));
+        assert!(!path.with_extension("db-wal").exists(), "the log is emptied by whoever closes last");
+    }
+
+    #[test]
+    fn a_check_that_is_told_to_stop_ends_without_a_finding() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mailbox.db");
+        mailbox(&path, 3);
+        raw(&path).execute_batch("UPDATE outgoing SET sender = 'H37.DN.001'").unwrap();
+        assert_eq!(look(&path, &Arc::new(AtomicBool::new(true))).unwrap(), Vec::<String>::new());
+        assert_eq!(check(&path).unwrap().len(), 3);
+    }
+}
