@@ -259,7 +259,7 @@ mod tests {
         mailbox::damage(&node.data.join(MAILBOX), small, Some(b"SMALL"));
         for _ in 0..3 {
             let taken = node.take().unwrap();
-            assert_eq!(taken.manifest.damaged, [kept.clone()]);
+            assert_eq!(taken.manifest.damaged, [kept.as_str()]);
             let mut expected = vec![MAILBOX.to_owned(), file.clone(), kept.clone()];
             expected.sort();
             assert_eq!(names(&taken), expected);
@@ -267,7 +267,7 @@ mod tests {
         }
         // Put back, the file stands for the damaged row.
         let restored = restore(&node.dir, &node.config, &"h37".parse().unwrap(), Timestamp::from_unix_ms(1), true);
-        assert_eq!(restored.unwrap().manifest.damaged, [kept.clone()]);
+        assert_eq!(restored.unwrap().manifest.damaged, [kept.as_str()]);
         assert_eq!(std::fs::read(node.data.join(kept)).unwrap(), b"small");
         let there = mailbox::body_in(&node.data.join(MAILBOX), other);
         assert_eq!(there, Some(b"other".to_vec()));
