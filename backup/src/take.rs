@@ -114,6 +114,12 @@ impl Backup {
         }
     }
 
+    /// The earlier backup's copy of a file.
+    pub fn earlier(&self, name: &str) -> Option<PathBuf> {
+        let entry = self.earlier.as_ref()?.files.iter().find(|entry| entry.name == name)?;
+        Some(object(&self.dir, &entry.sha256)).filter(|path| path.exists())
+    }
+
     /// Adds a small file that must have just these bytes, whatever becomes of the one that it was read from.
     pub fn add(&mut self, name: &str, bytes: &[u8]) -> Result<(), BackupError> {
         let temporary = self.dir.join("objects").join("incoming");

@@ -277,19 +277,26 @@ impl Drop for AgentHandle {
     }
 }
 
-/// Removes bodies that nothing refers to: left by a crash between a body and the commit that names it. Before anything
-/// else runs, so that no body on its way to being named is taken for one.
+/// Removes bodies that nothing refers to: left by a crash between a body and the commit that names it, or between the end
+/// of its last name and its own. Before anything else runs, so that no body on its way to being named is taken for one.
 fn clear_orphans(mailbox: &Mailbox, parts: &Parts) -> Result<(), AgentError> {
     let all = parts.list()?;
     let failed = |source| AgentError::Io { operation: "start a runtime for", path: "parts".into(), source };
     // On a thread of its own: the caller may be inside a runtime already.
-    let unreferenced = std::thread::scope(|scope| {
+    let (unreferenced, rows) = std::thread::scope(|scope| {
         let asking = scope.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(failed)?;
-            Ok::<_, AgentError>(runtime.block_on(mailbox.unreferenced(all))?)
+            runtime.block_on(async {
+                let rows = mailbox.unnamed_bodies().await?;
+                mailbox.remove_unreferenced(rows.clone(), |_| Ok::<_, PartsError>(())).await??;
+                Ok::<_, AgentError>((mailbox.unreferenced(all).await?, rows))
+            })
         });
         asking.join().map_err(|_| AgentError::Panicked)?
     })?;
+    if !rows.is_empty() {
+        tracing::info!(count = rows.len(), "bodies in the mailbox that nothing refers to are removed");
+    }
     for sha256 in unreferenced {
         tracing::info!(%sha256, "a body that nothing refers to is removed");
         parts.remove(sha256)?;

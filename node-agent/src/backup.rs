@@ -1,4 +1,5 @@
-//! Backup of an agent's data, online or stopped, and its restore: the mailbox as of one moment, and every body.
+//! Backup of an agent's data, online or stopped, and its restore: the mailbox as of one moment with the small bodies in it, and
+//! every body that is a file.
 //!
 //! Keys and configuration are not in it. A restored mailbox gets a new epoch, so that the exchange sees that it is one.
 
@@ -80,10 +81,25 @@ pub(crate) fn take(data: &Path, parts: &Arc<Parts>, node: &NodeId, now: Timestam
     }
     backup.copy(files)?;
     drop(pins);
+    for sha256 in &held.bodies {
+        keep_earlier(&mut backup, *sha256)?;
+    }
     backup.missing(held.bodies.into_iter().map(|sha256| (body(sha256), sha256)).collect());
     let taken = backup.finish(held.records)?;
     remove(&snapshot)?;
     Ok(taken)
+}
+
+/// Of a small body that is damaged in the mailbox now, the copy in the earlier backup's mailbox is kept, as a file.
+fn keep_earlier(backup: &mut Backup, sha256: Digest) -> Result<(), Error> {
+    let name = body(sha256);
+    if backup.earlier(&name).is_none()
+        && let Some(mailbox) = backup.earlier(MAILBOX)
+        && let Some(bytes) = mailbox::body_in(&mailbox, sha256)
+    {
+        backup.add(&name, &bytes)?;
+    }
+    Ok(())
 }
 
 /// The name of a body below the data folder.
@@ -171,7 +187,7 @@ mod tests {
     }
 
     impl Node {
-        /// A stopped agent whose mailbox names one body that it holds.
+        /// A stopped agent whose mailbox names one body that it holds as a file.
         fn with_a_body(bytes: &[u8]) -> Self {
             let root = tempfile::tempdir().unwrap();
             let (data, dir) = (root.path().join("data"), root.path().join("backup"));
@@ -240,6 +256,37 @@ mod tests {
         assert!(found.contains("a row of evidence"), "{found}");
         assert_eq!(open(&node.dir).unwrap(), first);
         verify(&node.dir, &first).unwrap();
+    }
+
+    #[test]
+    fn a_small_body_that_is_damaged_in_the_mailbox_is_told_and_its_copy_in_the_earlier_mailbox_stays() {
+        let node = Node::with_a_body(b"body");
+        let (small, other) = (Digest::of(b"small"), Digest::of(b"other"));
+        for (sha256, text) in [(small, "small"), (other, "other")] {
+            node.write(&format!("INSERT INTO part_refs VALUES (x'{sha256}', 'a', 0, x'', 5)"));
+            node.write(&format!("INSERT INTO bodies (sha256, bytes) VALUES (x'{sha256}', CAST('{text}' AS BLOB))"));
+        }
+        let first = node.take().unwrap();
+        let names = |taken: &Taken| taken.manifest.files.iter().map(|file| file.name.clone()).collect::<Vec<_>>();
+        let (file, kept) = (body(Digest::of(b"body")), body(small));
+        assert_eq!((names(&first), first.manifest.damaged.len()), (vec![MAILBOX.into(), file.clone()], 0));
+        // Nothing new: of the bodies, nothing is copied again.
+        assert_eq!(node.take().unwrap().copied.0, 1, "the mailbox alone");
+        mailbox::damage(&node.data.join(MAILBOX), small, Some(b"SMALL"));
+        for _ in 0..3 {
+            let taken = node.take().unwrap();
+            assert_eq!(taken.manifest.damaged, [kept.as_str()]);
+            let mut expected = vec![MAILBOX.to_owned(), file.clone(), kept.clone()];
+            expected.sort();
+            assert_eq!(names(&taken), expected);
+            verify(&node.dir, &taken.manifest).unwrap();
+        }
+        // Put back, the file stands for the damaged row.
+        let restored = restore(&node.dir, &node.config, &"h37".parse().unwrap(), Timestamp::from_unix_ms(1), true);
+        assert_eq!(restored.unwrap().manifest.damaged, [kept.as_str()]);
+        assert_eq!(std::fs::read(node.data.join(kept)).unwrap(), b"small");
+        let there = mailbox::body_in(&node.data.join(MAILBOX), other);
+        assert_eq!(there, Some(b"other".to_vec()));
     }
 
     #[test]

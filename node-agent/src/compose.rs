@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,9 +16,10 @@ use serde_json::{Map, Value};
 use unicode_normalization::UnicodeNormalization as _;
 
 use crate::agent::{AgentHandle, Shared};
+use crate::bodies::Kept;
 use crate::env::EntropyError;
-use crate::mailbox::{IdempotencyConflict, MailboxError, Queued, QueuedPart, Resolved};
-use crate::parts::{CHUNK_BYTES, PartsError, Stored};
+use crate::mailbox::{MAX_SMALL_BODY_BYTES, MailboxError, NotQueued, Queued, QueuedPart, Resolved};
+use crate::parts::{CHUNK_BYTES, Parts, PartsError, Stored};
 
 /// Longest key that a caller may give its request.
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
@@ -160,12 +162,12 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId,
         );
     }
     let drafts = draft.parts;
-    let stored = shared.blocking(move |parts| store_all(&parts, drafts, max_part_bytes)).await?;
+    let (parts, mut kept) = shared.blocking(move |parts| store_all(&parts, drafts, max_part_bytes)).await?;
     docaxis_failpoints::failpoint!("agent.compose.stored");
-    envelope.parts = stored.iter().map(|(part, _)| part.clone()).collect();
-    let queued = queue(shared, &envelope, &draft.from, seal, draft.idempotency_key, now).await;
+    envelope.parts = parts;
+    let queued = queue(shared, &envelope, &draft.from, seal, (draft.idempotency_key, now), &mut kept).await;
     let bodies: Vec<Digest> = envelope.parts.iter().map(|part| part.sha256).collect();
-    drop(stored);
+    drop(kept);
     match queued {
         Ok(id) => {
             docaxis_failpoints::failpoint!("agent.compose.queued");
@@ -185,8 +187,8 @@ async fn queue(
     envelope: &Envelope,
     from: &AgencyCode,
     seal: &crate::identity::Seal,
-    key: Option<String>,
-    now: Timestamp,
+    (key, now): (Option<String>, Timestamp),
+    kept: &mut Kept,
 ) -> Result<DispatchId, Refused> {
     check(envelope, shared.config.inbox.max_part_bytes)?;
     let idempotency = key.map(|key| (key, request_digest(envelope)));
@@ -194,7 +196,7 @@ async fn queue(
         SealedEnvelope::seal(envelope, &seal.key, seal.chain.clone()).map_err(|e| Refused::Rule(e.reason()))?;
     let parts: BTreeSet<QueuedPart> =
         envelope.parts.iter().map(|part| QueuedPart { sha256: part.sha256, size: part.size }).collect();
-    let queued = Queued {
+    let mut queued = Queued {
         id: envelope.id,
         sender: from.clone(),
         recipients: envelope.recipients.clone(),
@@ -202,13 +204,21 @@ async fn queue(
         priority: envelope.priority,
         queued: now,
         parts: parts.into_iter().collect(),
+        small: kept.small.clone(),
         idempotency,
     };
     docaxis_failpoints::failpoint!("agent.compose.sealed");
-    match shared.mailbox.queue(queued).await? {
-        Ok(id) => Ok(id),
-        Err(IdempotencyConflict { id }) => {
-            rule(ReasonCode::IdConflict, format!("this idempotency key was used for dispatch {id}, which is another"))
+    loop {
+        match shared.mailbox.queue(queued.clone()).await? {
+            Ok(id) => return Ok(id),
+            Err(NotQueued::Conflict(id)) => {
+                let text = format!("this idempotency key was used for dispatch {id}, which is another");
+                return rule(ReasonCode::IdConflict, text);
+            }
+            Err(NotQueued::LookAt(sha256)) => {
+                kept.look_at(shared, sha256).await??;
+                queued.small = kept.small.clone();
+            }
         }
     }
 }
@@ -268,46 +278,60 @@ fn size_of(parts: &[DraftPart]) -> u64 {
     parts.iter().map(size).fold(0, u64::saturating_add)
 }
 
-fn store_all(
-    parts: &std::sync::Arc<crate::parts::Parts>,
-    drafts: Vec<DraftPart>,
-    max_part_bytes: u64,
-) -> Result<Vec<(Part, Stored)>, Refused> {
+/// Stores what is large, and reads what is small: that becomes durable with the dispatch.
+fn store_all(parts: &Arc<Parts>, drafts: Vec<DraftPart>, max_part_bytes: u64) -> Result<(Vec<Part>, Kept), Refused> {
     let mut all = Vec::with_capacity(drafts.len());
+    let mut kept = Kept::default();
     for draft in drafts {
         let name: String = draft.name.nfc().collect();
-        let stored = match &draft.source {
-            Source::Bytes(bytes) => parts.store(bytes)?,
-            Source::File(path) => store_file(parts, path, max_part_bytes)?,
+        let (sha256, size) = match draft.source {
+            Source::Bytes(bytes) => keep(parts, bytes, &mut kept)?,
+            Source::File(path) => keep_file(parts, &path, max_part_bytes, &mut kept)?,
         };
-        let part =
-            Part { name, media_type: draft.media_type, size: stored.size, sha256: stored.sha256, role: draft.role };
-        all.push((part, stored));
+        all.push(Part { name, media_type: draft.media_type, size, sha256, role: draft.role });
     }
-    Ok(all)
+    Ok((all, kept))
 }
 
-fn store_file(
-    parts: &std::sync::Arc<crate::parts::Parts>,
+fn keep(parts: &Arc<Parts>, bytes: Vec<u8>, kept: &mut Kept) -> Result<(Digest, u64), PartsError> {
+    let size = bytes.len() as u64;
+    if kept.small.fits(size) {
+        return Ok((kept.small.add(bytes.into()), size));
+    }
+    let Stored { sha256, size, pin } = parts.store(&bytes)?;
+    kept.pins.push(pin);
+    Ok((sha256, size))
+}
+
+fn keep_file(
+    parts: &Arc<Parts>,
     path: &std::path::Path,
     max_part_bytes: u64,
-) -> Result<Stored, Refused> {
+    kept: &mut Kept,
+) -> Result<(Digest, u64), Refused> {
     let failed = |source| Refused::Read { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(failed)?;
+    let mut chunk = Vec::new();
+    (&mut file).take(MAX_SMALL_BODY_BYTES as u64 + 1).read_to_end(&mut chunk).map_err(failed)?;
+    if chunk.len() <= MAX_SMALL_BODY_BYTES {
+        within(path, chunk.len() as u64, max_part_bytes)?;
+        return Ok(keep(parts, chunk, kept)?);
+    }
     let mut writer = parts.begin()?;
-    let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-    loop {
+    while !chunk.is_empty() {
+        writer.write(&chunk)?;
+        within(path, writer.size(), max_part_bytes)?;
         chunk.clear();
         (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(failed)?;
-        if chunk.is_empty() {
-            return Ok(writer.finish()?.keep()?);
-        }
-        writer.write(&chunk)?;
-        if writer.size() > max_part_bytes {
-            return rule(
-                ReasonCode::TooLarge,
-                format!("{} is over the limit of {max_part_bytes} bytes", path.display()),
-            );
-        }
     }
+    let Stored { sha256, size, pin } = writer.finish()?.keep()?;
+    kept.pins.push(pin);
+    Ok((sha256, size))
+}
+
+fn within(path: &std::path::Path, size: u64, max_part_bytes: u64) -> Result<(), Refused> {
+    if size <= max_part_bytes {
+        return Ok(());
+    }
+    rule(ReasonCode::TooLarge, format!("{} is over the limit of {max_part_bytes} bytes", path.display()))
 }

@@ -6,6 +6,7 @@
 
 mod agent;
 pub mod backup;
+mod bodies;
 pub mod compose;
 pub mod config;
 mod desk;

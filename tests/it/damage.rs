@@ -163,6 +163,38 @@ fn a_body_that_nobody_has_any_more_waits_in_words_and_holds_up_nothing() {
     assert_eq!(net.inbox(DN), [other.received(), sent.received()]);
 }
 
+/// Flips a bit of a small body where a stopped node's mailbox has it; twice is as it was.
+fn flip_in_mailbox(net: &TestNet, node: &str, body: &[u8]) {
+    let path = net.node_data(node).join("mailbox.db");
+    let bytes = std::fs::read(&path).unwrap();
+    // Behind a piece that stands nowhere else: there it can be found again.
+    let piece = &body[body.len() / 2..][..50];
+    let at = bytes.windows(piece.len()).position(|window| window == piece).expect("the body is in the mailbox");
+    flip(&path, (at + piece.len()) as u64);
+}
+
+#[test]
+fn a_small_body_that_is_damaged_at_its_sender_too_waits_in_words_and_holds_up_nothing() {
+    let (mut net, sent) = waiting();
+    let body = &sent.letter.parts[1].1;
+    flip_in_journal(&net, body);
+    net.stop_node("g22");
+    flip_in_mailbox(&net, "g22", body);
+    net.start_node("g22");
+    net.start_node("h37");
+    let said = why(&net, sent.id, "did not bring it again");
+    assert!(said.contains("part 1") && said.contains("g22") && said.contains("damaged"), "{said}");
+    assert!(net.alarms("g22").iter().any(|alarm| alarm.contains("lost here too")), "{:?}", net.alarms("g22"));
+    let other = net.send(G22, &[DN], letter().about("Khác"));
+    net.wait_handed_over(&other);
+    assert_eq!(net.inbox(DN), [other.received()]);
+    net.stop_node("g22");
+    flip_in_mailbox(&net, "g22", body);
+    net.start_node("g22");
+    net.wait_handed_over(&sent);
+    assert_eq!(net.inbox(DN), [other.received(), sent.received()]);
+}
+
 #[test]
 fn a_sender_that_is_not_linked_is_asked_when_it_links() {
     let (mut net, sent) = waiting();

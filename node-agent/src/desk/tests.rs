@@ -129,8 +129,8 @@ async fn a_part_that_is_damaged_on_disk_is_never_given_out_whole_and_is_an_alarm
     let agent = exchange.agent(&node, "agent");
     let data = exchange.config("agent").agent.data;
     let socket = data.join("control.sock");
-    // One that is read at once, and one in several chunks of which the last is small.
-    for size in [1_000, 3 * crate::parts::CHUNK_BYTES + 1_000] {
+    // One that the mailbox holds, a file that is read at once, and one in several chunks of which the last is small.
+    for size in [1_000, 100_000, 3 * crate::parts::CHUNK_BYTES + 1_000] {
         let body = vec![7u8; size];
         let file = exchange.folder.path().join("a file.pdf");
         std::fs::write(&file, &body).unwrap();
@@ -143,8 +143,13 @@ async fn a_part_that_is_damaged_on_disk_is_never_given_out_whole_and_is_an_alarm
         let path = format!("/v1/dispatches/{}/parts/0", made["id"].as_str().unwrap());
         let mut damaged = body.clone();
         damaged[size - 1] ^= 1;
-        let sha256 = Digest::of(&body).to_string();
-        std::fs::write(data.join("parts").join(&sha256[..2]).join(&sha256), &damaged).unwrap();
+        let digest = Digest::of(&body);
+        let sha256 = digest.to_string();
+        if size > crate::mailbox::MAX_SMALL_BODY_BYTES {
+            std::fs::write(data.join("parts").join(&sha256[..2]).join(&sha256), &damaged).unwrap();
+        } else {
+            crate::mailbox::damage(&data.join("mailbox.db"), digest, Some(&damaged));
+        }
         let answer = raw_call(&socket, "GET", &path, None).await;
         assert!(!answer.ends_with(&damaged[size - 1_000..]), "the last bytes of {size} came");
         let alarms = agent.status().await.unwrap().alarms;

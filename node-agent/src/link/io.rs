@@ -143,9 +143,9 @@ impl Stream {
     /// that the other side never has all of it.
     pub async fn write_body(&mut self, shared: &Shared, sha256: Digest, offset: u64) -> Result<(), LinkError> {
         let (chunks, mut outgoing) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
-        let parts = shared.parts.clone();
+        let opened = shared.open_body(sha256).await?;
         let reading = tokio::task::spawn_blocking(move || -> Result<(), PartsError> {
-            let mut reader = parts.read(sha256)?;
+            let mut reader = opened?;
             let mut skip = offset;
             while let Some(chunk) = reader.next_chunk()? {
                 let mut chunk = Bytes::from(chunk);

@@ -10,9 +10,10 @@ use docaxis_protocol::{
 use super::LinkError;
 use super::io::Stream;
 use super::session::Session;
+use crate::bodies::Kept;
 use crate::inbox::{self, NotTaken};
 use crate::mailbox::{self, EvidenceRow, Known, QueuedPart, StatementRow, Take, TakeBody, Taken};
-use crate::parts::{PartsError, Pin};
+use crate::parts::PartsError;
 
 pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<(), LinkError> {
     let shared = &session.shared;
@@ -67,7 +68,8 @@ async fn handle(session: &Session, stream: &mut Stream, offer: Offer) -> Result<
         Known::Stated(sealed) => sealed,
         Known::Open { other, held } => {
             let pins = held.iter().map(|sha256| shared.parts.pin(*sha256)).collect();
-            let looked = Looked { sha256, inline, bodies, other, here: Here { held, pins } };
+            let kept = Kept { pins, ..Kept::default() };
+            let looked = Looked { sha256, inline, bodies, other, here: Here { held, kept } };
             take(session, stream, &offer, &envelope, looked).await?
         }
     };
@@ -161,21 +163,20 @@ async fn take(
         }
     }
     docaxis_failpoints::failpoint!("agent.offer.fetched");
-    let mut pins = Vec::new();
+    let mut kept = Kept::default();
     let body = body.map(|(parts, fetched)| {
-        pins = fetched.pins;
+        kept = fetched.kept;
         TakeBody {
             sender: envelope.sender.agency.clone(),
             sealed: offer.envelope.clone(),
             acceptance: row_of(&acceptance, offer.acceptance.clone(), offer.acceptance_leaf, shared.env.now()),
             parts,
+            small: kept.small.clone(),
             held: fetched.held,
         }
     });
-    let answered = state(session, offer, envelope, sha256, &acceptance, fault, body).await?;
-    // Until here, what was stored for this offer must not be cleared away by another's withdrawal.
-    drop(pins);
-    Ok(answered)
+    // Until it is answered, what was stored for this offer must not be cleared away by another's withdrawal: `kept` holds it.
+    state(session, (offer, envelope, sha256), &acceptance, fault, (body, &mut kept)).await
 }
 
 fn conflict(envelope: &Envelope) -> Reason {
@@ -185,12 +186,10 @@ fn conflict(envelope: &Envelope) -> Reason {
 /// Seals the statement and makes it durable together with the dispatch, before anyone is told.
 async fn state(
     session: &Session,
-    offer: &Offer,
-    envelope: &Envelope,
-    sha256: Digest,
+    (offer, envelope, sha256): (&Offer, &Envelope, Digest),
     acceptance: &Evidence,
     mut fault: Option<Reason>,
-    mut body: Option<TakeBody>,
+    (mut body, kept): (Option<TakeBody>, &mut Kept),
 ) -> Result<SealedStatement, Problem> {
     let shared = &session.shared;
     loop {
@@ -204,7 +203,7 @@ async fn state(
             event,
             statement: statement.clone(),
             time,
-            body: body.take(),
+            body: body.clone(),
         };
         docaxis_failpoints::failpoint!("agent.offer.sealed");
         match shared.mailbox.take(take).await? {
@@ -215,7 +214,16 @@ async fn state(
                 return Ok(statement);
             }
             Taken::Already(earlier) => return Ok(earlier),
-            Taken::Conflict => fault = Some(conflict(envelope)),
+            Taken::Conflict => {
+                fault = Some(conflict(envelope));
+                body = None;
+            }
+            Taken::LookAt(sha256) => {
+                kept.look_at(shared, sha256).await??;
+                if let Some(body) = &mut body {
+                    body.small = kept.small.clone();
+                }
+            }
             Taken::Contradiction => {
                 return Err(Problem::Unsigned(
                     ReasonCode::Malformed.because(mailbox::contradiction(offer.acceptance_leaf)),
@@ -261,7 +269,7 @@ fn seal_statement(
 /// Bodies that this agency has of those that are offered, and what keeps all of them here meanwhile.
 struct Here {
     held: Vec<Digest>,
-    pins: Vec<Pin>,
+    kept: Kept,
 }
 
 /// Gets every body that this agency does not have, checks each, and stores it.
@@ -270,11 +278,11 @@ async fn fetch(
     stream: &mut Stream,
     envelope: &Envelope,
     bodies: &[QueuedPart],
-    (inline, Here { held: known, pins }): (Vec<(u16, Vec<u8>)>, Here),
+    (inline, Here { held: known, kept }): (Vec<(u16, Vec<u8>)>, Here),
 ) -> Result<Result<Here, Reason>, Problem> {
     let shared = &session.shared;
-    let mut fetched = Here { held: vec![], pins };
-    let (mut held, damaged) = whole(session, known).await;
+    let mut fetched = Here { held: vec![], kept };
+    let (mut held, damaged) = whole(session, known).await?;
     for error in damaged {
         shared.alarm(format!("a body that should be here is asked for again: {error}"));
     }
@@ -286,8 +294,8 @@ async fn fetch(
             return Ok(Err(mismatch(&part.name, part.sha256, found)));
         }
         if !there.contains(&found) {
-            let stored = shared.blocking(move |parts| parts.store(&bytes)).await?;
-            fetched.pins.push(stored.pin);
+            // What comes inline is small, all of it together as well.
+            fetched.kept.small.add(bytes.into());
             there.push(found);
         }
     }
@@ -305,9 +313,13 @@ async fn fetch(
             stream.skip(part.size).await?;
             continue;
         }
-        match stream.read_body(shared, part.sha256, part.size).await? {
-            Ok(stored) => fetched.pins.push(stored.pin),
-            Err(found) => fault = Some(mismatch(&part.name, part.sha256, found)),
+        let found = if fetched.kept.small.fits(part.size) {
+            read_small(stream, part, &mut fetched.kept).await?
+        } else {
+            stream.read_body(shared, part.sha256, part.size).await?.map(|stored| fetched.kept.pins.push(stored.pin))
+        };
+        if let Err(found) = found {
+            fault = Some(mismatch(&part.name, part.sha256, found));
         }
     }
     fetched.held.append(&mut held);
@@ -317,27 +329,31 @@ async fn fetch(
     })
 }
 
-/// Reads bodies to their ends: nobody signs for what the disk may have lost meanwhile.
-pub async fn whole(session: &Session, known: Vec<Digest>) -> (Vec<Digest>, Vec<PartsError>) {
-    if known.is_empty() {
-        return (vec![], vec![]);
+/// Reads a body that fits; the digest that it has, if that is another one.
+async fn read_small(
+    stream: &mut Stream,
+    part: &docaxis_protocol::Part,
+    kept: &mut Kept,
+) -> Result<Result<(), Digest>, LinkError> {
+    let bytes = stream.read_small(usize::try_from(part.size).unwrap_or(usize::MAX)).await?;
+    let found = Digest::of(&bytes);
+    if found != part.sha256 {
+        return Ok(Err(found));
     }
-    let read = session.shared.blocking(move |parts| {
-        let check = |sha256| {
-            let mut reader = parts.read(sha256)?;
-            while reader.next_chunk()?.is_some() {}
-            Ok(sha256)
-        };
-        known.into_iter().map(check).collect::<Vec<Result<Digest, PartsError>>>()
-    });
+    kept.small.add(bytes.into());
+    Ok(Ok(()))
+}
+
+/// Which of these bodies are whole, and what is wrong with the others.
+pub async fn whole(session: &Session, known: Vec<Digest>) -> Result<(Vec<Digest>, Vec<PartsError>), LinkError> {
     let (mut held, mut damaged) = (Vec::new(), Vec::new());
-    for one in read.await {
-        match one {
-            Ok(sha256) => held.push(sha256),
+    for sha256 in known {
+        match session.shared.check_body(sha256).await? {
+            Ok(()) => held.push(sha256),
             Err(error) => damaged.push(error),
         }
     }
-    (held, damaged)
+    Ok((held, damaged))
 }
 
 fn mismatch(name: &str, expected: Digest, found: Digest) -> Reason {

@@ -179,7 +179,7 @@ pub async fn resend(session: &Session, mut stream: Stream, asked: Resend) -> Res
     };
     let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| refused_here(session, e.reason()))?;
     let wanted = (0u16..).zip(&envelope.parts).filter(|(index, _)| asked.parts.contains(index));
-    let (_, damaged) = offer::whole(session, wanted.map(|(_, part)| part.sha256).collect()).await;
+    let (_, damaged) = offer::whole(session, wanted.map(|(_, part)| part.sha256).collect()).await?;
     if let Some(error) = damaged.first() {
         shared.alarm(format!("the exchange lost bodies of dispatch {}, and they are lost here too: {error}", row.id));
         return stream.refuse(shared, ReasonCode::NotFound.because(format!("the sender's copy: {error}"))).await;
@@ -258,16 +258,11 @@ fn choose_inline(envelope: &Envelope, wanted: impl Fn(u16) -> bool) -> Vec<u16> 
 }
 
 async fn read_inline(session: &Session, envelope: &Envelope, inline: &[u16]) -> Result<Vec<u8>, LinkError> {
-    let wanted: Vec<_> =
-        inline.iter().filter_map(|index| envelope.parts.get(usize::from(*index))).map(|part| part.sha256).collect();
-    let read = session.shared.blocking(move |parts| {
-        let mut all = Vec::new();
-        for sha256 in wanted {
-            all.extend(parts.read_small(sha256)?);
-        }
-        Ok::<_, crate::parts::PartsError>(all)
-    });
-    Ok(read.await?)
+    let mut all = Vec::new();
+    for part in inline.iter().filter_map(|index| envelope.parts.get(usize::from(*index))) {
+        all.extend(session.shared.read_small_body(part.sha256).await??);
+    }
+    Ok(all)
 }
 
 /// Only evidence about these very bytes ends the dispatch.

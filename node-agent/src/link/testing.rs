@@ -334,7 +334,9 @@ pub async fn until<T, F: Future<Output = Option<T>>>(agent: &AgentHandle, mut se
     tokio::time::timeout(PATIENCE, looking).await.expect("it never came to it")
 }
 
-/// Every body below a data folder.
+/// Every body below a data folder of a stopped agent, in the mailbox or a file.
 pub fn bodies_in(data: &Path) -> Vec<Digest> {
-    crate::parts::Parts::open(data.join("parts")).unwrap().list().unwrap()
+    let mut all = crate::parts::Parts::open(data.join("parts")).unwrap().list().unwrap();
+    all.extend(crate::mailbox::small_bodies(&data.join("mailbox.db")));
+    all
 }

@@ -446,50 +446,114 @@ async fn a_statement_that_was_refused_for_good_was_never_made() {
     agent.shutdown().await.unwrap();
 }
 
+/// Where the agent has this body: what it is made of there may be changed, or taken away.
+fn damage(exchange: &Exchange, agent: &AgentHandle, body: &[u8], to: Option<&[u8]>) {
+    let (sha256, file) = (Digest::of(body), agent.shared.parts.path(Digest::of(body)));
+    match (body.len() > crate::mailbox::MAX_SMALL_BODY_BYTES, to) {
+        (true, Some(bytes)) => std::fs::write(file, bytes).unwrap(),
+        (true, None) => std::fs::remove_file(file).unwrap(),
+        (false, bytes) => {
+            assert!(!file.exists(), "a small body is no file");
+            crate::mailbox::damage(&exchange.config("agent").agent.data.join("mailbox.db"), sha256, bytes);
+        }
+    }
+}
+
+/// A small body and a large one, and what a damaged disk may make of each.
+fn bodies_and_damage() -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    let large = vec![7; crate::mailbox::MAX_SMALL_BODY_BYTES + 1];
+    let with = |body: &[u8], at: usize| {
+        let mut changed = body.to_vec();
+        changed[at] ^= 8;
+        Some(changed)
+    };
+    let small = b"shared".to_vec();
+    vec![(small.clone(), with(&small, 1)), (small, None), (large.clone(), with(&large, 9)), (large, None)]
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_held_body_that_the_disk_damaged_is_asked_for_again_before_anything_is_signed() {
-    let mut exchange = Exchange::start();
-    let sender = exchange.join("g22", &["000.00.00.G22"]);
-    let node = exchange.join("h37", &["H37.DN.001"]);
-    let agent = exchange.agent(&node, "agent");
-    let link = exchange.accept().await;
-    let first = sealed(&sender, &["H37.DN.001"], &[b"shared"], |_| ());
-    let mut stream = link.offer(exchange.offer("H37.DN.001", &first, vec![0]), &[b"shared"]).await;
-    handover(&mut stream).await;
-    std::fs::write(agent.shared.parts.path(Digest::of(b"shared")), b"scared").unwrap();
+    for (body, damaged) in bodies_and_damage() {
+        let mut exchange = Exchange::start();
+        let sender = exchange.join("g22", &["000.00.00.G22"]);
+        let node = exchange.join("h37", &["H37.DN.001"]);
+        let agent = exchange.agent(&node, "agent");
+        let link = exchange.accept().await;
+        let give = async |stream: &mut super::io::Stream| {
+            let Frame::Need(need) = stream.read(Class::Large).await.unwrap() else {
+                panic!("signed for a damaged body")
+            };
+            assert_eq!(need.parts, [(0, 0)]);
+            stream.write_raw(body.clone().into()).await.unwrap();
+        };
+        let first = sealed(&sender, &["H37.DN.001"], &[&body], |_| ());
+        let mut stream = link.offer(exchange.offer("H37.DN.001", &first, vec![]), &[]).await;
+        give(&mut stream).await;
+        handover(&mut stream).await;
+        damage(&exchange, &agent, &body, damaged.as_deref());
 
-    let second = sealed(&sender, &["H37.DN.001"], &[b"shared"], |_| ());
-    let offer = docaxis_protocol::frame::Offer { acceptance_leaf: 9, ..exchange.offer("H37.DN.001", &second, vec![]) };
-    let mut stream = link.offer(offer, &[]).await;
-    let Frame::Need(need) = stream.read(Class::Large).await.unwrap() else { panic!("signed for a damaged body") };
-    assert_eq!(need.parts, [(0, 0)]);
-    stream.write_raw(bytes::Bytes::from_static(b"shared")).await.unwrap();
-    assert_eq!(said(&handover(&mut stream).await), (Event::ContentHandover, vec![]));
-    assert_eq!(agent.shared.parts.read_small(Digest::of(b"shared")).unwrap(), b"shared");
-    agent.shutdown().await.unwrap();
+        // The second time it is whole, wherever it is now, and is not asked for.
+        for (leaf, whole) in [(9, false), (10, true)] {
+            let again = sealed(&sender, &["H37.DN.001"], &[&body], |_| ());
+            let offer = docaxis_protocol::frame::Offer {
+                acceptance_leaf: leaf,
+                ..exchange.offer("H37.DN.001", &again, vec![])
+            };
+            let mut stream = link.offer(offer, &[]).await;
+            if !whole {
+                give(&mut stream).await;
+            }
+            assert_eq!(said(&handover(&mut stream).await), (Event::ContentHandover, vec![]));
+            assert!(agent.shared.check_body(Digest::of(&body)).await.unwrap().is_ok());
+        }
+        let alarms = agent.status().await.unwrap().alarms;
+        let told = alarms.iter().filter(|alarm| alarm.text.contains("is asked for again")).count();
+        assert_eq!(told, 1, "{alarms:?}");
+        agent.shutdown().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_was_lost_before_it_was_sent_is_the_administrators_and_ends_when_it_expires() {
-    let mut exchange = Exchange::start();
-    let node = exchange.join("g22", &["000.00.00.G22"]);
-    let agent = exchange.agent(&node, "agent");
-    let id = agent.compose(letter(b"abc")).await.unwrap();
-    std::fs::write(agent.shared.parts.path(Digest::of(b"abc")), b"abd").unwrap();
-    let link = exchange.accept().await;
-    let whose = until(&agent, || async {
-        let waiting = agent.show(id).await.unwrap().outgoing.unwrap().waiting.unwrap();
-        waiting.why.contains("digest-mismatch").then_some(waiting.whose_move)
-    })
-    .await;
-    assert_eq!(whose, crate::uplink::Whose::Administrator);
-    let alarms = agent.status().await.unwrap().alarms;
-    assert!(alarms.iter().any(|alarm| alarm.text.contains(&format!("dispatch {id} cannot be sent"))), "{alarms:?}");
+    for (body, damaged) in bodies_and_damage() {
+        let mut exchange = Exchange::start();
+        let node = exchange.join("g22", &["000.00.00.G22"]);
+        let agent = exchange.agent(&node, "agent");
+        let id = agent.compose(letter(&body)).await.unwrap();
+        damage(&exchange, &agent, &body, damaged.as_deref());
+        let link = exchange.accept().await;
+        // A large one is sent when it is needed.
+        let needed = async {
+            while body.len() > crate::mailbox::MAX_SMALL_BODY_BYTES {
+                let (Frame::Submit(_), mut stream) = link.next("Submit").await else { panic!() };
+                let _gone = stream.write(&Frame::Need(docaxis_protocol::frame::Need { parts: vec![(0, 0)] })).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let whose = until(&agent, || async {
+            let waiting = agent.show(id).await.unwrap().outgoing.unwrap().waiting.unwrap();
+            waiting.why.contains("digest-mismatch").then_some(waiting.whose_move)
+        });
+        let whose = tokio::select! { whose = whose => whose, () = needed => unreachable!() };
+        assert_eq!(whose, crate::uplink::Whose::Administrator);
+        let alarms = agent.status().await.unwrap().alarms;
+        let expected = format!("dispatch {id} cannot be sent");
+        assert!(alarms.iter().any(|alarm| alarm.text.contains(&expected)), "{alarms:?}");
 
-    // Put back, it goes.
-    std::fs::write(agent.shared.parts.path(Digest::of(b"abc")), b"abc").unwrap();
-    let (Frame::Submit(_), _stream) = link.next("Submit").await else { panic!() };
-    agent.shutdown().await.unwrap();
+        // Put back, as a file whatever it was, it goes.
+        agent.shared.parts.store(&body).unwrap();
+        loop {
+            let (Frame::Submit(_), mut stream) = link.next("Submit").await else { panic!() };
+            if body.len() <= crate::mailbox::MAX_SMALL_BODY_BYTES {
+                break;
+            }
+            stream.write(&Frame::Need(docaxis_protocol::frame::Need { parts: vec![(0, 0)] })).await.unwrap();
+            if stream.read_small(body.len()).await.is_ok_and(|read| read == body) {
+                break;
+            }
+        }
+        agent.shutdown().await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,7 +11,7 @@ use docaxis_protocol::{Digest, DispatchId, Evidence, SealedEnvelope, Timestamp};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 
 use super::proofs::{COLUMNS, EvidenceRow, evidence};
-use super::{Mailbox, MailboxError, rows, schema};
+use super::{BodyRow, Mailbox, MailboxError, bodies, rows, schema};
 
 /// How many leaves the newest in a backup may be ahead of evidence that was still on its way to it.
 const LEAVES_ON_THEIR_WAY: u64 = 10_000;
@@ -153,7 +153,7 @@ impl Mailbox {
 pub struct Snapshot {
     /// Pieces of evidence in it, and dispatches that were ever sent or taken: only grows.
     pub records: u64,
-    /// The bodies that it names.
+    /// The bodies that it names and does not hold whole itself.
     pub bodies: BTreeSet<Digest>,
 }
 
@@ -168,11 +168,22 @@ pub fn snapshot(database: &Path, to: &Path) -> Result<Snapshot, MailboxError> {
         [],
         |row| row.get(0),
     )?;
-    let bodies = copy
+    let mut bodies = copy
         .prepare("SELECT DISTINCT sha256 FROM part_refs")?
         .query_map([], |row| row.get::<_, Vec<u8>>(0))?
         .map(|row| rows::digest(row?))
-        .collect::<Result<_, MailboxError>>()?;
+        .collect::<Result<BTreeSet<_>, MailboxError>>()?;
+    let mut damaged = None;
+    bodies.retain(|sha256| match bodies::look(&copy, *sha256) {
+        Ok(row) => !matches!(row, BodyRow::Whole(_)),
+        Err(error) => {
+            damaged = Some(error);
+            true
+        }
+    });
+    if let Some(error) = damaged {
+        return Err(error);
+    }
     copy.close().map_err(|(_, error)| error)?;
     Ok(Snapshot { records: rows::uint(records), bodies })
 }

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use super::proofs::insert_evidence;
 use super::rows::{self, InState};
 use super::statements::{self, handover_statement};
-use super::{EvidenceRow, Mailbox, MailboxError, QueuedPart};
+use super::{EvidenceRow, Mailbox, MailboxError, QueuedPart, SmallBodies, bodies};
 
 /// What a recipient answers to an offer, about to become durable.
 #[derive(Debug, Clone)]
@@ -31,6 +31,8 @@ pub struct TakeBody {
     pub sealed: SealedEnvelope,
     pub acceptance: EvidenceRow,
     pub parts: Vec<QueuedPart>,
+    /// Those of the parts that came with this offer and are not files.
+    pub small: SmallBodies,
     /// Those of the parts that did not come with this offer, because this agency had them.
     pub held: Vec<Digest>,
 }
@@ -46,6 +48,8 @@ pub enum Taken {
     Contradiction,
     /// A part that was held when the offer came has been destroyed since.
     HeldPartGone,
+    /// This small body is here already, and nothing was stored: whether it is whole there is to be looked at first.
+    LookAt(Digest),
 }
 
 /// What is here about an offer before it is judged.
@@ -137,6 +141,9 @@ impl Mailbox {
                     if !holds(connection, &take.recipient, *sha256)? {
                         return Ok(Taken::HeldPartGone);
                     }
+                }
+                if let Some(sha256) = bodies::known_one(connection, &body.small)? {
+                    return Ok(Taken::LookAt(sha256));
                 }
                 if !insert_evidence(connection, &body.acceptance)? {
                     return Ok(Taken::Contradiction);
@@ -247,16 +254,6 @@ impl Mailbox {
         .await
     }
 
-    /// Removes those of these bodies that nothing refers to. In the writer: between the look and the removal nobody can
-    /// make a reference, and whoever is about to holds a pin.
-    pub async fn remove_unreferenced<E: Send + 'static>(
-        &self,
-        candidates: Vec<Digest>,
-        remove: impl FnMut(Digest) -> Result<(), E> + Send + 'static,
-    ) -> Result<Result<(), E>, MailboxError> {
-        self.write(move |connection| Ok(unreferenced(connection, candidates)?.into_iter().try_for_each(remove))).await
-    }
-
     /// Which of these bodies nothing refers to.
     pub async fn unreferenced(&self, candidates: Vec<Digest>) -> Result<Vec<Digest>, MailboxError> {
         // In the writer, so that every reference that was answered for is seen.
@@ -302,6 +299,7 @@ fn insert(connection: &Connection, take: &Take, body: &TakeBody) -> Result<(), M
             rows::int(body.acceptance.leaf),
             take.time.unix_ms(),
         ])?;
+    bodies::insert(connection, &body.small)?;
     for part in &body.parts {
         connection.prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 1, ?3, ?4)")?.execute(params![
             part.sha256.as_bytes(),
@@ -313,7 +311,8 @@ fn insert(connection: &Connection, take: &Take, body: &TakeBody) -> Result<(), M
     Ok(())
 }
 
-/// Moves an incoming dispatch on, never back: an answer that comes once more finds it elsewhere and changes nothing. Where its bodies must go, their references go here, and the files after the commit.
+/// Moves an incoming dispatch on, never back: an answer that comes once more finds it elsewhere and changes nothing. Where
+/// its bodies must go, their references go here, and they themselves after the commit.
 pub(super) fn move_on(
     connection: &Connection,
     id: DispatchId,
@@ -370,11 +369,10 @@ fn release(connection: &Connection, id: DispatchId, recipient: &AgencyCode) -> R
     Ok(Destroyed { unreferenced: unreferenced(connection, candidates)? })
 }
 
-fn unreferenced(connection: &Connection, candidates: Vec<Digest>) -> Result<Vec<Digest>, MailboxError> {
-    let mut query = connection.prepare_cached("SELECT 1 FROM part_refs WHERE sha256 = ?1 LIMIT 1")?;
+pub(super) fn unreferenced(connection: &Connection, candidates: Vec<Digest>) -> Result<Vec<Digest>, MailboxError> {
     let mut free = Vec::new();
     for sha256 in candidates {
-        if !query.exists([sha256.as_bytes()])? {
+        if !bodies::is_named(connection, sha256)? {
             free.push(sha256);
         }
     }

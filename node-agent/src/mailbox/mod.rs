@@ -1,4 +1,4 @@
-//! The mailbox: what this node sent, took, stated and can prove, in one SQLite database.
+//! The mailbox: what this node sent, took, stated and can prove, with its small bodies, in one SQLite database.
 //!
 //! A write is answered after the COMMIT that it is part of; many waiting writes share one transaction and one fsync
 //! (WAL, synchronous=FULL), so an answered write survives kill -9 and a power cut. After a failed commit nothing more
@@ -6,6 +6,7 @@
 //! SQL.
 
 mod agencies;
+mod bodies;
 mod check;
 mod held;
 mod incoming;
@@ -17,10 +18,11 @@ mod statements;
 mod wal;
 
 pub use agencies::{AgencyRow, Resolved};
+pub use bodies::{BodyRow, MAX_SMALL_BODY_BYTES, SmallBodies, body_in};
 pub use check::check;
 pub use held::{begin_epoch, snapshot};
 pub use incoming::{Destroyed, IncomingRow, Known, Take, TakeBody, Taken};
-pub use outgoing::{DeliveryRow, IdempotencyConflict, OutgoingRow, Queued, QueuedPart};
+pub use outgoing::{DeliveryRow, NotQueued, OutgoingRow, Queued, QueuedPart};
 pub use proofs::{EvidenceRow, Followed, Follows, MissingProof, contradiction};
 pub use rows::{DeliveryState, InState, OutState};
 pub use statements::{Stated, StatementKey, StatementRow};
@@ -83,6 +85,26 @@ enum Job<T> {
 #[cfg(test)]
 pub(crate) fn raw(database: &Path) -> Connection {
     Connection::open(database).unwrap()
+}
+
+/// Makes a small body's row other than it was written, or removes it: as a damaged disk may.
+#[cfg(test)]
+pub(crate) fn damage(database: &Path, sha256: docaxis_protocol::Digest, bytes: Option<&[u8]>) {
+    let connection = raw(database);
+    let changed = match bytes {
+        Some(bytes) => connection
+            .execute("UPDATE bodies SET bytes = ?2 WHERE sha256 = ?1", rusqlite::params![sha256.as_bytes(), bytes]),
+        None => connection.execute("DELETE FROM bodies WHERE sha256 = ?1", [sha256.as_bytes()]),
+    };
+    assert_eq!(changed.unwrap(), 1, "{sha256} is in the mailbox");
+}
+
+/// The bodies that stand in rows of this database.
+#[cfg(test)]
+pub(crate) fn small_bodies(database: &Path) -> Vec<docaxis_protocol::Digest> {
+    let connection = raw(database);
+    let mut query = connection.prepare("SELECT sha256 FROM bodies").unwrap();
+    query.query_map([], |row| row.get(0)).unwrap().map(|sha256| rows::digest(sha256.unwrap()).unwrap()).collect()
 }
 
 pub struct Mailbox {

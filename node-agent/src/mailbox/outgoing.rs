@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 
 use super::proofs::insert_evidence;
 use super::rows::{self, DeliveryState, OutState};
-use super::{EvidenceRow, Mailbox, MailboxError};
+use super::{EvidenceRow, Mailbox, MailboxError, SmallBodies, bodies};
 
 /// A new dispatch, sealed.
 #[derive(Debug, Clone)]
@@ -19,6 +19,8 @@ pub struct Queued {
     pub priority: u8,
     pub queued: Timestamp,
     pub parts: Vec<QueuedPart>,
+    /// Those of the parts that are not files.
+    pub small: SmallBodies,
     /// The caller's own key for this request and the digest of what was asked.
     pub idempotency: Option<(String, Digest)>,
 }
@@ -87,8 +89,8 @@ fn outgoing(row: &Row<'_>) -> rusqlite::Result<RowOf<OutgoingRow>> {
 }
 
 impl Mailbox {
-    /// Makes a dispatch durable. A request that was made before under the same key gets its id again.
-    pub async fn queue(&self, new: Queued) -> Result<Result<DispatchId, IdempotencyConflict>, MailboxError> {
+    /// Makes a dispatch and its small bodies durable. A request that was made before under the same key gets its id again.
+    pub async fn queue(&self, new: Queued) -> Result<Result<DispatchId, NotQueued>, MailboxError> {
         self.write(move |connection| {
             if let Some((key, request)) = &new.idempotency {
                 let earlier: Option<(Vec<u8>, Vec<u8>)> = connection
@@ -97,8 +99,11 @@ impl Mailbox {
                     .optional()?;
                 if let Some((id, earlier)) = earlier {
                     let id = rows::dispatch(id)?;
-                    return Ok(if earlier == request.as_bytes() { Ok(id) } else { Err(IdempotencyConflict { id }) });
+                    return Ok(if earlier == request.as_bytes() { Ok(id) } else { Err(NotQueued::Conflict(id)) });
                 }
+            }
+            if let Some(sha256) = bodies::known_one(connection, &new.small)? {
+                return Ok(Err(NotQueued::LookAt(sha256)));
             }
             insert(connection, &new)?;
             Ok(Ok(new.id))
@@ -270,10 +275,13 @@ impl Mailbox {
     }
 }
 
-/// The caller's key was used before, for another request.
+/// Why a dispatch was not queued. Nothing of it was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct IdempotencyConflict {
-    pub id: DispatchId,
+pub enum NotQueued {
+    /// The caller's key was used before, for this other request.
+    Conflict(DispatchId),
+    /// This small body is here already: whether it is whole there is to be looked at first.
+    LookAt(Digest),
 }
 
 pub(super) fn insert(connection: &Connection, new: &Queued) -> Result<(), MailboxError> {
@@ -306,6 +314,7 @@ pub(super) fn insert(connection: &Connection, new: &Queued) -> Result<(), Mailbo
             )?
             .execute(params![new.id.as_bytes(), recipient.as_str(), new.queued.unix_ms()])?;
     }
+    bodies::insert(connection, &new.small)?;
     for part in &new.parts {
         connection.prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 0, ?3, ?4)")?.execute(params![
             part.sha256.as_bytes(),

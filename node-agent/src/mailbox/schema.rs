@@ -4,7 +4,7 @@ use rusqlite::Connection;
 
 use super::MailboxError;
 
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 
 pub(super) const V1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
@@ -147,10 +147,17 @@ const V4: &str = "
 CREATE INDEX outgoing_order ON outgoing (priority DESC, seq, next_attempt, id) WHERE state = 'queued';
 ";
 
+/// Small bodies. Larger ones, and what was stored before this version, are files.
+const V5: &str = "
+CREATE TABLE bodies (n INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, bytes BLOB NOT NULL) STRICT;
+";
+
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
     connection.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000; PRAGMA foreign_keys=ON;",
     )?;
+    // A body that is destroyed leaves no bytes behind in free pages.
+    connection.execute_batch("PRAGMA secure_delete=ON;")?;
     connection.set_prepared_statement_cache_capacity(64);
     // What a crash left in the log goes into the database now: a check of the log (wal.rs) counts on an empty one.
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
@@ -167,7 +174,10 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
             if found < 3 {
                 transaction.execute_batch(V3)?;
             }
-            transaction.execute_batch(V4)?;
+            if found < 4 {
+                transaction.execute_batch(V4)?;
+            }
+            transaction.execute_batch(V5)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
             Ok(())

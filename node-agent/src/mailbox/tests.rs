@@ -27,8 +27,15 @@ pub(super) fn queued(n: u32) -> Queued {
         priority: 0,
         queued: envelope.created,
         parts: vec![QueuedPart { sha256: Digest::of(&n.to_be_bytes()), size: 4 }],
+        small: SmallBodies::default(),
         idempotency: None,
     }
+}
+
+fn with_its_body(n: u32) -> Queued {
+    let mut new = queued(n);
+    new.small.add(n.to_be_bytes().to_vec().into());
+    new
 }
 
 pub(super) fn runtime() -> tokio::runtime::Runtime {
@@ -49,7 +56,7 @@ fn child_that_queues_until_it_is_killed() {
             let mailbox = mailbox.clone();
             tasks.spawn(async move {
                 for n in 0u32.. {
-                    let id = mailbox.queue(queued(task << 24 | n)).await.unwrap().unwrap();
+                    let id = mailbox.queue(with_its_body(task << 24 | n)).await.unwrap().unwrap();
                     println!("queued {id} {}", task << 24 | n);
                 }
             });
@@ -91,7 +98,17 @@ fn what_was_answered_survives_kill_9_in_the_middle_of_writing() {
                 let row = mailbox.outgoing(*id).await.unwrap().expect("an answered write is there");
                 assert_eq!((row.sealed, row.state), (queued(*n).sealed, OutState::Queued));
                 assert_eq!(mailbox.deliveries(*id).await.unwrap().len(), 1);
+                let body = mailbox.body(queued(*n).parts[0].sha256).await.unwrap();
+                assert_eq!(body, BodyRow::Whole(n.to_be_bytes().to_vec()));
             }
+            // And none is there that no dispatch names.
+            let unnamed = mailbox
+                .read(|connection| {
+                    let sql = "SELECT count(*) FROM bodies b WHERE NOT EXISTS (SELECT 1 FROM part_refs p WHERE p.sha256 = b.sha256)";
+                    Ok(connection.query_row(sql, [], |row| row.get::<_, i64>(0))?)
+                })
+                .await;
+            assert_eq!(unnamed.unwrap(), 0);
         });
         mailbox.close();
     }
@@ -398,6 +415,7 @@ fn the_bodies_of_what_was_sent_stay_whatever_has_become_of_it() {
                 stored: now,
             },
             parts: queued(3).parts,
+            small: SmallBodies::default(),
             held: vec![],
         });
         assert_eq!(mailbox.take(take).await.unwrap(), Taken::New);
@@ -440,7 +458,7 @@ fn a_database_of_the_first_version_keeps_everything_and_takes_what_later_ones_br
                     Ok((version, second))
                 })
                 .await;
-            assert_eq!(found.unwrap(), (4, 0));
+            assert_eq!(found.unwrap(), (5, 0));
         });
         mailbox.close();
     }
@@ -454,7 +472,7 @@ fn a_database_of_a_newer_program_is_not_touched() {
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
-    assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 4 })));
+    assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 5 })));
 }
 
 #[test]

@@ -1,12 +1,13 @@
-//! Bodies by SHA-256: `PARTS/ab/abcdef...`, written once.
+//! Bodies that are files, by SHA-256: `PARTS/ab/abcdef...`, written once.
 //!
 //! A body appears under its digest only when all of it is on disk (file and folder synced), so a power cut leaves the
 //! whole body or none. Memory is one chunk, whatever the size. A body is checked against its name each time it is read;
-//! a damaged one is an error, never passed on. Knows nothing of dispatches: what refers to a body stands in the mailbox.
+//! a damaged one is an error, never passed on. Knows nothing of dispatches: what refers to a body stands in the mailbox,
+//! and small bodies themselves do (`bodies.rs`).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Cursor, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +37,8 @@ pub enum PartsError {
     Damaged { expected: Digest, found: Digest },
     #[error("body {0} is not here")]
     Missing(Digest),
+    #[error("body {sha256} does not read: {why}")]
+    Unreadable { sha256: Digest, why: String },
 }
 
 impl PartsError {
@@ -123,21 +126,11 @@ impl Parts {
                 let size = file.metadata().map_err(failed("look at", &path))?.len();
                 // Most bodies are small, and need no memory for a large one.
                 let chunk = usize::try_from(size).unwrap_or(usize::MAX).saturating_add(1).min(CHUNK_BYTES);
-                Ok(PartReader { file, path, chunk, hasher: Hasher::new(), expected: sha256, held: None, ended: false })
+                Ok(PartReader::new(PartSource::File { file, path }, chunk, sha256))
             }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(PartsError::Missing(sha256)),
             Err(e) => Err(failed("open", &path)(e)),
         }
-    }
-
-    /// A whole body of at most this many bytes.
-    pub fn read_small(&self, sha256: Digest) -> Result<Vec<u8>, PartsError> {
-        let mut reader = self.read(sha256)?;
-        let mut all = Vec::new();
-        while let Some(chunk) = reader.next_chunk()? {
-            all.extend_from_slice(&chunk);
-        }
-        Ok(all)
     }
 
     fn pins(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
@@ -265,8 +258,7 @@ impl Whole {
 
 /// A body on its way out.
 pub struct PartReader {
-    file: File,
-    path: PathBuf,
+    source: PartSource,
     /// Bytes read at once.
     chunk: usize,
     hasher: Hasher,
@@ -276,7 +268,31 @@ pub struct PartReader {
     ended: bool,
 }
 
+enum PartSource {
+    File { file: File, path: PathBuf },
+    Memory(Cursor<Vec<u8>>),
+}
+
 impl PartReader {
+    fn new(source: PartSource, chunk: usize, expected: Digest) -> Self {
+        Self { source, chunk, hasher: Hasher::new(), expected, held: None, ended: false }
+    }
+
+    /// A body that is in memory, and is compared with its digest as one on disk is.
+    pub fn of(bytes: Vec<u8>, expected: Digest) -> Self {
+        let chunk = bytes.len().saturating_add(1).min(CHUNK_BYTES);
+        Self::new(PartSource::Memory(Cursor::new(bytes)), chunk, expected)
+    }
+
+    /// All of a body that is known to be small.
+    pub fn read_all(mut self) -> Result<Vec<u8>, PartsError> {
+        let mut all = Vec::new();
+        while let Some(chunk) = self.next_chunk()? {
+            all.extend_from_slice(&chunk);
+        }
+        Ok(all)
+    }
+
     /// The next bytes; `None` at the end. The last bytes are given out only if all of it has the right digest, so that
     /// nobody can take a damaged body for a whole one.
     pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, PartsError> {
@@ -295,7 +311,13 @@ impl PartReader {
 
     fn read_chunk(&mut self) -> Result<Option<Vec<u8>>, PartsError> {
         let mut chunk = Vec::with_capacity(self.chunk);
-        (&mut self.file).take(self.chunk as u64).read_to_end(&mut chunk).map_err(failed("read", &self.path))?;
+        let most = self.chunk as u64;
+        match &mut self.source {
+            PartSource::File { file, path } => file.take(most).read_to_end(&mut chunk).map_err(failed("read", path))?,
+            PartSource::Memory(bytes) => {
+                bytes.take(most).read_to_end(&mut chunk).map_err(failed("read", Path::new("")))?
+            }
+        };
         if chunk.is_empty() {
             let found = self.hasher.clone().finish();
             return if found == self.expected {
@@ -334,7 +356,7 @@ mod tests {
         body.chunks(1000).for_each(|chunk| writer.write(chunk).unwrap());
         let stored = writer.finish().unwrap().keep().unwrap();
         assert_eq!((stored.sha256, stored.size), (Digest::of(&body), body.len() as u64));
-        assert_eq!(parts.read_small(stored.sha256).unwrap(), body);
+        assert_eq!(parts.read(stored.sha256).unwrap().read_all().unwrap(), body);
 
         let mut abandoned = parts.begin().unwrap();
         abandoned.write(b"half").unwrap();
@@ -350,7 +372,7 @@ mod tests {
         let parts = parts(folder.path());
         let sha256 = parts.store(b"the words").unwrap().sha256;
         fs::write(parts.path(sha256), b"the wordz").unwrap();
-        assert!(matches!(parts.read_small(sha256), Err(PartsError::Damaged { .. })));
+        assert!(matches!(parts.read(sha256).and_then(PartReader::read_all), Err(PartsError::Damaged { .. })));
     }
 
     #[test]
@@ -381,11 +403,11 @@ mod tests {
         let parts = parts(folder.path());
         let stored = parts.store(b"x").unwrap();
         parts.remove(stored.sha256).unwrap();
-        assert_eq!(parts.read_small(stored.sha256).unwrap(), b"x");
+        assert_eq!(parts.read(stored.sha256).unwrap().read_all().unwrap(), b"x");
         let sha256 = stored.sha256;
         drop(stored);
         parts.remove(sha256).unwrap();
-        assert!(matches!(parts.read_small(sha256), Err(PartsError::Missing(_))));
+        assert!(matches!(parts.read(sha256).and_then(PartReader::read_all), Err(PartsError::Missing(_))));
 
         fs::write(folder.path().join("parts/tmp/9"), b"left over").unwrap();
         let again = Parts::open(folder.path().join("parts")).unwrap();

@@ -24,7 +24,7 @@ use crate::mailbox::{
     AgencyRow, DeliveryRow, DeliveryState, EvidenceRow, InState, IncomingRow, MailboxError, OutState, OutgoingRow,
     StatementRow,
 };
-use crate::parts::PartReader;
+use crate::parts::{PartReader, PartsError};
 use crate::uplink::{LinkState, Whose};
 
 /// Entries of one page.
@@ -418,9 +418,11 @@ pub(crate) async fn part(shared: &Shared, id: DispatchId, n: usize) -> Result<Op
         let text = format!("dispatch {id} has {} parts, counted from 0; there is no part {n}", parts.len());
         return Err(Refused::Rule(ReasonCode::NotFound.because(text)));
     };
-    let sha256 = part.sha256;
-    let reader = shared.blocking(move |parts| parts.read(sha256)).await?;
-    Ok(OpenPart { part, reader })
+    let opened = shared.open_body(part.sha256).await?;
+    if let Err(error @ PartsError::Unreadable { .. }) = &opened {
+        shared.alarm(format!("part {n} of dispatch {id} cannot be given out: {error}"));
+    }
+    Ok(OpenPart { part, reader: opened? })
 }
 
 pub(crate) async fn wait(shared: &Shared, id: DispatchId, until: Until, timeout: Duration) -> Result<Waited, Refused> {
