@@ -36,7 +36,10 @@ impl DiskFile for File {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        Self::sync_data(self)
+        Self::sync_data(self)?;
+        // A file system that goes away during a sync may let it succeed without having written: on xfs it finds that nothing
+        // is left to wait for, because that was dropped. From then on every read fails, even of what is in memory.
+        DiskFile::read_at(self, 0, &mut [0]).map(drop)
     }
 
     fn len(&self) -> io::Result<u64> {

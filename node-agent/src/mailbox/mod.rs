@@ -28,6 +28,7 @@ pub use rows::{DeliveryState, InState, OutState};
 pub use statements::{Stated, StatementKey, StatementRow};
 pub use wal::check as check_log;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -131,6 +132,7 @@ impl Mailbox {
         wal::check(path)?;
         let mut connection = Connection::open(path)?;
         schema::prepare(&mut connection)?;
+        let log = wal::open(path)?;
         let reading = Connection::open(path)?;
         reading.execute_batch("PRAGMA query_only=ON; PRAGMA busy_timeout=5000;")?;
         let (writer, writes) = mpsc::channel(MAX_WAITING_WRITES);
@@ -138,7 +140,7 @@ impl Mailbox {
         let failed = Arc::<OnceLock<String>>::default();
         let failing = failed.clone();
         let threads = vec![
-            spawn("mailbox-write", move || write_loop(connection, writes, full, &failing))?,
+            spawn("mailbox-write", move || write_loop(connection, &log, writes, full, &failing))?,
             spawn("mailbox-read", move || read_loop(&reading, reads))?,
         ];
         Ok(Self {
@@ -229,6 +231,7 @@ fn note_lost_disk<T>(failed: &OnceLock<String>, result: &Result<T, MailboxError>
 
 fn write_loop(
     connection: Connection,
+    log: &File,
     mut jobs: mpsc::Receiver<Job<Write>>,
     full: impl Fn(),
     failed: &OnceLock<String>,
@@ -251,7 +254,7 @@ fn write_loop(
             }
         }
         let refusing = failed.get().is_some();
-        match commit(&connection, batch, failed) {
+        match commit(&connection, log, batch, failed) {
             Ok(()) => {}
             // Undone as a whole: the next one may find room.
             Err(MailboxError::Full) => full(),
@@ -268,12 +271,17 @@ fn write_loop(
 
 /// Answers come after the COMMIT, never before: whoever is told "done" may rely on it after a power cut. On an error
 /// nothing of the batch is kept.
-fn commit(connection: &Connection, batch: Vec<Write>, failed: &OnceLock<String>) -> Result<(), MailboxError> {
+fn commit(
+    connection: &Connection,
+    log: &File,
+    batch: Vec<Write>,
+    failed: &OnceLock<String>,
+) -> Result<(), MailboxError> {
     let mut tells = Vec::with_capacity(batch.len());
     let mut jobs = batch.into_iter();
     let mut result = match failed.get() {
         Some(why) => Err(MailboxError::Poisoned(why.to_owned())),
-        None => run_all(connection, &mut jobs, &mut tells),
+        None => run_all(connection, &mut jobs, &mut tells).and_then(|()| still_there(log)),
     };
     docaxis_failpoints::failpoint!("agent.mailbox.committed");
     if result.is_err()
@@ -300,6 +308,18 @@ fn commit(connection: &Connection, batch: Vec<Write>, failed: &OnceLock<String>)
     }
     docaxis_failpoints::failpoint!("agent.mailbox.told");
     result
+}
+
+/// A file system that goes away during a sync may let it succeed without having written: on xfs it finds that nothing is
+/// left to wait for, because that was dropped. From then on every read fails, even of what is in memory.
+fn still_there(log: &File) -> Result<(), MailboxError> {
+    use std::os::unix::fs::FileExt as _;
+    match log.read_at(&mut [0], 0) {
+        Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
+            Err(MailboxError::Poisoned(format!("its disk is gone: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn run_all(

@@ -11,7 +11,7 @@ mod mend;
 
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read, Seek};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use self::mend::{Flip, Patched};
 use super::MailboxError;
@@ -49,12 +49,24 @@ enum Verdict {
     Damaged(u64),
 }
 
+fn path_of(database: &Path) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
+/// The log of a database that is open, for reading.
+pub(super) fn open(database: &Path) -> Result<File, MailboxError> {
+    let path = path_of(database);
+    let failed =
+        |error| MailboxError::Damaged { what: "write-ahead log", found: format!("{}: {error}", path.display()) };
+    File::open(&path).map_err(failed)
+}
+
 /// Refuses a damaged log beside this database, but for one flipped bit that can be put right. A log that a power cut left, or
 /// none, is good. Nobody else may have the database open.
 pub fn check(database: &Path) -> Result<(), MailboxError> {
-    let mut name = database.as_os_str().to_owned();
-    name.push("-wal");
-    let path = Path::new(&name);
+    let path = &path_of(database);
     let damaged = |found: String| MailboxError::Damaged { what: "write-ahead log", found };
     let failed = |error: std::io::Error| damaged(error.to_string());
     let file = match File::open(path) {
