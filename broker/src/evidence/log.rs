@@ -227,7 +227,7 @@ impl LogKeeper {
 
     /// Takes up all committed leaves and publishes a checkpoint over them. Returns its size.
     ///
-    /// Order: tiles durable, then the checkpoint durable, then readers see it, then outgrown tiles go. If the disk is full,
+    /// Order: tiles durable, then the checkpoint durable, then readers see it, then partial tiles go that are full by now. If the disk is full,
     /// everything stays as it was before, and the call may be repeated.
     pub fn publish(&mut self, store: &dyn Store) -> Result<u64, LogError> {
         let before = self.tiles.clone();
@@ -237,7 +237,7 @@ impl LogKeeper {
         {
             // What was written of a size that nobody has seen would be left for good; a full tile comes again as it is.
             let begun = std::mem::replace(&mut self.tiles, before).partials();
-            if let Err(error) = self.tiles.remove_outgrown(&begun) {
+            if let Err(error) = self.tiles.remove_begun(&begun) {
                 tracing::warn!(%error, "tiles of a checkpoint that was not made stay");
             }
         }
@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(keeper.publish(&*store).unwrap(), 6);
         let entries = store.log_entries(0, 6).unwrap();
         let expected = root(&entries.iter().map(|entry| leaf_hash(&entry.0)).collect::<Vec<_>>());
-        assert_eq!((keeper.tiles.root(), names(&partials)), (expected, vec!["6".to_owned()]));
+        assert_eq!((keeper.tiles.root(), names(&partials)), (expected, vec!["3".to_owned(), "6".to_owned()]));
         let published = keeper.reader().checkpoint();
         assert_eq!(open().unwrap().reader().checkpoint(), published);
     }

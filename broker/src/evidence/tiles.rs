@@ -180,21 +180,32 @@ impl Tiles {
         all
     }
 
-    /// Removes partial tiles that only readers at an earlier size needed.
+    /// Removes the partial tiles of places whose tile is full by now, `earlier` ones and all others there. While it is not, they
+    /// stay (C2SP tlog-tiles): whoever has read a checkpoint of before still needs that width.
     pub fn remove_outgrown(&self, earlier: &[TilePath]) -> io::Result<()> {
         let now = self.partials();
-        for tile in earlier.iter().filter(|tile| !now.contains(tile)) {
-            let path = self.folder.join(tile.path());
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+        for tile in earlier {
+            if now.iter().any(|growing| (growing.level, growing.index) == (tile.level, tile.index)) {
+                continue;
             }
-            // The folder of a tile that is full by now holds nothing more; that of a growing one does.
-            if let Some(folder) = path.parent()
-                && let Err(error) = fs::remove_dir(folder)
-                && !matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::NotFound)
+            if let Some(folder) = self.folder.join(tile.path()).parent()
+                && let Err(error) = fs::remove_dir_all(folder)
+                && error.kind() != io::ErrorKind::NotFound
             {
                 return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes those of these partial tiles that the present size does not need: of a growth that was not concluded, so that
+    /// nobody has read of them.
+    pub fn remove_begun(&self, begun: &[TilePath]) -> io::Result<()> {
+        let now = self.partials();
+        for tile in begun.iter().filter(|tile| !now.contains(tile)) {
+            match fs::remove_file(self.folder.join(tile.path())) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
             }
         }
         Ok(())
@@ -252,6 +263,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut tiles = Tiles::empty(folder.path());
         let mut size = 0;
+        let mut readers = Vec::new();
         for step in [1, 2, 1, 251, 1, 1, 255, 256, 700, 3] {
             let earlier = tiles.partials();
             tiles.grow(&(size..size + step).map(entry).collect::<Vec<_>>()).unwrap();
@@ -264,7 +276,17 @@ mod tests {
                 (again.root(), again.edge, again.entries),
                 (tiles.root(), tiles.edge.clone(), tiles.entries.clone())
             );
+            // Whoever has read an earlier checkpoint still finds its tiles.
+            readers.push(size);
+            for &size in &readers {
+                let mut reader = TileReader::new(size, |tile| read_tile(folder.path(), tile));
+                assert_eq!(reader.root().unwrap(), reference(size));
+            }
         }
+        let left = fs::read_dir(folder.path().join("tile/0")).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> = left.filter_map(|name| name.into_string().ok()).collect();
+        left.sort();
+        assert_eq!(left, ["000", "001", "002", "003", "004", "005.p"], "what is full has no partial tiles");
     }
 
     #[test]

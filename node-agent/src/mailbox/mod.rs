@@ -208,15 +208,18 @@ impl Mailbox {
         if let Some(watch) = watch {
             watch.stop();
         }
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        // Either thread may have ended already; then there is nothing to tell it.
-        let _ended = self.writer.blocking_send(Job::Close);
-        let _ended = self.reader.blocking_send(Job::Close);
-        for thread in threads {
-            if thread.join().is_err() {
+        let mut threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut join = || {
+            if threads.pop().is_some_and(|thread| thread.join().is_err()) {
                 tracing::error!("a thread of the mailbox had panicked");
             }
-        }
+        };
+        // One after the other: of two that close at once neither may find itself the last. Either thread may have ended
+        // already; then there is nothing to tell it.
+        let _ended = self.reader.blocking_send(Job::Close);
+        join();
+        let _ended = self.writer.blocking_send(Job::Close);
+        join();
     }
 }
 

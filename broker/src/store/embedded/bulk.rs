@@ -182,10 +182,7 @@ fn write_rows(
 
 fn apply(target: Target<'_>, batch: &Changes) -> Result<(), StoreError> {
     target.with_room(|index| index.reserve(batch.len()))?;
-    docaxis_failpoints::failpoint!("broker.index.writing");
-    target.index.apply(batch)?;
-    docaxis_failpoints::failpoint!("broker.index.written");
-    Ok(())
+    target.index.apply(batch)
 }
 
 impl Rows for Bulk<'_> {
