@@ -81,7 +81,7 @@ async fn pass_on(store: &EmbeddedStore, n: u64) {
             Err(error) => panic!("{error}"),
         }
     };
-    if n % AWAY != 0 {
+    if !n.is_multiple_of(AWAY) {
         let recorded = store.record(handover(seq, n, &submission)).await.unwrap();
         assert!(matches!(recorded, Recorded::New(_)), "{recorded:?}");
     }
