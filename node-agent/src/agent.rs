@@ -205,12 +205,23 @@ impl Agent {
     }
 }
 
-fn damaged_mailbox(findings: &[String]) -> String {
-    format!(
-        "the mailbox's database is damaged: {}. Dispatches may be missing from lists, or not be sent. Stop the agent, keep a \
-         copy of mailbox.db, and restore the newest backup (docaxis agent restore): the exchange offers again what came since",
-        findings.join("; ")
-    )
+fn damaged_mailbox(checked: Result<Vec<String>, MailboxError>) -> String {
+    use std::error::Error as _;
+    match checked {
+        Ok(findings) => format!(
+            "the mailbox's database is damaged: {}. Dispatches may be missing from lists, or not be sent. Let what is queued go \
+             first (docaxis agent status), then stop the agent, keep a copy of its data folder, and restore the newest backup \
+             (docaxis agent restore): the exchange offers again what came since, but what was queued here since then and is \
+             not accepted yet is in the copy alone",
+            findings.join("; ")
+        ),
+        Err(error) => {
+            let why = error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+            format!(
+                "the mailbox's database could not be checked: {why}. It is tried again in a day, and at the next start"
+            )
+        }
+    }
 }
 
 /// Opens the mailbox. What stands in its write-ahead log goes into the database first, so on a full disk this takes room of the
@@ -287,6 +298,11 @@ fn clear_orphans(mailbox: &Mailbox, parts: &Parts) -> Result<(), AgentError> {
         let asking = scope.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(failed)?;
             runtime.block_on(async {
+                // What a damaged table does not show is no reason to remove a body. The check that follows raises the alarm.
+                if let Some(found) = mailbox.damage_of_names().await? {
+                    tracing::error!(found, "the mailbox's table of bodies' names is damaged: no body is cleared away");
+                    return Ok((vec![], vec![]));
+                }
                 let rows = mailbox.unnamed_bodies().await?;
                 mailbox.remove_unreferenced(rows.clone(), |_| Ok::<_, PartsError>(())).await??;
                 Ok::<_, AgentError>((mailbox.unreferenced(all).await?, rows))
@@ -295,7 +311,10 @@ fn clear_orphans(mailbox: &Mailbox, parts: &Parts) -> Result<(), AgentError> {
         asking.join().map_err(|_| AgentError::Panicked)?
     })?;
     if !rows.is_empty() {
-        tracing::info!(count = rows.len(), "bodies in the mailbox that nothing refers to are removed");
+        tracing::info!(
+            count = rows.len(),
+            "bodies in the mailbox that nothing refers to are removed, but for damaged ones"
+        );
     }
     for sha256 in unreferenced {
         tracing::info!(%sha256, "a body that nothing refers to is removed");

@@ -64,7 +64,11 @@ pub(crate) fn take(data: &Path, parts: &Arc<Parts>, node: &NodeId, now: Timestam
     remove(&snapshot)?;
     // A copy of what is left of it must not take the place of the earlier one.
     if let [found, ..] = &mailbox::check(&data.join(MAILBOX))?[..] {
-        return Err(MailboxError::Damaged { what: "database", found: found.clone() }.into());
+        let found = format!(
+            "{found}. Nothing was copied, and an earlier backup stays as it is. Stop the agent, copy its data folder as it is, \
+             and restore the newest backup (docaxis agent restore)"
+        );
+        return Err(MailboxError::Damaged { what: "database", found }.into());
     }
     let mut held = mailbox::snapshot(&data.join(MAILBOX), &snapshot)?;
     let size_of = |path: &Path| {
@@ -247,13 +251,22 @@ mod tests {
     }
 
     #[test]
+    fn a_stopped_agents_mailbox_of_the_version_before_is_backed_up_with_its_bodies_as_files() {
+        let node = Node::with_a_body(b"body");
+        node.write("DROP TABLE bodies; PRAGMA user_version = 4");
+        let taken = node.take().unwrap().manifest;
+        assert_eq!((taken.files.len(), taken.damaged.len()), (2, 0), "{taken:?}");
+        verify(&node.dir, &taken).unwrap();
+    }
+
+    #[test]
     fn a_mailbox_that_does_not_hold_together_does_not_replace_the_backup() {
         let node = Node::with_a_body(b"body");
         let first = node.take().unwrap().manifest;
         node.write("INSERT INTO evidence VALUES (1, x'', NULL, 'e', 0, x'', x'', x'', NULL, NULL, 0)");
         let error = node.take().unwrap_err();
         let Error::Mailbox(MailboxError::Damaged { what: "database", found }) = &error else { panic!("{error:?}") };
-        assert!(found.contains("a row of evidence"), "{found}");
+        assert!(found.contains("row 1 of evidence"), "{found}");
         assert_eq!(open(&node.dir).unwrap(), first);
         verify(&node.dir, &first).unwrap();
     }

@@ -91,7 +91,7 @@ impl LogReader {
 
     /// One for each leaf, all under the same checkpoint. Neighbours share their tiles, which are read once.
     pub fn proofs(&self, leaves: &[u64]) -> Result<Vec<Option<String>>, LogError> {
-        // Held while tiles are read: the keeper removes outgrown tiles only under the write lock.
+        // A partial tile that the keeper removes meanwhile has its full one in its place.
         let published = self.published.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut tiles = TileReader::new(published.size, |tile| read_tile(&self.folder, tile));
         let mut one = |leaf: u64| {
@@ -245,7 +245,6 @@ impl LogKeeper {
     }
 
     fn try_publish(&mut self, store: &dyn Store) -> Result<u64, LogError> {
-        let earlier = self.tiles.partials();
         let before = self.tiles.size();
         loop {
             let batch = store.log_entries(self.tiles.size(), BATCH)?;
@@ -263,9 +262,9 @@ impl LogKeeper {
         let note = checkpoint.sign(&self.key, &self.secret).to_string();
         write_durably(&self.folder.join("checkpoint"), note.as_bytes())?;
         docaxis_failpoints::failpoint!("broker.log.checkpoint-written");
-        let mut published = self.reader.published.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *published = Published { size, note };
-        self.tiles.remove_outgrown(&earlier)?;
+        *self.reader.published.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Published { size, note };
+        // Whoever reads on with a narrower tile finds the full one in its place.
+        self.tiles.remove_outgrown()?;
         docaxis_failpoints::failpoint!("broker.log.outgrown-removed");
         Ok(size)
     }

@@ -1,7 +1,7 @@
 //! The evidence log's files, in the layout of C2SP tlog-tiles, and how they grow.
 //!
-//! Only the right edge of the tree is in memory. A full tile is written once; a partial one (`.p/W`) is replaced by a
-//! wider one, and the narrower goes when no published checkpoint needs it any more. Each file is written under a
+//! Only the right edge of the tree is in memory. A full tile is written once. Until then its place has partial ones (`.p/W`),
+//! each wider than the one before, which go when it is full. Each file is written under a
 //! temporary name, synced and renamed, so that after a power cut a tile is whole or absent.
 
 use std::collections::BTreeSet;
@@ -60,12 +60,14 @@ pub struct Tiles {
     edge: Vec<Vec<Digest>>,
     /// The entries of the last, not yet full bundle.
     entries: Vec<Digest>,
+    /// Places that became full and may still have partial tiles.
+    filled: Vec<TilePath>,
 }
 
 impl Tiles {
     /// An empty log below `folder`.
     pub fn empty(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), size: 0, edge: vec![Vec::new()], entries: Vec::new() }
+        Self { folder: folder.to_owned(), size: 0, edge: vec![Vec::new()], entries: Vec::new(), filled: Vec::new() }
     }
 
     /// The log of `size` leaves whose tiles are there; fails if one is missing or they do not lead to `root`.
@@ -91,7 +93,7 @@ impl Tiles {
         if leaves != edge[0] {
             return Err(io::Error::other("the last tile holds other leaves than the store"));
         }
-        Ok(Self { folder: folder.to_owned(), size, edge, entries: last_entries })
+        Ok(Self { folder: folder.to_owned(), size, edge, entries: last_entries, filled: Vec::new() })
     }
 
     pub fn size(&self) -> u64 {
@@ -116,6 +118,7 @@ impl Tiles {
             self.entries.push(*entry);
             self.size += 1;
             if self.entries.len() == usize::from(TILE_WIDTH) {
+                self.filled.push(TilePath { level: None, index: (self.size - 1) / u64::from(TILE_WIDTH), width: 1 });
                 files.push(self.bundle()?);
                 self.entries.clear();
             }
@@ -144,6 +147,7 @@ impl Tiles {
         let tile = TilePath { level: u8::try_from(level).ok(), index, width: TILE_WIDTH };
         let root = merkle::root(&self.edge[level]);
         files.push((self.folder.join(tile.path()), concat(&self.edge[level])));
+        self.filled.push(TilePath { width: 1, ..tile });
         self.edge[level].clear();
         self.push(level + 1, root, files);
     }
@@ -180,15 +184,11 @@ impl Tiles {
         all
     }
 
-    /// Removes the partial tiles of places whose tile is full by now, `earlier` ones and all others there. While it is not, they
-    /// stay (C2SP tlog-tiles): whoever has read a checkpoint of before still needs that width.
-    pub fn remove_outgrown(&self, earlier: &[TilePath]) -> io::Result<()> {
-        let now = self.partials();
-        for tile in earlier {
-            if now.iter().any(|growing| (growing.level, growing.index) == (tile.level, tile.index)) {
-                continue;
-            }
-            if let Some(folder) = self.folder.join(tile.path()).parent()
+    /// Removes the partial tiles of places that are full by now. Before that they stay (C2SP tlog-tiles): whoever has read a
+    /// checkpoint of before still needs that width. What a crash keeps from being removed stays, and is in nobody's way.
+    pub fn remove_outgrown(&mut self) -> io::Result<()> {
+        for place in std::mem::take(&mut self.filled) {
+            if let Some(folder) = self.folder.join(place.path()).parent()
                 && let Err(error) = fs::remove_dir_all(folder)
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -265,11 +265,10 @@ mod tests {
         let mut size = 0;
         let mut readers = Vec::new();
         for step in [1, 2, 1, 251, 1, 1, 255, 256, 700, 3] {
-            let earlier = tiles.partials();
             tiles.grow(&(size..size + step).map(entry).collect::<Vec<_>>()).unwrap();
             size += step;
             assert_eq!((tiles.size(), tiles.root()), (size, reference(size)), "at {size}");
-            tiles.remove_outgrown(&earlier).unwrap();
+            tiles.remove_outgrown().unwrap();
             let last = (size - size % 256..size).map(entry).collect::<Vec<_>>();
             let again = Tiles::open(folder.path(), size, reference(size), last).unwrap();
             assert_eq!(

@@ -85,13 +85,22 @@ impl Mailbox {
         Ok(judged(row, sha256))
     }
 
-    /// The bodies in rows that nothing refers to: left by a crash between the last reference's end and theirs.
+    /// The bodies in rows that nothing refers to: left by a crash between the last reference's end and theirs. None where
+    /// SQLite finds the table damaged: what is in doubt stays.
     pub async fn unnamed_bodies(&self) -> Result<Vec<Digest>, MailboxError> {
         self.read(|connection| {
             let sql =
                 "SELECT sha256 FROM bodies b WHERE NOT EXISTS (SELECT 1 FROM part_refs p WHERE p.sha256 = b.sha256)";
             let mut query = connection.prepare(sql)?;
-            query.query_map([], |row| row.get(0))?.map(|sha256| rows::digest(sha256?)).collect()
+            let found: Result<Vec<Vec<u8>>, _> = query.query_map([], |row| row.get(0))?.collect();
+            match found {
+                Ok(found) => found.into_iter().map(rows::digest).collect(),
+                Err(error) if is_damage(&error) => {
+                    tracing::warn!(%error, "the mailbox's bodies do not all read: none is cleared away");
+                    Ok(vec![])
+                }
+                Err(error) => Err(error.into()),
+            }
         })
         .await
     }
@@ -148,9 +157,9 @@ fn raw(connection: &Connection, sha256: Digest) -> Result<Raw, MailboxError> {
 }
 
 /// What SQLite says of a page that makes no sense, or a column that is not what was written.
-fn is_damage(error: &rusqlite::Error) -> bool {
+pub(super) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error, rusqlite::Error::InvalidColumnType(..))
-        || error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
+        || matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 fn judged(row: Raw, sha256: Digest) -> BodyRow {

@@ -1,9 +1,9 @@
 //! Whether the database holds together: SQLite has no checksums over its pages, and a bit that rots in what links them can
 //! keep a row out of every list without a word.
 //!
-//! SQLite's own check finds pages, indexes and types that do not agree. Then every row is held against the signed bytes in it:
-//! digests, and what stands in columns of its own so that it can be looked for. States and times of a row stand for
-//! themselves, and are not found.
+//! SQLite's own check finds pages, indexes and types that do not agree. Then rows of dispatches, evidence and statements are held
+//! against the signed bytes in them: digests, and what stands in columns of its own so that it can be looked for. States and
+//! times stand for themselves, and are not found; a body is compared with its digest when it is read.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,16 +13,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use docaxis_protocol::{Digest, Envelope, Evidence, Statement};
-use rusqlite::types::FromSql;
+use rusqlite::types::{FromSql, ValueRef};
 use rusqlite::{Connection, ErrorCode, Row};
 
+use super::bodies::is_damage;
 use super::held::EXISTING;
-use super::{MailboxError, spawn};
+use super::{Mailbox, MailboxError, spawn};
 
 /// How many findings are told. One bit may be found in many places.
 const MAX_FINDINGS: usize = 5;
 /// Steps of SQLite's machine after which it asks whether to go on.
-const STEPS: i32 = 1_000;
+const STEPS: i32 = 20;
 
 /// Looks at the database from time to time until it is told to stop.
 pub(super) struct Watch {
@@ -37,7 +38,7 @@ impl Watch {
     pub fn start(
         database: PathBuf,
         every: Duration,
-        found: impl Fn(&[String]) + Send + 'static,
+        found: impl Fn(Result<Vec<String>, MailboxError>) + Send + 'static,
     ) -> Result<Self, MailboxError> {
         let (going, gone) = mpsc::channel::<()>();
         let stop = Arc::<AtomicBool>::default();
@@ -45,13 +46,13 @@ impl Watch {
         let thread = spawn("mailbox-check", move || {
             loop {
                 let began = Instant::now();
-                match look(&database, &stopped) {
+                let stopped = stopped.clone();
+                match look(&database, move || stopped.load(Ordering::Relaxed)) {
                     Ok(findings) if findings.is_empty() => {
                         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                         tracing::debug!(ms, "the mailbox's database was checked");
                     }
-                    Ok(findings) => found(&findings),
-                    Err(error) => found(&[format!("it cannot be checked: {error}")]),
+                    other => found(other),
                 }
                 if !matches!(gone.recv_timeout(every), Err(RecvTimeoutError::Timeout)) {
                     break;
@@ -73,23 +74,24 @@ impl Watch {
 
 /// What does not hold together in the database, in words; at most a few.
 pub fn check(database: &Path) -> Result<Vec<String>, MailboxError> {
-    look(database, &Arc::default())
+    look(database, || false)
 }
 
-fn look(database: &Path, stop: &Arc<AtomicBool>) -> Result<Vec<String>, MailboxError> {
+/// An error is no finding: then it was not checked.
+fn look(database: &Path, stopped: impl Fn() -> bool + Clone + Send + 'static) -> Result<Vec<String>, MailboxError> {
     let mut connection = Connection::open_with_flags(database, EXISTING)?;
     connection.execute_batch("PRAGMA query_only=ON; PRAGMA busy_timeout=5000;")?;
-    let stopped = stop.clone();
-    connection.progress_handler(STEPS, Some(move || stopped.load(Ordering::Relaxed)))?;
+    connection.progress_handler(STEPS, Some(stopped.clone()))?;
     let mut findings = Vec::new();
     for part in [pages, outgoing, incoming, evidence, statements] {
-        if stop.load(Ordering::Relaxed) {
+        if stopped() {
             break;
         }
         match part(&connection, &mut findings) {
             Ok(()) => {}
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => break,
-            Err(error) => findings.push(error.to_string()),
+            Err(error) if is_damage(&error) => findings.push(error.to_string()),
+            Err(error) => return Err(error.into()),
         }
         if findings.len() >= MAX_FINDINGS {
             break;
@@ -97,6 +99,21 @@ fn look(database: &Path, stop: &Arc<AtomicBool>) -> Result<Vec<String>, MailboxE
     }
     findings.truncate(MAX_FINDINGS);
     Ok(findings)
+}
+
+impl Mailbox {
+    /// What SQLite finds wrong with the table that says which dispatches name a body.
+    pub async fn damage_of_names(&self) -> Result<Option<String>, MailboxError> {
+        self.read(|connection| {
+            let first = connection.query_row("PRAGMA integrity_check(part_refs)", [], |row| row.get::<_, String>(0));
+            match first {
+                Ok(line) => Ok((line != "ok").then_some(line)),
+                Err(error) if is_damage(&error) => Ok(Some(error.to_string())),
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await
+    }
 }
 
 fn pages(connection: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
@@ -123,10 +140,20 @@ fn rows(
         && findings.len() < MAX_FINDINGS
     {
         if let Err(what) = agrees(row)? {
-            findings.push(format!("a row of {table} does not agree with its signed bytes: {what}"));
+            let row = key_of(row);
+            findings.push(format!("row {row} of {table} does not agree with its signed bytes: {what}"));
         }
     }
     Ok(())
+}
+
+/// A row's first column, which is in each of these tables what its key begins with.
+fn key_of(row: &Row<'_>) -> String {
+    match row.get_ref(0) {
+        Ok(ValueRef::Integer(number)) => number.to_string(),
+        Ok(ValueRef::Blob(bytes)) => docaxis_protocol::digest::hex(bytes),
+        _ => "without a key".into(),
+    }
 }
 
 /// Whether the column holds this.
@@ -202,9 +229,10 @@ fn statements(connection: &Connection, findings: &mut Vec<String>) -> rusqlite::
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicUsize;
 
+    use super::super::raw;
     use super::super::tests::{queued, runtime};
-    use super::super::{Mailbox, raw};
     use super::*;
 
     /// A closed mailbox with this many dispatches of ours.
@@ -284,9 +312,9 @@ mod tests {
         let mailbox = Mailbox::open(&path).unwrap();
         let (tell, told) = mpsc::channel();
         let tell = Mutex::new(tell);
-        let telling = move |found: &[String]| {
+        let telling = move |found: Result<Vec<String>, MailboxError>| {
             // Nobody listens any more when the test is over.
-            let _over = tell.lock().unwrap().send(found.to_vec());
+            let _over = tell.lock().unwrap().send(found.unwrap());
         };
         mailbox.check_every(Duration::from_millis(1), telling).unwrap();
         let mut other = queued(1);
@@ -303,12 +331,44 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_is_told_to_stop_ends_without_a_finding() {
+    fn a_check_that_is_told_to_stop_ends_in_the_middle_and_without_a_finding() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mailbox.db");
-        mailbox(&path, 3);
-        raw(&path).execute_batch("UPDATE outgoing SET sender = 'H37.DN.001'").unwrap();
-        assert_eq!(look(&path, &Arc::new(AtomicBool::new(true))).unwrap(), Vec::<String>::new());
-        assert_eq!(check(&path).unwrap().len(), 3);
+        mailbox(&path, 60);
+        // A state in the table that its index does not have.
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(6).rposition(|window| window == b"queued").unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(!check(&path).unwrap().is_empty());
+        // Once before it begins; the next question comes from within SQLite.
+        let asked = Arc::<AtomicUsize>::default();
+        let stopped = asked.clone();
+        let found = look(&path, move || stopped.fetch_add(1, Ordering::Relaxed) > 0).unwrap();
+        assert_eq!((found, asked.load(Ordering::Relaxed)), (vec![], 2));
+    }
+
+    #[test]
+    fn bodies_names_that_do_not_read_are_told_and_a_mailbox_without_them_is_sound() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mailbox.db");
+        mailbox(&path, 20);
+        let sound = Mailbox::open(&path).unwrap();
+        assert_eq!(runtime().block_on(sound.damage_of_names()).unwrap(), None);
+        sound.close();
+        let connection = raw(&path);
+        let sql = "SELECT rootpage FROM sqlite_schema WHERE name = 'part_refs_dispatch'";
+        let page = connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+        let page = usize::try_from(page).unwrap();
+        drop(connection);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let (begin, end) = ((page - 1) * 4096, page * 4096);
+        // One entry of its index is another.
+        let at = begin + bytes[begin..end].windows(5).rposition(|window| window == b"000.0").unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let damaged = Mailbox::open(&path).unwrap();
+        assert!(runtime().block_on(damaged.damage_of_names()).unwrap().is_some());
+        damaged.close();
     }
 }

@@ -173,8 +173,11 @@ pub fn snapshot(database: &Path, to: &Path) -> Result<Snapshot, MailboxError> {
         .query_map([], |row| row.get::<_, Vec<u8>>(0))?
         .map(|row| rows::digest(row?))
         .collect::<Result<BTreeSet<_>, MailboxError>>()?;
+    let version: i64 = copy.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     let mut damaged = None;
+    // Of a stopped agent it may be of a version that has all bodies as files.
     bodies.retain(|sha256| match bodies::look(&copy, *sha256) {
+        _ if version < schema::WITH_BODIES => true,
         Ok(row) => !matches!(row, BodyRow::Whole(_)),
         Err(error) => {
             damaged = Some(error);

@@ -37,7 +37,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
-/// Writes that may wait for the writer. Beyond that, callers wait.
+/// Writes that may wait for the writer, each with up to 256 KiB of small bodies. Beyond that, callers wait.
 const MAX_WAITING_WRITES: usize = 1024;
 /// Writes in one transaction: bounds how long the first of them waits for the last.
 const MAX_BATCH: usize = 256;
@@ -153,8 +153,12 @@ impl Mailbox {
         })
     }
 
-    /// Checks now and every so often whether the database holds together, in a thread of its own, and tells `found` what does not.
-    pub fn check_every(&self, every: Duration, found: impl Fn(&[String]) + Send + 'static) -> Result<(), MailboxError> {
+    /// Checks now and every so often whether the database holds together, in a thread of its own, and tells `found` what does not, or why that is not known.
+    pub fn check_every(
+        &self,
+        every: Duration,
+        found: impl Fn(Result<Vec<String>, MailboxError>) + Send + 'static,
+    ) -> Result<(), MailboxError> {
         let watch = check::Watch::start(self.path.clone(), every, found)?;
         *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch);
         Ok(())
@@ -317,11 +321,12 @@ fn commit(
 /// left to wait for, because that was dropped. From then on every read fails, even of what is in memory.
 fn still_there(log: &File) -> Result<(), MailboxError> {
     use std::os::unix::fs::FileExt as _;
-    match log.read_at(&mut [0], 0) {
-        Err(error) if error.kind() != std::io::ErrorKind::Interrupted => {
-            Err(MailboxError::Poisoned(format!("its disk is gone: {error}")))
+    loop {
+        match log.read_at(&mut [0], 0) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(MailboxError::Poisoned(format!("its disk is gone: {error}"))),
         }
-        _ => Ok(()),
     }
 }
 

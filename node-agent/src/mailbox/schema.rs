@@ -5,6 +5,8 @@ use rusqlite::Connection;
 use super::MailboxError;
 
 const VERSION: i64 = 5;
+/// From this version on small bodies are rows.
+pub(super) const WITH_BODIES: i64 = 5;
 
 pub(super) const V1: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;

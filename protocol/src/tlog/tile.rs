@@ -1,7 +1,8 @@
 //! C2SP tlog-tiles: how a log's hashes and entries are cut into files of 256, what those files are called, and reading
 //! a tree from them.
 //!
-//! Bytes of tiles come in through a closure; a full tile never changes, a partial one (`.p/W`) is replaced by a wider one.
+//! Bytes of tiles come in through a closure; a full tile never changes; before it is full, its place has partial
+//! ones (`.p/W`), each the beginning of the next.
 
 use std::collections::BTreeMap;
 
