@@ -227,8 +227,8 @@ impl LogKeeper {
 
     /// Takes up all committed leaves and publishes a checkpoint over them. Returns its size.
     ///
-    /// Order: tiles durable, then the checkpoint durable, then readers see it, then partial tiles go that are full by now. If the disk is full,
-    /// everything stays as it was before, and the call may be repeated.
+    /// Order: tiles durable, then the checkpoint durable, then readers see it, then partial tiles go whose tile is full by
+    /// now. If the disk is full, everything stays as it was before, and the call may be repeated.
     pub fn publish(&mut self, store: &dyn Store) -> Result<u64, LogError> {
         let before = self.tiles.clone();
         let published = self.try_publish(store);

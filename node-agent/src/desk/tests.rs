@@ -123,6 +123,30 @@ async fn a_mailbox_that_does_not_hold_together_is_an_alarm_that_says_what_next()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_whose_name_a_flipped_bit_hides_is_not_cleared_away_by_a_start() {
+    use crate::mailbox::{flip_in, small_bodies};
+    let mut exchange = Exchange::start();
+    let node = exchange.join("g22", &["000.00.00.G22"]);
+    let agent = exchange.agent(&node, "agent");
+    let mut draft = crate::Draft::new(code("000.00.00.G22"), vec![code("H37.DN.001")]);
+    draft.parts = vec![crate::DraftPart {
+        name: "a.pdf".into(),
+        media_type: "application/pdf".into(),
+        role: docaxis_protocol::PartRole::Document,
+        source: crate::Source::Bytes(b"body".to_vec()),
+    }];
+    agent.compose(draft).await.unwrap();
+    agent.shutdown().await.unwrap();
+    let (mailbox, sha256) = (exchange.config("agent").agent.data.join("mailbox.db"), Digest::of(b"body"));
+    flip_in(&mailbox, "part_refs", sha256.as_bytes());
+    exchange.agent(&node, "agent").shutdown().await.unwrap();
+    assert_eq!(small_bodies(&mailbox), [sha256]);
+    let mut other = sha256.0;
+    other[0] ^= 1;
+    flip_in(&mailbox, "part_refs", &other);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_part_that_is_damaged_on_disk_is_never_given_out_whole_and_is_an_alarm() {
     let mut exchange = Exchange::start();
     let node = exchange.join("g22", &["000.00.00.G22"]);

@@ -231,8 +231,8 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::AtomicUsize;
 
-    use super::super::raw;
     use super::super::tests::{queued, runtime};
+    use super::super::{flip_in, raw};
     use super::*;
 
     /// A closed mailbox with this many dispatches of ours.
@@ -356,17 +356,8 @@ mod tests {
         let sound = Mailbox::open(&path).unwrap();
         assert_eq!(runtime().block_on(sound.damage_of_names()).unwrap(), None);
         sound.close();
-        let connection = raw(&path);
-        let sql = "SELECT rootpage FROM sqlite_schema WHERE name = 'part_refs_dispatch'";
-        let page = connection.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
-        let page = usize::try_from(page).unwrap();
-        drop(connection);
-        let mut bytes = std::fs::read(&path).unwrap();
-        let (begin, end) = ((page - 1) * 4096, page * 4096);
         // One entry of its index is another.
-        let at = begin + bytes[begin..end].windows(5).rposition(|window| window == b"000.0").unwrap();
-        bytes[at] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
+        flip_in(&path, "part_refs_dispatch", b"000.0");
         let damaged = Mailbox::open(&path).unwrap();
         assert!(runtime().block_on(damaged.damage_of_names()).unwrap().is_some());
         damaged.close();

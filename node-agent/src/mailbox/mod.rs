@@ -100,6 +100,21 @@ pub(crate) fn damage(database: &Path, sha256: docaxis_protocol::Digest, bytes: O
     assert_eq!(changed.unwrap(), 1, "{sha256} is in the mailbox");
 }
 
+/// Flips a bit at the last place where these bytes stand in the first page of a table or index. Nobody may have it open.
+#[cfg(test)]
+pub(crate) fn flip_in(database: &Path, name: &str, piece: &[u8]) {
+    let connection = raw(database);
+    let page = connection.query_row("SELECT rootpage FROM sqlite_schema WHERE name = ?1", [name], |row| row.get(0));
+    let page = usize::try_from(page.map(|page: i64| page).unwrap()).unwrap();
+    drop(connection);
+    let mut bytes = std::fs::read(database).unwrap();
+    let begin = (page - 1) * 4096;
+    let at =
+        bytes[begin..begin + 4096].windows(piece.len()).rposition(|window| window == piece).expect("it stands there");
+    bytes[begin + at] ^= 1;
+    std::fs::write(database, bytes).unwrap();
+}
+
 /// The bodies that stand in rows of this database.
 #[cfg(test)]
 pub(crate) fn small_bodies(database: &Path) -> Vec<docaxis_protocol::Digest> {
@@ -153,7 +168,8 @@ impl Mailbox {
         })
     }
 
-    /// Checks now and every so often whether the database holds together, in a thread of its own, and tells `found` what does not, or why that is not known.
+    /// Checks now and every so often whether the database holds together, in a thread of its own, and tells `found` what does
+    /// not, or why that is not known.
     pub fn check_every(
         &self,
         every: Duration,

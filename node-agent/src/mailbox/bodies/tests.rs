@@ -5,14 +5,15 @@ use std::os::unix::fs::FileExt as _;
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::key::{RawSignature, SecretKey};
 use docaxis_protocol::{
-    DispatchId, Event, ReasonCode, SealedEnvelope, SealedStatement, SignedEvidence, Statement, Timestamp, statement,
+    DispatchId, Event, ReasonCode, SealedStatement, SignedEvidence, Statement, Timestamp, statement,
 };
 
+use super::super::tests::queued;
 use super::super::{
     Destroyed, EvidenceRow, NotQueued, Queued, QueuedPart, Take, TakeBody, Taken, begin_epoch, damage, snapshot,
 };
 use super::*;
-use crate::link::testing::{code, envelope};
+use crate::link::testing::code;
 
 struct Node {
     folder: tempfile::TempDir,
@@ -70,23 +71,12 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn sent(n: u8, bodies: &[&[u8]]) -> Queued {
-    let mut envelope = envelope("000.00.00.G22", &["H37.DN.001"]);
-    envelope.id = DispatchId::from_parts(envelope.created, [n; 10]);
     let mut small = SmallBodies::default();
     for body in bodies {
         small.add(body.to_vec().into());
     }
-    Queued {
-        id: envelope.id,
-        sender: envelope.sender.agency.clone(),
-        recipients: envelope.recipients.clone(),
-        sealed: SealedEnvelope::seal(&envelope, &SecretKey::from_seed(&[1; 32]), Chain::default()).unwrap(),
-        priority: 0,
-        queued: envelope.created,
-        parts: bodies.iter().map(|body| QueuedPart { sha256: Digest::of(body), size: body.len() as u64 }).collect(),
-        small,
-        idempotency: None,
-    }
+    let parts = bodies.iter().map(|body| QueuedPart { sha256: Digest::of(body), size: body.len() as u64 }).collect();
+    Queued { parts, small, ..queued(n.into()) }
 }
 
 fn taken(n: u8, bodies: &[&[u8]]) -> Take {
