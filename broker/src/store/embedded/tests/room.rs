@@ -1,8 +1,8 @@
 //! A rebuild that finds no room: what it gets from the ballast, what it says without, and that the next try works.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use docaxis_protocol::space::SpaceConfig;
 
@@ -26,6 +26,8 @@ const ROW_BYTES: u64 = 128;
 struct Narrow {
     rows: MemoryIndex,
     file: Arc<dyn DiskFile>,
+    /// Rows for which room was taken. Two threads write at once, so the room of one is not the other's.
+    taken: Mutex<u64>,
     /// Rows that were put, each of which takes room of its own.
     put: AtomicU64,
     /// Times that there was no room.
@@ -39,25 +41,31 @@ impl Narrow {
             disk.remove(&path).unwrap();
         }
         let file = disk.create(&path).unwrap();
-        Self { rows: MemoryIndex::default(), file, put: AtomicU64::new(0), short: AtomicU64::new(0) }
+        Self {
+            rows: MemoryIndex::default(),
+            file,
+            taken: Mutex::default(),
+            put: AtomicU64::new(0),
+            short: AtomicU64::new(0),
+        }
     }
 }
 
 impl Index for Narrow {
     fn apply(&self, changes: &Changes) -> Result<(), StoreError> {
         let put = self.put.fetch_add(changes.len() as u64, Ordering::SeqCst) + changes.len() as u64;
-        assert!(put * ROW_BYTES <= self.file.len().unwrap(), "rows are put for which no room was taken");
+        assert!(put <= *self.taken.lock().unwrap(), "rows are put for which no room was taken");
         self.rows.apply(changes)
     }
     fn reserve(&self, rows: usize) -> Result<(), StoreError> {
-        let wanted = (self.put.load(Ordering::SeqCst) + rows as u64) * ROW_BYTES;
-        if wanted <= self.file.len().unwrap() {
-            return Ok(());
-        }
-        self.file.set_len(wanted).map_err(|error| {
+        let mut taken = self.taken.lock().unwrap();
+        let wanted = *taken + rows as u64;
+        self.file.set_len(wanted * ROW_BYTES).map_err(|error| {
             self.short.fetch_add(1, Ordering::SeqCst);
             io_error("taking room")(error)
-        })
+        })?;
+        *taken = wanted;
+        Ok(())
     }
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         self.rows.get(key)
