@@ -2,7 +2,7 @@
 //! goes out. The seal has been checked before, because that costs a signature check.
 
 use docaxis_protocol::limits::MAX_CLOCK_SKEW;
-use docaxis_protocol::{AgencyCode, Envelope, Kind, NodeId, Origin, Reason, ReasonCode, Timestamp};
+use docaxis_protocol::{AgencyCode, Envelope, NodeId, Origin, Reason, ReasonCode, Timestamp};
 
 /// What the directory says of an agency as a recipient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,10 +91,6 @@ pub fn admit(envelope: &Envelope, situation: &Situation<'_>) -> Result<(), Refus
     if situation.sender_locked {
         return refuse(ReasonCode::SenderLocked, format!("{} is locked and may not send", envelope.sender.agency));
     }
-    if envelope.kind != Kind::New {
-        let kind = envelope.kind.as_str();
-        return refuse(ReasonCode::NotYetSupported, format!("dispatches of kind {kind} are not yet supported"));
-    }
     if envelope.not_before.is_some() {
         return refuse(ReasonCode::NotYetSupported, "an appointed time (not_before) is not yet supported".into());
     }
@@ -122,7 +118,7 @@ mod tests {
     use std::time::Duration;
 
     use docaxis_protocol::envelope::{Sender, TYPE};
-    use docaxis_protocol::{Digest, DispatchId, Part, PartRole};
+    use docaxis_protocol::{Digest, DispatchId, Kind, Part, PartRole};
 
     use super::*;
 
@@ -200,7 +196,6 @@ mod tests {
         assert_eq!(case(|e| drop(e.document.insert("secret".into(), true.into()))), is("evidence", "secret-refused"));
         assert_eq!(case(|e| e.parts[0].size = 1_001), is("evidence", "too-large"));
         assert_eq!(case(|e| e.parts[0].name = "a/b".into()), is("evidence", "unsafe-name"));
-        assert_eq!(case(|e| e.kind = Kind::Recall), is("evidence", "not-yet-supported"));
         assert_eq!(
             case(|e| {
                 e.created = now().minus(Duration::from_secs(900));

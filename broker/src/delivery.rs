@@ -84,6 +84,22 @@ pub fn on_statement(state: DeliveryState, stated: &Stated, now: Timestamp, expir
     }
 }
 
+/// Decides what a recall by the sender does to a delivery. After its time, expiry has won; after a handover the recall is a
+/// request to the recipient.
+pub fn on_recall(state: DeliveryState, why: String, now: Timestamp, expires: Timestamp) -> Decision {
+    if !state.is_waiting() {
+        return Decision::Nothing;
+    }
+    match on_time(state, now, expires) {
+        Decision::Nothing => Decision::Record {
+            event: Event::ContentHandoverFailure,
+            state: DeliveryState::Withdrawn,
+            reasons: vec![ReasonCode::Withdrawn.because(why)],
+        },
+        expired => expired,
+    }
+}
+
 /// Decides what the passing of time does.
 pub fn on_time(state: DeliveryState, now: Timestamp, expires: Timestamp) -> Decision {
     if state.is_waiting() && now >= expires {
@@ -196,6 +212,20 @@ mod tests {
         };
         assert!(refuse(ReasonCode::Withdrawn) && refuse(ReasonCode::Expired) && refuse(ReasonCode::Other));
         assert!(!refuse(ReasonCode::BadSeal) && !refuse(ReasonCode::DigestMismatch));
+    }
+
+    #[test]
+    fn a_recall_withdraws_only_what_waits_and_has_not_expired() {
+        for state in STATES {
+            let after = |now| match on_recall(state, "x".into(), at(now), at(100)) {
+                Decision::Record { state, .. } => Some(state),
+                Decision::Nothing => None,
+                other => panic!("{other:?}"),
+            };
+            let waits = state == DeliveryState::Waiting;
+            assert_eq!(after(99), waits.then_some(DeliveryState::Withdrawn), "{state:?}");
+            assert_eq!(after(100), waits.then_some(DeliveryState::Expired), "{state:?}");
+        }
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod dispatch;
 pub mod env;
 pub mod evidence;
 pub mod link;
+pub mod relation;
 pub mod schedule;
 pub mod seals;
 pub mod space;

@@ -4,6 +4,7 @@
 //! This crate is pure. It has no socket, file, clock or source of randomness: time and random bytes come in as
 //! arguments. What was signed is kept as the bytes that were signed and is never serialised again.
 
+pub mod about;
 pub mod bundle;
 pub mod chain;
 pub mod codec;
@@ -23,6 +24,7 @@ pub mod statement;
 pub mod time;
 pub mod tlog;
 
+pub use about::{About, StatusCode};
 pub use digest::Digest;
 pub use envelope::{Envelope, Kind, Part, PartRole, SealedEnvelope};
 pub use evidence::{Event, Evidence, SignedEvidence};

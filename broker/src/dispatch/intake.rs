@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use docaxis_protocol::evidence::PartDigest;
+use docaxis_protocol::evidence::{Cause, PartDigest};
 use docaxis_protocol::frame::{self, Done};
 use docaxis_protocol::limits::{
     MAX_CONTROL_FRAME_BYTES, MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES, MAX_LARGE_FRAME_BYTES,
 };
-use docaxis_protocol::{Digest, Envelope, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence, Timestamp};
+use docaxis_protocol::{
+    About, Digest, DispatchId, Envelope, Event, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence, Timestamp,
+};
 
 use super::{Exchange, ExchangeError};
 use crate::admission::{self, Refused, Situation, Standing};
-use crate::evidence::issuer::parts_of;
-use crate::store::{Acceptance, Accepted, Answer, Body, Dispatch, Rejection};
+use crate::delivery::{Decision, on_recall};
+use crate::evidence::issuer::{DeliveryEvidence, parts_of};
+use crate::relation::{self, Earlier, Known};
+use crate::store::{Acceptance, Accepted, Answer, Body, DeliveryState, Dispatch, Record, Rejection, Seq, StoreError};
 
 /// A dispatch that may be submitted: its seal and every rule have been checked, its bodies not yet.
 pub struct Admitted {
@@ -51,6 +55,8 @@ struct Committing {
     /// For the rejection, should the same id have been used for other bytes meanwhile.
     sealed: SealedEnvelope,
     evidence: SignedEvidence,
+    /// Of a recall: the dispatch of which deliveries are withdrawn with it.
+    recalled: Option<Seq>,
     answer: Answer<'static, Accepted>,
 }
 
@@ -179,6 +185,9 @@ impl Exchange {
         if let Err(refused) = admission::admit(&envelope, &situation) {
             return Ok(turned(refused, envelope, sealed));
         }
+        if let Err(reason) = self.may_relate(&envelope)? {
+            return Ok(turned(Refused::new(reason), envelope, sealed));
+        }
         let mut bodies = BTreeMap::new();
         for (index, bytes) in inline {
             match check_body(&envelope, index, &bytes) {
@@ -260,7 +269,7 @@ impl Exchange {
         let exchange = self.clone();
         let signed = self.workers.run(move || {
             let now = exchange.now();
-            match exchange.judge_again(&admitted, now) {
+            match exchange.judge_again(&admitted, now)? {
                 Ok(()) => exchange.sign_acceptance(*admitted, now),
                 Err(reason) => Ok(Err((admitted, reason))),
             }
@@ -271,16 +280,102 @@ impl Exchange {
         }
     }
 
-    fn judge_again(&self, admitted: &Admitted, now: Timestamp) -> Result<(), Reason> {
-        self.seals
-            .check_envelope(&admitted.envelope, &admitted.sealed, now)
-            .map_err(|error| ReasonCode::BadSeal.because(error.to_string()))?;
-        self.judge(&admitted.envelope, now).map_err(|refused| refused.reason().clone())
+    fn judge_again(&self, admitted: &Admitted, now: Timestamp) -> Result<Result<(), Reason>, StoreError> {
+        if let Err(error) = self.seals.check_envelope(&admitted.envelope, &admitted.sealed, now) {
+            return Ok(Err(ReasonCode::BadSeal.because(error.to_string())));
+        }
+        match self.judge(&admitted.envelope, now) {
+            Ok(()) => self.may_relate(&admitted.envelope),
+            Err(refused) => Ok(Err(refused.reason().clone())),
+        }
+    }
+
+    /// Whether the dispatch may recall, update, replace or report on what it names.
+    fn may_relate(&self, envelope: &Envelope) -> Result<Result<(), Reason>, StoreError> {
+        let about = match envelope.about() {
+            Ok(about) => about,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let mut known = Known::new();
+        for id in about.earlier() {
+            if let Some(earlier) = self.earlier(*id, envelope, about.is_senders())? {
+                let read = Envelope::parse(&earlier.envelope.bytes);
+                let read = read.map_err(|error| StoreError::Damaged(format!("dispatch {id} as stored: {error}")))?;
+                let deliveries = self.store.deliveries(earlier.seq)?;
+                let deliveries = deliveries.into_iter().map(|one| (one.recipient, one.state)).collect();
+                known.insert(*id, Earlier { kind: read.kind, sender: earlier.sender, deliveries });
+            }
+        }
+        Ok(relation::may_relate(envelope, &about, &known))
+    }
+
+    /// The accepted dispatch of this id that the envelope's sender sent, or received.
+    fn earlier(&self, id: DispatchId, envelope: &Envelope, sent: bool) -> Result<Option<Dispatch>, StoreError> {
+        let who = &envelope.sender.agency;
+        // By id, however long ago: what keeps an id from being used twice is forgotten after its time.
+        for seq in self.store.find(id)? {
+            let Some(found) = self.store.dispatch(seq)? else { continue };
+            let theirs = match sent {
+                // A rejected one of that id has no recipients here.
+                true => found.sender == *who && !self.store.deliveries(seq)?.is_empty(),
+                false => self.store.delivery(seq, who)?.is_some(),
+            };
+            if theirs {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What a recall accepted now withdraws: whatever waits for its recipients. The store leaves out what has moved on
+    /// when it commits them.
+    fn withdrawals(
+        &self,
+        recall: &Envelope,
+        digest: Digest,
+        recalled: &Dispatch,
+        now: Timestamp,
+    ) -> Result<Vec<Record>, ExchangeError> {
+        let mut why = format!("recalled by {} with dispatch {}", recall.sender.agency, recall.id);
+        if !recall.business_reason().is_empty() {
+            why = format!("{why}: {}", recall.business_reason());
+        }
+        let cause = Cause { dispatch: recall.id, envelope_sha256: digest };
+        let mut withdrawals = Vec::new();
+        for recipient in &recall.recipients {
+            let Some(delivery) = self.store.delivery(recalled.seq, recipient)? else { continue };
+            let decision = on_recall(delivery.state, why.clone(), now, recalled.expires);
+            let Decision::Record { event, state: state @ DeliveryState::Withdrawn, reasons } = decision else {
+                continue;
+            };
+            let about = DeliveryEvidence {
+                event,
+                recipient: recipient.clone(),
+                previous: delivery.head,
+                not_before: delivery.head_time.max(now),
+                reasons,
+                statement: None,
+                cause: Some(cause.clone()),
+                late_after: None,
+            };
+            let (evidence, time) = self.issuer.delivery(recalled, about)?;
+            withdrawals.push(Record {
+                seq: recalled.seq.0,
+                recipient: recipient.clone(),
+                event: Event::ContentHandoverFailure,
+                time,
+                previous: delivery.head,
+                evidence,
+                statement: None,
+                state,
+            });
+        }
+        Ok(withdrawals)
     }
 
     /// Waits for the commit. The receipt leaves only after it.
     async fn conclude(self: &Arc<Self>, committing: Committing) -> Result<Done, ExchangeError> {
-        let Committing { envelope, digest, sealed, evidence, answer } = committing;
+        let Committing { envelope, digest, sealed, evidence, recalled, answer } = committing;
         let done = match answer.await? {
             Accepted::New(seq) => {
                 // Large bodies are shared: another dispatch may have waited for one of these.
@@ -289,6 +384,7 @@ impl Exchange {
                 self.bodies_are_here(None, vec![], large).await?;
                 self.ring_recipients(envelope.recipients.iter());
                 self.ring_sender(&envelope.sender.agency);
+                recalled.map_or(Ok(()), |seq| self.forget_if_over(seq))?;
                 Done { intake: frame::Intake::Accepted, leaf: seq.0, evidence }
             }
             Accepted::Already(seq, evidence) => {
@@ -334,8 +430,19 @@ impl Exchange {
         }
         let (sealed, evidence) = (acceptance.envelope.clone(), acceptance.evidence.clone());
         docaxis_failpoints::failpoint!("broker.accept.signed");
-        let answer = self.store.accept(acceptance);
-        Ok(Ok(Box::new(Committing { envelope, digest, sealed, evidence, answer })))
+        let recalled = match envelope.about() {
+            Ok(About::Recall(id)) => self.earlier(id, &envelope, true)?,
+            _ => None,
+        };
+        let answer = match &recalled {
+            None => self.store.accept(acceptance),
+            Some(recalled) => {
+                let withdrawals = self.withdrawals(&envelope, digest, recalled, accepted)?;
+                self.store.recall(acceptance, withdrawals)
+            }
+        };
+        let recalled = recalled.map(|recalled| recalled.seq);
+        Ok(Ok(Box::new(Committing { envelope, digest, sealed, evidence, recalled, answer })))
     }
 
     /// The rules of admission at one time.

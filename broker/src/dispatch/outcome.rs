@@ -203,6 +203,7 @@ impl Exchange {
             not_before: delivery.head_time,
             reasons: Vec::new(),
             statement: Some(in_evidence.clone()),
+            cause: None,
             late_after: None,
         };
         let (state, statement) = match decision {
@@ -324,6 +325,7 @@ impl Exchange {
                     not_before: delivery.head_time.max(dispatch.expires),
                     reasons,
                     statement: None,
+                    cause: None,
                     late_after: None,
                 };
                 done += usize::from(self.record(&dispatch, about, None, state).await?.is_some());

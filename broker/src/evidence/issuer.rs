@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use docaxis_protocol::evidence::{self, EvidenceError, PartDigest, StatementInEvidence};
+use docaxis_protocol::evidence::{self, Cause, EvidenceError, PartDigest, StatementInEvidence};
 use docaxis_protocol::key::SecretKey;
 use docaxis_protocol::{
     AgencyCode, Digest, DispatchId, Envelope, Event, Evidence, EvidenceId, Origin, Reason, SignedEvidence, Timestamp,
@@ -34,6 +34,8 @@ pub struct DeliveryEvidence {
     pub not_before: Timestamp,
     pub reasons: Vec<Reason>,
     pub statement: Option<StatementInEvidence>,
+    /// The recall that withdrew it.
+    pub cause: Option<Cause>,
     /// For a handover after a failure: the failure's evidence.
     pub late_after: Option<EvidenceId>,
 }
@@ -93,6 +95,7 @@ impl Issuer {
         evidence.expires = Some(dispatch.expires);
         evidence.reasons = about.reasons;
         evidence.statement = about.statement;
+        evidence.cause = about.cause;
         evidence.late = about.late_after.is_some();
         evidence.outcome = about.late_after;
         evidence.previous = Some(about.previous);

@@ -115,6 +115,7 @@ pub const CLAIMS: &[Claim] = &[
     ("an id is forgotten a day after it expires", forgotten),
     ("urgent dispatches go first, then in order of acceptance", order),
     ("a recipient refused at once has its failure in the log", refused_at_once),
+    ("a recall withdraws with its acceptance what still waits, and once", recalls),
     ("a record that follows another head is stale", stale),
     ("what has ended waits no more and expires no more", ended),
     ("dispatches expire oldest first, each waiting recipient once", expiry),
@@ -295,6 +296,33 @@ fn ended(store: &Arc<dyn Store>) {
     let stored = store.evidence(Seq(seq)).unwrap().swap_remove(2);
     assert_eq!(stored.statement_chain, registered.statement.map(|statement| statement.chain));
     assert_eq!(stored.evidence, registered.evidence);
+}
+
+fn recalls(store: &Arc<dyn Store>) {
+    let sent = letter(1, &["H37.DN.001", "A53.01"]);
+    let seq = seq_of(wait(store.accept(sent.clone())).unwrap());
+    let withdrawal = |code| event(seq, code, &sent.evidence, Event::ContentHandoverFailure, DeliveryState::Withdrawn);
+    let both = vec![withdrawal("H37.DN.001"), withdrawal("A53.01")];
+    // Handed over between the look at it and the commit.
+    wait(store.record(handover(seq, "A53.01", &sent.evidence))).unwrap();
+    let recall = letter(2, &["H37.DN.001", "A53.01"]);
+    assert_eq!(wait(store.recall(recall.clone(), both.clone())).unwrap(), Accepted::New(Seq(2)));
+    let state = |code| store.delivery(Seq(seq), &agency(code)).unwrap().unwrap().state;
+    assert_eq!([state("H37.DN.001"), state("A53.01")], [DeliveryState::Withdrawn, DeliveryState::HandedOver]);
+    let events: Vec<_> = store.evidence(Seq(seq)).unwrap().iter().map(|piece| (piece.leaf, piece.event)).collect();
+    let expected = [(0, Event::SubmissionAcceptance), (1, Event::ContentHandover), (3, Event::ContentHandoverFailure)];
+    assert_eq!(events, expected);
+    assert_eq!(store.waiting(&agency("H37.DN.001"), None, 9).unwrap().len(), 1, "the recall alone waits");
+    // Once more, or under an id that is taken: nothing is withdrawn by that.
+    let other = letter(3, &["H37.DN.001"]);
+    let third = seq_of(wait(store.accept(other.clone())).unwrap());
+    let late = event(third, "H37.DN.001", &other.evidence, Event::ContentHandoverFailure, DeliveryState::Withdrawn);
+    let again = wait(store.recall(recall.clone(), vec![late.clone()])).unwrap();
+    assert_eq!(again, Accepted::Already(Seq(2), recall.evidence.clone()));
+    let conflict = Acceptance { envelope_sha256: Digest([9; 32]), ..recall };
+    assert!(matches!(wait(store.recall(conflict, vec![late])).unwrap(), Accepted::Conflict { .. }));
+    assert!(store.delivery(Seq(third), &agency("H37.DN.001")).unwrap().unwrap().state.is_waiting());
+    assert_eq!(store.counts(), Counts { leaves: 5, dispatches: 3, waiting: 3 });
 }
 
 fn expiry(store: &Arc<dyn Store>) {

@@ -243,6 +243,9 @@ pub struct JournalPlace {
 
 pub trait Store: Send + Sync {
     fn accept(&self, acceptance: Acceptance) -> Answer<'static, Accepted>;
+    /// Accepts a recall, and with it, all or nothing, records these withdrawals: of deliveries whose chains have moved on
+    /// meanwhile none. Where the recall is not new, nothing else happens either.
+    fn recall(&self, recall: Acceptance, withdrawals: Vec<Record>) -> Answer<'static, Accepted>;
     /// Returns the leaf index. A repeated rejection is another event and gets another leaf.
     fn reject(&self, rejection: Rejection) -> Answer<'static, u64>;
     fn record(&self, record: Record) -> Answer<'static, Recorded>;

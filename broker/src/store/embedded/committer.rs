@@ -30,7 +30,8 @@ pub type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
 /// What the committer is asked to do.
 pub enum Request {
-    Accept(Box<Prepared>, Answer<Accepted>),
+    /// A submission, and what is withdrawn with it.
+    Accept(Box<Prepared>, Vec<Prepared>, Answer<Accepted>),
     Reject(Box<Prepared>, Answer<u64>),
     Record(Box<Prepared>, Answer<Recorded>),
     /// A record that no decision stands before: notices, bodies copied forward, pruned dispatches.
@@ -80,7 +81,7 @@ impl Reply {
 impl Request {
     fn refuse(self, error: StoreError) {
         match self {
-            Self::Accept(_, to) => drop(to.send(Err(error))),
+            Self::Accept(_, _, to) => drop(to.send(Err(error))),
             Self::Reject(_, to) => drop(to.send(Err(error))),
             Self::Record(_, to) => drop(to.send(Err(error))),
             Self::Import(_, _, to) => drop(to.send(Err(error))),
@@ -102,8 +103,10 @@ impl Request {
 
     fn frame_bytes(&self) -> usize {
         match self {
-            Self::Accept(prepared, _)
-            | Self::Reject(prepared, _)
+            Self::Accept(prepared, with, _) => {
+                prepared.frame_bytes() + with.iter().map(Prepared::frame_bytes).sum::<usize>()
+            }
+            Self::Reject(prepared, _)
             | Self::Record(prepared, _)
             | Self::Restore(prepared, _, _)
             | Self::Plain(prepared, _) => prepared.frame_bytes(),
@@ -249,9 +252,10 @@ impl Committer {
             return Ok(());
         }
         match request {
-            Request::Accept(prepared, to) => match self.decide_accept(&prepared, staged, totals) {
+            Request::Accept(prepared, withdrawals, to) => match self.decide_accept(&prepared, staged, totals) {
                 Ok(None) => {
                     let seq = Seq(self.add(&prepared, staged, totals)?);
+                    self.withdraw(&withdrawals, staged, totals)?;
                     replies.push(Reply::Accepted(to, Accepted::New(seq)));
                 }
                 Ok(Some(Accepted::New(seq))) => replies.push(Reply::Again(to, seq)),
@@ -312,6 +316,25 @@ impl Committer {
             }
             Request::Idle => self.journal.mark()?,
             Request::Close(to) => drop(to.send(Err(StoreError::Closed))),
+        }
+        Ok(())
+    }
+
+    /// Records what a recall withdraws in the group of its acceptance: one is not durable without the other. What has been
+    /// handed over meanwhile, or has ended otherwise, stays as it is.
+    fn withdraw(
+        &mut self,
+        withdrawals: &[Prepared],
+        staged: &mut Staged<'_>,
+        totals: &mut Totals,
+    ) -> Result<(), StoreError> {
+        for withdrawal in withdrawals {
+            match decide_record(withdrawal, staged) {
+                Ok(None) => drop(self.add(withdrawal, staged, totals)?),
+                Ok(Some(_)) => {}
+                Err(error @ (StoreError::Damaged(_) | StoreError::Poisoned(_))) => return Err(error),
+                Err(error) => tracing::error!(%error, "a withdrawal names what is not there"),
+            }
         }
         Ok(())
     }

@@ -358,7 +358,16 @@ impl Drop for EmbeddedStore {
 
 impl Store for EmbeddedStore {
     fn accept(&self, acceptance: Acceptance) -> Answer<'static, Accepted> {
-        self.put(Prepared::accepted(acceptance), Request::Accept)
+        self.recall(acceptance, vec![])
+    }
+
+    fn recall(&self, recall: Acceptance, withdrawals: Vec<Record>) -> Answer<'static, Accepted> {
+        let prepared = withdrawals.into_iter().map(Prepared::event).collect::<Result<Vec<_>, _>>();
+        let prepared = prepared.and_then(|withdrawals| Ok((Prepared::accepted(recall)?, withdrawals)));
+        match prepared {
+            Ok((recall, withdrawals)) => self.ask(|to| Request::Accept(Box::new(recall), withdrawals, to)),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 
     fn reject(&self, rejection: Rejection) -> Answer<'static, u64> {
