@@ -1,8 +1,9 @@
 //! Puts the evidence bundle of a dispatch together from what the store, the log and the identity folder hold.
 
 use docaxis_certs::BrokerIdentity;
-use docaxis_protocol::bundle::{BundleContents, BundleEvidence, BundleKeys, write};
-use docaxis_protocol::{AgencyCode, Reason, ReasonCode};
+use docaxis_protocol::bundle::{self, BundleContents, BundleEvidence, BundleKeys, write};
+use docaxis_protocol::evidence::Cause;
+use docaxis_protocol::{AgencyCode, Reason, ReasonCode, SealedEnvelope};
 
 use crate::dispatch::Exchange;
 use crate::store::{Seq, StoredEvidence};
@@ -39,6 +40,8 @@ pub fn export(exchange: &Exchange, keys: &Keys, seq: Seq, recipient: Option<&Age
     }
     // The submission has no recipient and sorts first; then each recipient's chain in order.
     pieces.sort_by(|a, b| (&a.recipient, a.leaf).cmp(&(&b.recipient, b.leaf)));
+    let cause = bundle::cause(pieces.iter().map(|piece| &piece.evidence))?;
+    let cause = cause.map(|cause| recall(exchange, &cause)).transpose()?;
     let evidence = pieces.into_iter().map(|piece| with_proof(exchange, piece)).collect::<Result<_, _>>()?;
     let mut keys = keys.0.clone();
     if let Some(crl) = exchange.seals.crl() {
@@ -47,13 +50,26 @@ pub fn export(exchange: &Exchange, keys: &Keys, seq: Seq, recipient: Option<&Age
     let contents = BundleContents {
         envelope: dispatch.envelope,
         evidence,
-        cause: None,
+        cause,
         successions: Vec::new(),
         keys,
         witnesses: Vec::new(),
         quorum: 0,
     };
     write(&contents).map_err(|e| ReasonCode::Other.because(format!("the bundle cannot be written: {e}")))
+}
+
+/// The recall's envelope.
+fn recall(exchange: &Exchange, cause: &Cause) -> Result<SealedEnvelope, Reason> {
+    let busy = |error: crate::store::StoreError| ReasonCode::Busy.because(error.to_string());
+    for seq in exchange.store.find(cause.dispatch).map_err(busy)? {
+        if let Some(found) = exchange.store.dispatch(seq).map_err(busy)?
+            && found.envelope_sha256 == cause.envelope_sha256
+        {
+            return Ok(found.envelope);
+        }
+    }
+    Err(ReasonCode::NotFound.because(format!("the recall {} is not here", cause.dispatch)))
 }
 
 fn with_proof(exchange: &Exchange, piece: StoredEvidence) -> Result<BundleEvidence, Reason> {

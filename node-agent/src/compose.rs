@@ -18,8 +18,11 @@ use unicode_normalization::UnicodeNormalization as _;
 use crate::agent::{AgentHandle, Shared};
 use crate::bodies::Kept;
 use crate::env::EntropyError;
-use crate::mailbox::{MAX_SMALL_BODY_BYTES, MailboxError, NotQueued, Queued, QueuedPart, Resolved};
+use crate::mailbox::{
+    Destroyed, GivesUp, MAX_SMALL_BODY_BYTES, MailboxError, NotQueued, Queued, QueuedAs, QueuedPart, Related, Resolved,
+};
 use crate::parts::{CHUNK_BYTES, Parts, PartsError, Stored};
+use crate::related;
 
 /// Longest key that a caller may give its request.
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
@@ -42,6 +45,8 @@ pub struct Draft {
     pub status: Option<StatusReport>,
     /// The caller's own name for this request: the same again gets the same dispatch.
     pub idempotency_key: Option<String>,
+    /// The document that its recipient gives up by this.
+    pub(crate) gives_up: Option<GivesUp>,
 }
 
 impl Draft {
@@ -59,6 +64,7 @@ impl Draft {
             relates: vec![],
             status: None,
             idempotency_key: None,
+            gives_up: None,
         }
     }
 }
@@ -155,6 +161,7 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId,
     };
     // Before any byte is stored: a secret document must not touch the disk, nor a hundred files for nothing.
     check(&envelope, max_part_bytes)?;
+    let about = (related::check(shared, &envelope).await?, draft.gives_up);
     if draft.parts.len() > limits::MAX_PARTS {
         return rule(
             ReasonCode::TooManyParts,
@@ -165,12 +172,13 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId,
     let (parts, mut kept) = shared.blocking(move |parts| store_all(&parts, drafts, max_part_bytes)).await?;
     docaxis_failpoints::failpoint!("agent.compose.stored");
     envelope.parts = parts;
-    let queued = queue(shared, &envelope, &draft.from, seal, (draft.idempotency_key, now), &mut kept).await;
+    let queued = queue(shared, &envelope, &draft.from, seal, (draft.idempotency_key, now), about, &mut kept).await;
     let bodies: Vec<Digest> = envelope.parts.iter().map(|part| part.sha256).collect();
     drop(kept);
     match queued {
-        Ok(id) => {
+        Ok(QueuedAs { id, destroyed: Destroyed { unreferenced } }) => {
             docaxis_failpoints::failpoint!("agent.compose.queued");
+            shared.clear(unreferenced).await??;
             shared.outbox.notify_one();
             shared.changed();
             Ok(id)
@@ -188,8 +196,9 @@ async fn queue(
     from: &AgencyCode,
     seal: &crate::identity::Seal,
     (key, now): (Option<String>, Timestamp),
+    (related, gives_up): (Vec<Related>, Option<GivesUp>),
     kept: &mut Kept,
-) -> Result<DispatchId, Refused> {
+) -> Result<QueuedAs, Refused> {
     check(envelope, shared.config.inbox.max_part_bytes)?;
     let idempotency = key.map(|key| (key, request_digest(envelope)));
     let sealed =
@@ -205,12 +214,17 @@ async fn queue(
         queued: now,
         parts: parts.into_iter().collect(),
         small: kept.small.clone(),
+        related,
+        gives_up,
         idempotency,
     };
     docaxis_failpoints::failpoint!("agent.compose.sealed");
     loop {
         match shared.mailbox.queue(queued.clone()).await? {
-            Ok(id) => return Ok(id),
+            Ok(queued) => return Ok(queued),
+            Err(NotQueued::NotHere) => {
+                return rule(ReasonCode::NotFound, "the document that would be given up is not here, or no longer");
+            }
             Err(NotQueued::Conflict(id)) => {
                 let text = format!("this idempotency key was used for dispatch {id}, which is another");
                 return rule(ReasonCode::IdConflict, text);

@@ -99,7 +99,7 @@ pub fn rests_on(moved: Option<InState>, stated: Event, evidence: &Evidence, ours
         Some(InState::Destroyed) => {
             evidence.event == Event::ContentHandoverFailure || (evidence.event == stated && evidence.late)
         }
-        Some(InState::Taken) | None => true,
+        Some(InState::Taken | InState::Recalled) | None => true,
     }
 }
 

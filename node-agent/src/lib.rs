@@ -20,6 +20,7 @@ pub mod officer;
 pub mod outbox;
 pub mod parts;
 pub mod query;
+pub mod related;
 mod space;
 pub mod uplink;
 

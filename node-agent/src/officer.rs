@@ -2,7 +2,7 @@
 //! and durable when this answers; the exchange's evidence follows.
 
 use docaxis_protocol::{
-    AgencyCode, DispatchId, Event, Reason, ReasonCode, SealedStatement, Statement, limits, statement,
+    AgencyCode, DispatchId, Envelope, Event, Kind, Reason, ReasonCode, SealedStatement, Statement, limits, statement,
 };
 
 use crate::agent::{AgentHandle, Shared};
@@ -40,6 +40,11 @@ pub(crate) async fn state(
     let Some(row) = shared.mailbox.incoming(id, recipient.clone()).await?.filter(|row| row.state.is_visible()) else {
         return rule(ReasonCode::NotFound, none());
     };
+    let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| Refused::Rule(e.reason()))?;
+    if matches!(envelope.kind, Kind::Status | Kind::Recall) {
+        let kind = envelope.kind.as_str();
+        return rule(ReasonCode::Malformed, format!("dispatch {id} is a {kind}: it is not registered or refused"));
+    }
     let envelope_sha256 = row.sealed.digest();
     let said = Statement {
         kind_of_bytes: statement::TYPE.into(),

@@ -62,11 +62,13 @@ pub fn verdict(
 }
 
 /// Where a delivery stands after a piece of evidence. A failure is final; nothing goes back.
-pub fn delivery_after(state: DeliveryState, event: Event, late: bool) -> DeliveryState {
+pub fn delivery_after(state: DeliveryState, event: Event, late: bool, reason: Option<&Reason>) -> DeliveryState {
     use DeliveryState as S;
+    let withdrawn = reason.is_some_and(|reason| reason.known() == ReasonCode::Withdrawn);
     match (event, state) {
-        (_, S::Failed) => S::Failed,
+        (_, S::Failed | S::Withdrawn) => state,
         (Event::ContentHandover, S::Waiting) if !late => S::HandedOver,
+        (Event::ContentHandoverFailure, S::Waiting) if withdrawn => S::Withdrawn,
         (Event::ContentHandoverFailure | Event::RelayFailure | Event::RelayRejection, S::Waiting) => S::Failed,
         (Event::ContentAccessTracking, S::Waiting | S::HandedOver) => S::Opened,
         (Event::Registered, S::Waiting | S::HandedOver | S::Opened) => S::Registered,
@@ -114,25 +116,30 @@ mod tests {
     #[test]
     fn every_event_in_every_state_leads_to_one_state() {
         use DeliveryState as S;
-        let table = |event, late| S::ALL.iter().map(|state| delivery_after(*state, event, late)).collect::<Vec<_>>();
+        let table =
+            |event, late| S::ALL.iter().map(|state| delivery_after(*state, event, late, None)).collect::<Vec<_>>();
         let unchanged = S::ALL.to_vec();
         assert_eq!(
             table(Event::ContentHandover, false),
-            [S::HandedOver, S::HandedOver, S::Opened, S::Registered, S::Refused, S::Failed]
+            [S::HandedOver, S::HandedOver, S::Opened, S::Registered, S::Refused, S::Withdrawn, S::Failed]
         );
         assert_eq!(table(Event::ContentHandover, true), unchanged);
         assert_eq!(
             table(Event::ContentHandoverFailure, false),
-            [S::Failed, S::HandedOver, S::Opened, S::Registered, S::Refused, S::Failed]
+            [S::Failed, S::HandedOver, S::Opened, S::Registered, S::Refused, S::Withdrawn, S::Failed]
         );
         assert_eq!(
             table(Event::Registered, false),
-            [S::Registered, S::Registered, S::Registered, S::Registered, S::Refused, S::Failed]
+            [S::Registered, S::Registered, S::Registered, S::Registered, S::Refused, S::Withdrawn, S::Failed]
         );
         assert_eq!(
             table(Event::Refused, false),
-            [S::Refused, S::Refused, S::Refused, S::Registered, S::Refused, S::Failed]
+            [S::Refused, S::Refused, S::Refused, S::Registered, S::Refused, S::Withdrawn, S::Failed]
         );
         assert_eq!(table(Event::NoAnswer, false), unchanged);
+        let recalled = ReasonCode::Withdrawn.because("recalled");
+        let after = |state| delivery_after(state, Event::ContentHandoverFailure, false, Some(&recalled));
+        assert_eq!(after(S::Waiting), S::Withdrawn);
+        assert_eq!(after(S::HandedOver), S::HandedOver);
     }
 }

@@ -132,7 +132,7 @@ impl StatementInEvidence {
 }
 
 /// The recall that a withdrawal rests on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Cause {
     pub dispatch: DispatchId,
     pub envelope_sha256: Digest,

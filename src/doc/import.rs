@@ -6,9 +6,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use docaxis_broker::env::{Env as _, SystemEnv};
 use docaxis_node_agent::gateway::edxml::{
     self, Attachment, Document, EdxmlError, Limits, Message, Mode, StatusMessage, safe_name,
 };
+use docaxis_protocol::about::rel;
 use docaxis_protocol::{DispatchId, Kind, PartRole, ReasonCode};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -150,24 +152,28 @@ fn not_edxml(error: &EdxmlError) -> Failure {
 
 fn take_document(control: &Control, file: &Path, document: Document, original: &[u8], dry_run: bool) -> Imported {
     let kind = document.kind.as_str();
-    if document.kind != Kind::New {
-        let text =
-            format!("a {kind} of document {} was recognised, but is not yet supported", named(&document.document_id));
-        return Imported::refused(file, Some(kind), Failure::new(ReasonCode::NotYetSupported, text));
-    }
+    let relates = match relates(control, &document) {
+        Ok(relates) => relates,
+        Err(failure) => return Imported::refused(file, Some(kind), failure),
+    };
     if dry_run {
         let to: Vec<&str> = document.recipients.iter().map(|organ| organ.code.as_str()).collect();
         let text = format!("would go from {} to {}", document.sender.code, to.join(", "));
         return Imported::done(file, kind, "imported", text);
     }
-    match queue(control, file, &document, original) {
+    match queue(control, file, (&document, relates), original) {
         Ok(id) => Imported { id: Some(id), ..Imported::done(file, kind, "queued", String::new()) },
         Err(failure) => Imported::refused(file, Some(kind), failure),
     }
 }
 
 /// Hands a document to the agent: attachments as parts, and the file itself as it came.
-fn queue(control: &Control, file: &Path, document: &Document, original: &[u8]) -> Result<DispatchId, Failure> {
+fn queue(
+    control: &Control,
+    file: &Path,
+    (document, relates): (&Document, Vec<Value>),
+    original: &[u8],
+) -> Result<DispatchId, Failure> {
     let folder = tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir()?;
     let mut parts = Vec::new();
     let mut add = |name: &str, media_type: &str, role: &str, bytes: &[u8]| -> Result<(), Failure> {
@@ -184,12 +190,33 @@ fn queue(control: &Control, file: &Path, document: &Document, original: &[u8]) -
     add(&safe_name(&file_name).0, "application/xml", "original-edxml", original)?;
     let to: Vec<&str> = document.recipients.iter().map(|organ| organ.code.as_str()).collect();
     let draft = json!({
-        "from": document.sender.code, "to": to, "kind": "new", "priority": document.priority,
-        "document": document.header, "parts": parts,
+        "from": document.sender.code, "to": to, "kind": document.kind, "priority": document.priority,
+        "document": document.header, "parts": parts, "relates": relates,
     });
-    let queued: Value = control.post("/v1/dispatches", &draft, None)?;
+    made(control, &draft)
+}
+
+fn made(control: &Control, draft: &Value) -> Result<DispatchId, Failure> {
+    let queued: Value = control.post("/v1/dispatches", draft, None)?;
     let id = queued["id"].as_str().unwrap_or_default();
     id.parse().map_err(|e| Failure::other(format!("the agent answered without an id: {e}")))
+}
+
+/// The dispatches that a recall, an update or a replacement is about, found by the document ids that it names.
+fn relates(control: &Control, document: &Document) -> Result<Vec<Value>, Failure> {
+    let bussiness = &document.bussiness;
+    let replaced = || bussiness.replacements.iter().map(|one| Some(one.document_id.clone())).collect();
+    let (rel, documents): (_, Vec<Option<String>>) = match document.kind {
+        Kind::New | Kind::Status => return Ok(vec![]),
+        Kind::Recall => (rel::RECALLS, vec![document.document_id.clone()]),
+        Kind::Update => (rel::UPDATES, vec![bussiness.target.clone()]),
+        Kind::Replace => (rel::REPLACES, replaced()),
+    };
+    let related = |name: Option<String>| {
+        let id = found(control, "out", document.sender.code.as_str(), &name)?;
+        Ok(json!({"rel": rel, "dispatch": id, "document_id": name}))
+    };
+    documents.into_iter().map(related).collect()
 }
 
 /// 02 and 03 become statements about the dispatch that they name; 01 says what the handover has said already.
@@ -211,15 +238,19 @@ fn take_status(control: &Control, file: &Path, status: &StatusMessage, dry_run: 
             }
             Err(failure) => Imported::refused(file, Some("status"), failure),
         },
-        _ => {
-            let text = format!("status {code} about {about} was recognised, but is not yet supported");
-            Imported::refused(file, Some("status"), Failure::new(ReasonCode::NotYetSupported, text))
-        }
+        _ if dry_run => Imported::done(file, "status", "imported", format!("would send {code} about {about}")),
+        _ => match further(control, status) {
+            Ok(id) => {
+                let text = format!("{code} queued about {about}");
+                Imported { id: Some(id), ..Imported::done(file, "status", "queued", text) }
+            }
+            Err(failure) => Imported::refused(file, Some("status"), failure),
+        },
     }
 }
 
 fn state(control: &Control, status: &StatusMessage) -> Result<DispatchId, Failure> {
-    let id = received(control, status)?;
+    let id = found(control, "in", status.sender.code.as_str(), &status.about_document)?;
     let said = match status.code.as_str() {
         "02" => Report::Refused(ReasonCode::Other, status.description.clone()),
         _ => Report::Registered,
@@ -228,22 +259,46 @@ fn state(control: &Control, status: &StatusMessage) -> Result<DispatchId, Failur
     Ok(id)
 }
 
-/// The newest dispatch that the status's sender received under the document id that it names.
-fn received(control: &Control, status: &StatusMessage) -> Result<DispatchId, Failure> {
-    if status.about_document.is_none() {
-        return Err(Failure::new(ReasonCode::Malformed, "the status does not say which document it is about"));
+/// 04 to 06, 15 and 16 of a recipient, and 13 of the sender.
+fn further(control: &Control, status: &StatusMessage) -> Result<DispatchId, Failure> {
+    let (who, code) = (status.sender.code.as_str(), status.code.as_str());
+    if code != "13" {
+        let id = found(control, "in", who, &status.about_document)?;
+        let said = Report::Further(code.to_owned(), status.description.clone());
+        report(control, id, Some(&status.sender.code), &said)?;
+        return Ok(id);
     }
-    let who = status.sender.code.as_str();
-    for summary in pages(control, "in", None)?.iter().rev() {
+    let id = found(control, "out", who, &status.about_document)?;
+    let time = SystemEnv.now();
+    let draft = json!({
+        "from": who, "to": [status.to], "kind": "status",
+        "relates": [{"rel": rel::CONCERNS, "dispatch": id, "document_id": status.about_document}],
+        "status": {"code": code, "description": status.description, "time": time},
+    });
+    made(control, &draft)
+}
+
+/// The newest dispatch that `who` sent or received from here under this document id.
+fn found(control: &Control, which: &str, who: &str, document_id: &Option<String>) -> Result<DispatchId, Failure> {
+    if document_id.is_none() {
+        return Err(Failure::new(ReasonCode::Malformed, "the file does not say which document it is about"));
+    }
+    for summary in pages(control, which, None)?.iter().filter(|summary| summary["kind"] != "status") {
         let shown: Value = control.get(&format!("/v1/dispatches/{}", summary["id"].as_str().unwrap_or_default()))?;
-        let ours = shown["incoming"].as_array().is_some_and(|all| all.iter().any(|view| view["recipient"] == who));
-        if ours && shown["document"]["DocumentId"].as_str() == status.about_document.as_deref() {
+        let ours = match which {
+            "out" => shown["sender"] == who && !shown["outgoing"].is_null(),
+            _ => shown["incoming"].as_array().is_some_and(|all| all.iter().any(|view| view["recipient"] == who)),
+        };
+        let same = shown["document"]["DocumentId"].as_str() == document_id.as_deref();
+        // A recall bears the id of what it recalls.
+        if ours && same && shown["kind"] != "recall" {
             let id = shown["id"].as_str().unwrap_or_default();
             return id.parse().map_err(|e| Failure::other(format!("the agent answered without an id: {e}")));
         }
     }
-    let text = format!("{who} received no document {} at this node", named(&status.about_document));
-    Err(Failure::new(ReasonCode::NotFound, text).hint("Import the status at the node that received the document."))
+    let did = if which == "out" { "sent" } else { "received" };
+    let text = format!("{who} {did} no document {} at this node", named(document_id));
+    Err(Failure::new(ReasonCode::NotFound, text).hint(format!("Import it at the node that {did} the document.")))
 }
 
 fn named(document_id: &Option<String>) -> &str {

@@ -12,6 +12,7 @@ use docaxis_node_agent::config::AgentConfig;
 use docaxis_protocol::{AgencyCode, DispatchId, ReasonCode};
 use serde_json::{Value, json};
 
+use crate::confirm::Confirm;
 use crate::control::Control;
 use crate::out::{Failure, Out, chain};
 
@@ -34,6 +35,14 @@ pub enum Command {
     Accept(AcceptArgs),
     /// Status 02: the recipient returns it, with a reason.
     Refuse(RefuseArgs),
+    /// Take a dispatch back: what has not been handed over is withdrawn, whoever has it is asked.
+    Recall(RecallArgs),
+    /// Answer the sender who asks for a dispatch back: 15 and its files are destroyed, or 16.
+    Answer(AnswerArgs),
+    /// Statuses 04, 05 and 06: how far the work on a registered dispatch has come.
+    Report(ReportArgs),
+    /// Status 06: the work on a registered dispatch is finished.
+    Finish(AcceptArgs),
     /// Wait until every recipient has reached a state.
     Wait(WaitArgs),
     /// Write a dispatch as an edXML file.
@@ -117,12 +126,56 @@ pub struct RefuseArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct RecallArgs {
+    #[command(flatten)]
+    agent: AgentArg,
+    /// The dispatch's id.
+    id: DispatchId,
+    /// Why, in words: the recipients read it.
+    #[arg(long)]
+    reason: String,
+    /// From this recipient alone; repeat it for several. From all if absent.
+    #[arg(long = "to")]
+    to: Vec<AgencyCode>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("answer").required(true).args(["agree", "decline"]))]
+pub struct AnswerArgs {
+    #[command(flatten)]
+    accept: AcceptArgs,
+    /// Status 15: the files are destroyed here, what is known of the dispatch stays.
+    #[arg(long)]
+    agree: bool,
+    /// Status 16: it is kept.
+    #[arg(long)]
+    decline: bool,
+    /// The answer in words.
+    #[arg(long, default_value = "")]
+    text: String,
+    #[command(flatten)]
+    confirm: Confirm,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    #[command(flatten)]
+    accept: AcceptArgs,
+    /// 04 assigned by a leader, 05 in process, 06 finished.
+    #[arg(long, value_parser = ["04", "05", "06"])]
+    status: String,
+    /// The status in words.
+    #[arg(long, default_value = "")]
+    text: String,
+}
+
+#[derive(Debug, Args)]
 pub struct WaitArgs {
     #[command(flatten)]
     agent: AgentArg,
     /// The dispatch's id.
     id: DispatchId,
-    /// accepted, handed-over, registered, refused or failed.
+    /// accepted, handed-over, registered, refused, withdrawn or failed.
     #[arg(long, default_value = "handed-over")]
     until: String,
     /// How long, such as 30s or 5m.
@@ -165,6 +218,10 @@ pub fn run(command: Command, out: Out) -> Result<(), Failure> {
         Command::Get(args) => get(&args, out),
         Command::Accept(args) => accept(&args, out),
         Command::Refuse(args) => refuse(&args, out),
+        Command::Recall(args) => recall(&args, out),
+        Command::Answer(args) => answer(&args, out),
+        Command::Report(args) => progress(&args, out),
+        Command::Finish(args) => finish(&args, out),
         Command::Wait(args) => wait(&args, out),
         Command::Export(args) => export(&args, out),
     }
@@ -254,12 +311,45 @@ fn refuse(args: &RefuseArgs, out: Out) -> Result<(), Failure> {
     out.data(&json!({"id": id, "status": "02"}), format!("{id}: returned to the sender"))
 }
 
+fn recall(args: &RecallArgs, out: Out) -> Result<(), Failure> {
+    let body = json!({"to": args.to, "reason": args.reason});
+    let made: Value = args.agent.control()?.post(&format!("/v1/dispatches/{}/recall", args.id), &body, None)?;
+    let id = made["id"].as_str().unwrap_or_default().to_owned();
+    out.data(&made, id)
+}
+
+fn answer(args: &AnswerArgs, out: Out) -> Result<(), Failure> {
+    let AcceptArgs { agent, id, recipient } = &args.accept;
+    let code = if args.agree { "15" } else { "16" };
+    if args.agree {
+        args.confirm.ask(out, &format!("Destroy the files of dispatch {id} here? What is known of it stays."))?;
+    }
+    report(&agent.control()?, *id, recipient.as_ref(), &Report::Further(code.into(), args.text.clone()))?;
+    let words = if args.agree { "given back: its files are destroyed here" } else { "kept: the sender is told" };
+    out.data(&json!({"id": id, "status": code}), format!("{id}: {words}"))
+}
+
+fn progress(args: &ReportArgs, out: Out) -> Result<(), Failure> {
+    let AcceptArgs { agent, id, recipient } = &args.accept;
+    let said = Report::Further(args.status.clone(), args.text.clone());
+    report(&agent.control()?, *id, recipient.as_ref(), &said)?;
+    out.data(&json!({"id": id, "status": args.status}), format!("{id}: {}", args.status))
+}
+
+fn finish(args: &AcceptArgs, out: Out) -> Result<(), Failure> {
+    let said = Report::Further("06".into(), String::new());
+    report(&args.agent.control()?, args.id, args.recipient.as_ref(), &said)?;
+    out.data(&json!({"id": args.id, "status": "06"}), format!("{}: finished", args.id))
+}
+
 /// What a recipient reports about a dispatch that was handed over to it.
 pub enum Report {
     /// Status 03.
     Registered,
     /// Status 02: why, and in words.
     Refused(ReasonCode, String),
+    /// 04, 05, 06, 15 or 16, and in words.
+    Further(String, String),
 }
 
 /// Reports a status of one of this node's agencies about a dispatch that it received.
@@ -278,6 +368,7 @@ pub fn report(
         Report::Refused(reason, text) => {
             json!({"code": "02", "recipient": recipient, "reason": reason, "description": text})
         }
+        Report::Further(code, text) => json!({"code": code, "recipient": recipient, "description": text}),
     };
     control.post::<Value>(&format!("/v1/dispatches/{id}/status"), &body, None)?;
     Ok(())

@@ -41,12 +41,52 @@ pub fn dispatch(shown: &Value) -> String {
     for incoming in shown["incoming"].as_array().into_iter().flatten() {
         words += &format!("received: {}\n", standing(incoming));
     }
-    words + &timeline(&shown["timeline"])
+    words += &timeline(&shown["timeline"]);
+    for related in shown["related"].as_array().into_iter().flatten() {
+        words += &format!("{}\n", about(related));
+    }
+    words
+}
+
+/// What was sent about it since.
+fn about(related: &Value) -> String {
+    let text = |key: &str| related[key].as_str().unwrap_or_default();
+    let what = match (text("kind"), text("code")) {
+        ("status", "13") => "asks for it back (13)".to_owned(),
+        ("status", "15") => "agrees (15)".to_owned(),
+        ("status", "16") => "declines (16)".to_owned(),
+        ("status", "04") => "assigned (04)".to_owned(),
+        ("status", "05") => "in process (05)".to_owned(),
+        ("status", "06") => "finished (06)".to_owned(),
+        (kind, _) => kind.to_owned(),
+    };
+    let words = if text("text").is_empty() { String::new() } else { format!(": {}", text("text")) };
+    format!(
+        "{}  {:<14} {what}{words}  [{}, {}]",
+        vietnam(text("time")),
+        text("sender"),
+        text("dispatch"),
+        text("state")
+    )
+}
+
+fn vietnam(time: &str) -> String {
+    time.parse::<Timestamp>().map_or_else(|_| time.to_owned(), Timestamp::to_vietnam)
 }
 
 fn standing(delivery: &Value) -> String {
     let text = |key: &str| delivery[key].as_str().unwrap_or_default();
-    format!("{}: {}{}", text("recipient"), text("state"), because(delivery))
+    let mut said = String::new();
+    if let Some(code) = delivery["progress"].as_str() {
+        said += &format!(", {code}");
+    }
+    match delivery["recall"].as_str() {
+        Some("asked") => said += ", asked back",
+        Some("agreed") => said += ", given back (15)",
+        Some("declined") => said += ", not given back (16)",
+        _ => {}
+    }
+    format!("{}: {}{said}{}", text("recipient"), text("state"), because(delivery))
 }
 
 /// The reason, or why something waits and whose move it is.
@@ -63,8 +103,7 @@ pub fn timeline(entries: &Value) -> String {
     let mut words = String::new();
     for entry in entries.as_array().into_iter().flatten() {
         let text = |key: &str| entry[key].as_str().unwrap_or_default();
-        let time = text("time").parse::<Timestamp>().map_or_else(|_| text("time").into(), Timestamp::to_vietnam);
-        words += &format!("{time}  {:<14} {}{}\n", text("agency"), text("event"), because(entry));
+        words += &format!("{}  {:<14} {}{}\n", vietnam(text("time")), text("agency"), text("event"), because(entry));
     }
     words
 }

@@ -19,6 +19,7 @@ mod proof;
 mod raw;
 #[cfg(debug_assertions)]
 mod ready;
+mod recall;
 mod refusals;
 mod resident;
 mod restore;

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
-use docaxis_protocol::{AgencyCode, DispatchId, Event, ReasonCode};
+use docaxis_protocol::{AgencyCode, DispatchId, Event, ReasonCode, StatusCode as Status};
 use hyper::body::{Frame, SizeHint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,10 +20,10 @@ use tokio::sync::mpsc;
 
 use super::copies;
 use super::problem::Problem;
-use super::shapes::{AgencyJson, DraftJson, EvidenceJson, Made, StatusJson};
+use super::shapes::{AgencyJson, DraftJson, EvidenceJson, Made, RecallJson, StatusJson};
 use crate::agent::Shared;
 use crate::query::{self, Box as Which, DispatchView, StatusView, Until, Waited};
-use crate::{compose, officer};
+use crate::{compose, officer, related};
 
 /// A draft with an edXML header and small parts in base64; large parts come by path.
 const MAX_REQUEST_BYTES: usize = 8 << 20;
@@ -42,6 +42,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/dispatches/{id}/wait", get(wait))
         .route("/v1/dispatches/{id}/parts/{n}", get(part))
         .route("/v1/dispatches/{id}/status", post(state))
+        .route("/v1/dispatches/{id}/recall", post(recall))
         .route("/v1/dispatches/{id}/evidence", get(evidence))
         .route("/v1/dispatches/{id}/bundle", get(bundle))
         .route("/v1/agencies", get(agencies))
@@ -208,12 +209,21 @@ async fn state(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body: 
             (Event::Refused, vec![code.because(asked.description)])
         }
         other => {
-            let text = format!("status {other:?} is not yet supported here; 02 and 03 are");
-            return Err(Problem(ReasonCode::NotYetSupported.because(text)));
+            let code: Status = other.parse().map_err(|_| {
+                Problem::malformed(format!("status {other:?} is not a recipient's; 02 to 06, 15 and 16 are"))
+            })?;
+            related::report(&shared, id, asked.recipient, code, &asked.description).await?;
+            return Ok(Json(query::show(&shared, id).await?));
         }
     };
     officer::state(&shared, id, asked.recipient, event, reasons).await?;
     Ok(Json(query::show(&shared, id).await?))
+}
+
+async fn recall(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body: Bytes) -> Result<Response, Problem> {
+    let (id, asked) = (id_of(&id)?, body_of::<RecallJson>(&body)?);
+    let id = related::recall(&shared, id, asked.to, &asked.reason).await?;
+    Ok((StatusCode::ACCEPTED, Json(Made { id })).into_response())
 }
 
 async fn evidence(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<Value> {

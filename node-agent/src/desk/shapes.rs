@@ -79,6 +79,7 @@ impl DraftJson {
             relates: self.relates,
             status: self.status,
             idempotency_key,
+            gives_up: None,
         })
     }
 }
@@ -108,7 +109,7 @@ pub(super) struct Made {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StatusJson {
-    /// `02` or `03`.
+    /// 02 to 06, 15 or 16.
     pub code: String,
     pub recipient: AgencyCode,
     /// Why, in words; needed for 02.
@@ -117,6 +118,16 @@ pub(super) struct StatusJson {
     /// The reason code of a 02; `other` if absent.
     #[serde(default)]
     pub reason: Option<String>,
+}
+
+/// `POST /v1/dispatches/{id}/recall`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RecallJson {
+    /// From whom; from all if empty.
+    #[serde(default)]
+    pub to: Vec<AgencyCode>,
+    pub reason: String,
 }
 
 #[derive(Debug, Serialize)]

@@ -12,7 +12,7 @@ use super::io::Stream;
 use super::session::Session;
 use crate::bodies::Kept;
 use crate::inbox::{self, NotTaken};
-use crate::mailbox::{self, EvidenceRow, Known, QueuedPart, StatementRow, Take, TakeBody, Taken};
+use crate::mailbox::{self, EvidenceRow, Known, QueuedPart, Related, StatementRow, Take, TakeBody, Taken};
 use crate::parts::PartsError;
 
 pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<(), LinkError> {
@@ -173,6 +173,7 @@ async fn take(
             parts,
             small: kept.small.clone(),
             held: fetched.held,
+            related: Related::of(envelope, &offer.recipient, true),
         }
     });
     // Until it is answered, what was stored for this offer must not be cleared away by another's withdrawal: `kept` holds it.

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use docaxis_protocol::{Digest, Envelope, Evidence, Statement};
 use rusqlite::types::{FromSql, ValueRef};
-use rusqlite::{Connection, ErrorCode, Row};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Row, params};
 
 use super::bodies::is_damage;
 use super::held::EXISTING;
-use super::{Mailbox, MailboxError, spawn};
+use super::{Mailbox, MailboxError, Related, spawn};
 
 /// How many findings are told. One bit may be found in many places.
 const MAX_FINDINGS: usize = 5;
@@ -193,15 +193,52 @@ fn outgoing(connection: &Connection, findings: &mut Vec<String>) -> rusqlite::Re
         let mut recipients = recipients.borrow_mut();
         let known = recipients.query_map([envelope.id.as_bytes()], |row| row.get::<_, String>(0))?;
         let known: Vec<_> = known.collect::<Result<_, _>>()?;
-        Ok(match known == expected {
-            true => Ok(()),
-            false => Err(format!("the recipients of {} are {known:?}, expected {expected:?}", envelope.id)),
-        })
+        if known != expected {
+            return Ok(Err(format!("the recipients of {} are {known:?}, expected {expected:?}", envelope.id)));
+        }
+        related(connection, &Related::of(&envelope, &envelope.sender.agency, false))
     })
 }
 
 fn incoming(connection: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
-    rows(connection, "incoming", findings, |row| Ok(envelope_of(row).map(drop)))
+    rows(connection, "incoming", findings, |row| {
+        let envelope = match envelope_of(row) {
+            Ok(envelope) => envelope,
+            Err(what) => return Ok(Err(what)),
+        };
+        match row.get::<_, String>("recipient")?.parse() {
+            Ok(recipient) => related(connection, &Related::of(&envelope, &recipient, true)),
+            Err(error) => Ok(Err(format!("the recipient of {}: {error}", envelope.id))),
+        }
+    })
+}
+
+/// Whether all that a dispatch says about earlier ones is found with them.
+fn related(connection: &Connection, said: &[Related]) -> rusqlite::Result<Result<(), String>> {
+    for one in said {
+        let found: Option<(String, Option<String>, String)> = connection
+            .prepare_cached(
+                "SELECT kind, code, text FROM related \
+                 WHERE target = ?1 AND dispatch = ?2 AND agency = ?3 AND incoming = ?4 AND sender = ?5",
+            )?
+            .query_row(
+                params![
+                    one.target.as_bytes(),
+                    one.dispatch.as_bytes(),
+                    one.agency.as_str(),
+                    one.incoming,
+                    one.sender.as_str()
+                ],
+                |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+            )
+            .optional()?;
+        let expected = (one.kind.as_str().to_owned(), one.code.map(|code| code.as_str().to_owned()), one.text.clone());
+        if found.as_ref() != Some(&expected) {
+            let (dispatch, target) = (one.dispatch, one.target);
+            return Ok(Err(format!("what {dispatch} says about {target} is {found:?}, expected {expected:?}")));
+        }
+    }
+    Ok(Ok(()))
 }
 
 fn evidence(connection: &Connection, findings: &mut Vec<String>) -> rusqlite::Result<()> {
@@ -303,6 +340,35 @@ mod tests {
             }
             std::fs::write(&path, bytes).unwrap();
         }
+    }
+
+    #[test]
+    fn a_recall_that_is_hidden_from_its_document_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mailbox.db");
+        let mailbox = Mailbox::open(&path).unwrap();
+        let document = queued(1);
+        let mut envelope = Envelope::parse(&queued(2).sealed.bytes).unwrap();
+        envelope.kind = docaxis_protocol::Kind::Recall;
+        let relation = serde_json::json!([{"rel": "recalls", "dispatch": document.id}]);
+        envelope.relates = serde_json::from_value(relation).unwrap();
+        let key = docaxis_protocol::key::SecretKey::from_seed(&[1; 32]);
+        let sealed = docaxis_protocol::SealedEnvelope::seal(&envelope, &key, Default::default()).unwrap();
+        let related = Related::of(&envelope, &envelope.sender.agency, false);
+        let recall = super::super::Queued { sealed, related, ..queued(2) };
+        runtime().block_on(async {
+            mailbox.queue(document).await.unwrap().unwrap();
+            mailbox.queue(recall).await.unwrap().unwrap();
+        });
+        mailbox.close();
+        assert_eq!(check(&path).unwrap(), Vec::<String>::new());
+        raw(&path).execute_batch("UPDATE related SET target = zeroblob(16)").unwrap();
+        let found = check(&path).unwrap();
+        assert!(found.len() == 1 && found[0].contains("says about"), "{found:?}");
+        // As a mailbox of the version before: it is filled in.
+        raw(&path).execute_batch("DROP TABLE related; PRAGMA user_version = 5;").unwrap();
+        Mailbox::open(&path).unwrap().close();
+        assert_eq!(check(&path).unwrap(), Vec::<String>::new());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use super::proofs::insert_evidence;
 use super::rows::{self, InState};
 use super::statements::{self, handover_statement};
-use super::{EvidenceRow, Mailbox, MailboxError, QueuedPart, SmallBodies, bodies};
+use super::{EvidenceRow, Mailbox, MailboxError, QueuedPart, Related, SmallBodies, bodies, related};
 
 /// What a recipient answers to an offer, about to become durable.
 #[derive(Debug, Clone)]
@@ -35,6 +35,8 @@ pub struct TakeBody {
     pub small: SmallBodies,
     /// Those of the parts that did not come with this offer, because this agency had them.
     pub held: Vec<Digest>,
+    /// What it says about earlier dispatches.
+    pub related: Vec<Related>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,6 +302,7 @@ fn insert(connection: &Connection, take: &Take, body: &TakeBody) -> Result<(), M
             take.time.unix_ms(),
         ])?;
     bodies::insert(connection, &body.small)?;
+    related::insert(connection, &body.related)?;
     for part in &body.parts {
         connection.prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 1, ?3, ?4)")?.execute(params![
             part.sha256.as_bytes(),
@@ -322,7 +325,8 @@ pub(super) fn move_on(
     reason: Option<&Reason>,
 ) -> Result<Destroyed, MailboxError> {
     let from = match state {
-        InState::Taken => return Ok(Destroyed::default()),
+        // Its recipient alone brings that about.
+        InState::Taken | InState::Recalled => return Ok(Destroyed::default()),
         InState::Visible | InState::Destroyed => InState::Taken,
         InState::Registered | InState::Refused => InState::Visible,
     };
@@ -356,11 +360,19 @@ pub(super) fn set_aside(
             "DELETE FROM incoming WHERE id = ?1 AND recipient = ?2 AND envelope_sha256 = ?3 AND state = 'taken'",
         )?
         .execute(params![id.as_bytes(), recipient.as_str(), envelope_sha256.as_bytes()])?;
-    if gone == 0 { Ok(Destroyed::default()) } else { release(connection, id, recipient) }
+    if gone == 0 {
+        return Ok(Destroyed::default());
+    }
+    related::forget(connection, id, recipient)?;
+    release(connection, id, recipient)
 }
 
 /// Drops the references of one dispatch to its bodies; says which bodies nothing refers to any more.
-fn release(connection: &Connection, id: DispatchId, recipient: &AgencyCode) -> Result<Destroyed, MailboxError> {
+pub(super) fn release(
+    connection: &Connection,
+    id: DispatchId,
+    recipient: &AgencyCode,
+) -> Result<Destroyed, MailboxError> {
     let candidates: Vec<Vec<u8>> = connection
         .prepare_cached("DELETE FROM part_refs WHERE dispatch = ?1 AND agency = ?2 AND incoming = 1 RETURNING sha256")?
         .query_map(params![id.as_bytes(), recipient.as_str()], |row| row.get(0))?

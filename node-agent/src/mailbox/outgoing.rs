@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Reason, SealedEnvelope, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 
+use super::incoming::Destroyed;
 use super::proofs::insert_evidence;
 use super::rows::{self, DeliveryState, OutState};
-use super::{EvidenceRow, Mailbox, MailboxError, SmallBodies, bodies};
+use super::{EvidenceRow, GivesUp, Mailbox, MailboxError, Related, SmallBodies, bodies, related};
 
 /// A new dispatch, sealed.
 #[derive(Debug, Clone)]
@@ -21,6 +22,10 @@ pub struct Queued {
     pub parts: Vec<QueuedPart>,
     /// Those of the parts that are not files.
     pub small: SmallBodies,
+    /// What it says about earlier dispatches.
+    pub related: Vec<Related>,
+    /// Of an agreement to a recall: the document that goes with it.
+    pub gives_up: Option<GivesUp>,
     /// The caller's own key for this request and the digest of what was asked.
     pub idempotency: Option<(String, Digest)>,
 }
@@ -59,6 +64,10 @@ pub struct DeliveryRow {
 
 const COLUMNS: &str = "seq, id, sender, envelope, envelope_sha256, seal, chain, priority, queued, state, since, attempts, next_attempt, trouble";
 
+/// What is about a dispatch of ours goes when the exchange has decided about that one: it would not know it before.
+const MAY_GO: &str = "NOT EXISTS (SELECT 1 FROM related r JOIN outgoing t ON t.id = r.target \
+                      WHERE r.dispatch = outgoing.id AND r.incoming = 0 AND t.state = 'queued')";
+
 /// A query's answer that still has to be read as domain values.
 type RowOf<T> = Result<T, MailboxError>;
 
@@ -90,7 +99,7 @@ fn outgoing(row: &Row<'_>) -> rusqlite::Result<RowOf<OutgoingRow>> {
 
 impl Mailbox {
     /// Makes a dispatch and its small bodies durable. A request that was made before under the same key gets its id again.
-    pub async fn queue(&self, new: Queued) -> Result<Result<DispatchId, NotQueued>, MailboxError> {
+    pub async fn queue(&self, new: Queued) -> Result<Result<QueuedAs, NotQueued>, MailboxError> {
         self.write(move |connection| {
             if let Some((key, request)) = &new.idempotency {
                 let earlier: Option<(Vec<u8>, Vec<u8>)> = connection
@@ -99,14 +108,23 @@ impl Mailbox {
                     .optional()?;
                 if let Some((id, earlier)) = earlier {
                     let id = rows::dispatch(id)?;
-                    return Ok(if earlier == request.as_bytes() { Ok(id) } else { Err(NotQueued::Conflict(id)) });
+                    let same = earlier == request.as_bytes();
+                    let known = QueuedAs { id, destroyed: Destroyed::default() };
+                    return Ok(if same { Ok(known) } else { Err(NotQueued::Conflict(id)) });
                 }
             }
             if let Some(sha256) = bodies::known_one(connection, &new.small)? {
                 return Ok(Err(NotQueued::LookAt(sha256)));
             }
+            let destroyed = match &new.gives_up {
+                None => Destroyed::default(),
+                Some(given) => match related::give_up(connection, given)? {
+                    Some(destroyed) => destroyed,
+                    None => return Ok(Err(NotQueued::NotHere)),
+                },
+            };
             insert(connection, &new)?;
-            Ok(Ok(new.id))
+            Ok(Ok(QueuedAs { id: new.id, destroyed }))
         })
         .await
     }
@@ -121,10 +139,10 @@ impl Mailbox {
         self.read(move |connection| {
             // In the order of an index that holds all that is asked here: thousands may be queued, and this is asked
             // after each answer.
-            let mut query = connection.prepare_cached(
+            let mut query = connection.prepare_cached(&format!(
                 "SELECT id, seq FROM outgoing INDEXED BY outgoing_order WHERE state = 'queued' AND next_attempt <= ?1 \
-                 ORDER BY priority DESC, seq",
-            )?;
+                 AND {MAY_GO} ORDER BY priority DESC, seq",
+            ))?;
             let mut found = query.query([now.unix_ms()])?;
             let sql = format!("SELECT {COLUMNS} FROM outgoing WHERE seq = ?1");
             let mut one = connection.prepare_cached(&sql)?;
@@ -145,8 +163,12 @@ impl Mailbox {
     pub async fn next_due(&self) -> Result<Option<Timestamp>, MailboxError> {
         self.read(|connection| {
             let at: Option<i64> = connection
-                .prepare_cached("SELECT min(next_attempt) FROM outgoing WHERE state = 'queued'")?
-                .query_row([], |row| row.get(0))?;
+                .prepare_cached(&format!(
+                    "SELECT next_attempt FROM outgoing INDEXED BY outgoing_due WHERE state = 'queued' AND {MAY_GO} \
+                     ORDER BY next_attempt LIMIT 1"
+                ))?
+                .query_row([], |row| row.get(0))
+                .optional()?;
             Ok(at.map(rows::time))
         })
         .await
@@ -275,11 +297,20 @@ impl Mailbox {
     }
 }
 
+/// A durable dispatch, and the bodies that nothing refers to any more since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueuedAs {
+    pub id: DispatchId,
+    pub destroyed: Destroyed,
+}
+
 /// Why a dispatch was not queued. Nothing of it was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotQueued {
     /// The caller's key was used before, for this other request.
     Conflict(DispatchId),
+    /// The document that would go with it is not here, or no longer.
+    NotHere,
     /// This small body is here already: whether it is whole there is to be looked at first.
     LookAt(Digest),
 }
@@ -315,6 +346,7 @@ pub(super) fn insert(connection: &Connection, new: &Queued) -> Result<(), Mailbo
             .execute(params![new.id.as_bytes(), recipient.as_str(), new.queued.unix_ms()])?;
     }
     bodies::insert(connection, &new.small)?;
+    related::insert(connection, &new.related)?;
     for part in &new.parts {
         connection.prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 0, ?3, ?4)")?.execute(params![
             part.sha256.as_bytes(),

@@ -299,7 +299,7 @@ fn deliver(connection: &Connection, item: &Follows) -> Result<(), MailboxError> 
         .query_row(key, |row| row.get(0))
         .optional()?;
     let Some(state) = state.map(|state| DeliveryState::read(&state)).transpose()? else { return Ok(()) };
-    let next = outbox::delivery_after(state, item.row.event, item.late);
+    let next = outbox::delivery_after(state, item.row.event, item.late, item.reason.as_ref());
     if next != state {
         connection
             .prepare_cached(

@@ -53,6 +53,8 @@ states! {
         Opened "opened",
         Registered "registered",
         Refused "refused",
+        /// Recalled before it was handed over.
+        Withdrawn "withdrawn",
         Failed "failed",
     }
 }
@@ -67,6 +69,8 @@ states! {
         Refused "refused",
         /// Withdrawn or expired before it was recorded: the bodies are gone.
         Destroyed "destroyed",
+        /// Taken back by its sender, to which the recipient agreed (status 15): the bodies are gone.
+        Recalled "recalled",
     }
 }
 

@@ -1,10 +1,11 @@
 //! The tables, and how an older database becomes the present one. The version stands in `user_version`.
 
+use docaxis_protocol::Envelope;
 use rusqlite::Connection;
 
-use super::MailboxError;
+use super::{MailboxError, Related, related};
 
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 /// From this version on small bodies are rows.
 pub(super) const WITH_BODIES: i64 = 5;
 
@@ -154,6 +155,36 @@ const V5: &str = "
 CREATE TABLE bodies (n INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, bytes BLOB NOT NULL) STRICT;
 ";
 
+/// What was sent about earlier dispatches.
+const V6: &str = "
+CREATE TABLE related (
+  target BLOB NOT NULL,
+  dispatch BLOB NOT NULL,
+  agency TEXT NOT NULL,
+  incoming INTEGER NOT NULL,
+  sender TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  code TEXT,
+  text TEXT NOT NULL,
+  time INTEGER NOT NULL,
+  PRIMARY KEY (target, dispatch, agency, incoming)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX related_dispatch ON related (dispatch, agency);
+";
+
+/// Before version 6 the exchange took documents alone. What else was made here waits, or was rejected.
+fn relate_what_was_not_accepted(connection: &Connection) -> Result<(), MailboxError> {
+    let mut query = connection.prepare("SELECT envelope FROM outgoing WHERE state <> 'accepted'")?;
+    let mut found = query.query([])?;
+    while let Some(row) = found.next()? {
+        // One that does not read says nothing about others; the check of the mailbox tells of it.
+        if let Ok(envelope) = Envelope::parse(&row.get::<_, Vec<u8>>(0)?) {
+            related::insert(connection, &Related::of(&envelope, &envelope.sender.agency, false))?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
     connection.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000; PRAGMA foreign_keys=ON;",
@@ -179,7 +210,11 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
             if found < 4 {
                 transaction.execute_batch(V4)?;
             }
-            transaction.execute_batch(V5)?;
+            if found < 5 {
+                transaction.execute_batch(V5)?;
+            }
+            transaction.execute_batch(V6)?;
+            relate_what_was_not_accepted(&transaction)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
             Ok(())

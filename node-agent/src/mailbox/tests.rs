@@ -28,6 +28,8 @@ pub(super) fn queued(n: u32) -> Queued {
         queued: envelope.created,
         parts: vec![QueuedPart { sha256: Digest::of(&n.to_be_bytes()), size: 4 }],
         small: SmallBodies::default(),
+        related: vec![],
+        gives_up: None,
         idempotency: None,
     }
 }
@@ -57,7 +59,7 @@ fn child_that_queues_until_it_is_killed() {
             tasks.spawn(async move {
                 for n in 0u32.. {
                     let id = mailbox.queue(with_its_body(task << 24 | n)).await.unwrap().unwrap();
-                    println!("queued {id} {}", task << 24 | n);
+                    println!("queued {} {}", id.id, task << 24 | n);
                 }
             });
         }
@@ -169,7 +171,7 @@ fn a_full_disk_refuses_writes_whole_keeps_what_was_answered_and_takes_more_when_
         for (n, answer) in answers {
             let there = mailbox.outgoing(queued(n).id).await.unwrap().is_some();
             match answer {
-                Ok(id) => assert_eq!((id.unwrap(), there), (queued(n).id, true)),
+                Ok(id) => assert_eq!((id.unwrap().id, there), (queued(n).id, true)),
                 Err(error) => assert!(matches!(error, MailboxError::Full) && !there && n < 900, "{n}: {error}"),
             }
         }
@@ -417,6 +419,7 @@ fn the_bodies_of_what_was_sent_stay_whatever_has_become_of_it() {
             parts: queued(3).parts,
             small: SmallBodies::default(),
             held: vec![],
+            related: vec![],
         });
         assert_eq!(mailbox.take(take).await.unwrap(), Taken::New);
         let open = mailbox.open_statements(None, 9).await.unwrap().remove(0);
@@ -458,7 +461,7 @@ fn a_database_of_the_first_version_keeps_everything_and_takes_what_later_ones_br
                     Ok((version, second))
                 })
                 .await;
-            assert_eq!(found.unwrap(), (5, 0));
+            assert_eq!(found.unwrap(), (6, 0));
         });
         mailbox.close();
     }
@@ -472,7 +475,7 @@ fn a_database_of_a_newer_program_is_not_touched() {
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
-    assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 5 })));
+    assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 6 })));
 }
 
 #[test]

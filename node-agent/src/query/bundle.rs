@@ -1,9 +1,9 @@
 //! What this node can prove about a dispatch, put together for an auditor. A node has the evidence that it was given:
 //! the sender's about every recipient, a recipient's about itself.
 
-use docaxis_protocol::bundle::{BundleContents, BundleEvidence, BundleKeys};
+use docaxis_protocol::bundle::{self, BundleContents, BundleEvidence, BundleKeys};
 use docaxis_protocol::envelope::Chain;
-use docaxis_protocol::{AgencyCode, DispatchId, Origin, ReasonCode, SealedEnvelope};
+use docaxis_protocol::{AgencyCode, DispatchId, Kind, Origin, ReasonCode, SealedEnvelope};
 
 use super::{find, no_such};
 use crate::agent::Shared;
@@ -15,6 +15,8 @@ use crate::mailbox::EvidenceRow;
 pub struct BundleMaterial {
     pub envelope: SealedEnvelope,
     pub evidence: Vec<EvidenceRow>,
+    /// Our recalls of it.
+    pub recalls: Vec<SealedEnvelope>,
     /// Certificates of the exchange's keys under which the evidence is signed, without repeats.
     pub evidence_chains: Vec<Chain>,
     /// The certificate of the log's key, if the exchange has shown it.
@@ -34,6 +36,12 @@ pub(crate) async fn bundle(shared: &Shared, id: DispatchId) -> Result<BundleMate
     for row in &evidence {
         keys.extend(crate::identity::claimed_key(&row.signed).ok());
     }
+    let mut recalls = Vec::new();
+    for row in shared.mailbox.related(id).await? {
+        if row.related.kind == Kind::Recall {
+            recalls.extend(shared.mailbox.outgoing(row.related.dispatch).await?.map(|recall| recall.sealed));
+        }
+    }
     let mut evidence_chains = Vec::new();
     for key in keys {
         evidence_chains.extend(shared.mailbox.certificates(key).await?);
@@ -41,6 +49,7 @@ pub(crate) async fn bundle(shared: &Shared, id: DispatchId) -> Result<BundleMate
     Ok(BundleMaterial {
         envelope,
         evidence,
+        recalls,
         evidence_chains,
         log_chain: shared.mailbox.log_certificates().await?,
         common: identity.common.clone(),
@@ -55,6 +64,13 @@ impl BundleMaterial {
         let busy = |text: String| Refused::Rule(ReasonCode::Busy.because(text));
         let wanted =
             |row: &&EvidenceRow| row.recipient.is_none() || recipient.is_none_or(|r| row.recipient.as_ref() == Some(r));
+        let cause = bundle::cause(self.evidence.iter().filter(wanted).map(|row| &row.signed)).map_err(Refused::Rule)?;
+        let cause = cause.map(|cause| {
+            let recall = self.recalls.iter().find(|recall| recall.digest() == cause.envelope_sha256);
+            recall.cloned().ok_or_else(|| {
+                Refused::Rule(ReasonCode::NotFound.because(format!("the recall {} is not here", cause.dispatch)))
+            })
+        });
         let evidence = self.evidence.iter().filter(wanted).map(|row| {
             let proof = row.proof.clone();
             Ok(BundleEvidence {
@@ -68,7 +84,7 @@ impl BundleMaterial {
         let contents = BundleContents {
             envelope: self.envelope.clone(),
             evidence: evidence.collect::<Result<_, Refused>>()?,
-            cause: None,
+            cause: cause.transpose()?,
             successions: vec![],
             keys: BundleKeys {
                 root: self.common.root.clone(),

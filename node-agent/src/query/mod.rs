@@ -2,12 +2,13 @@
 //! Every waiting state says why, whose move it is, and when the next automatic attempt comes.
 
 mod bundle;
+mod recalls;
 mod views;
 
 pub use bundle::BundleMaterial;
 pub use views::{
-    Box, Count, DeliveryView, DispatchView, GoneView, InView, OutView, PartView, StatusView, Summary, TimelineEntry,
-    Waiting,
+    Box, Count, DeliveryView, DispatchView, GoneView, InView, OutView, PartView, Recall, RelatedView, StatusView,
+    Summary, TimelineEntry, Waiting,
 };
 
 pub(crate) use bundle::bundle;
@@ -60,8 +61,8 @@ impl Until {
             (S::HandedOver, S::Opened | S::Registered | S::Refused) | (S::Opened, S::Registered | S::Refused) => {
                 Some(true)
             }
-            (_, S::Registered | S::Refused | S::Failed) => Some(false),
-            (S::Failed, S::HandedOver | S::Opened) => Some(false),
+            (_, S::Registered | S::Refused | S::Failed | S::Withdrawn) => Some(false),
+            (S::Failed | S::Withdrawn, S::HandedOver | S::Opened) => Some(false),
             _ => None,
         };
         let all: Option<Vec<bool>> = deliveries.iter().map(|found| one(*found)).collect();
@@ -203,6 +204,7 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
     let statements = shared.mailbox.statements(id).await?;
     let evidence = shared.mailbox.evidence_of(id).await?;
     let deliveries = shared.mailbox.deliveries(id).await?;
+    let recalls = recalls::Recalls::of(shared, &envelope, outgoing.as_ref().map(|row| &row.sender)).await?;
     let link = shared.link.borrow().clone();
     let mut timeline: Vec<TimelineEntry> = evidence.iter().map(|row| entry(row, &envelope)).collect();
     if let Some(row) = &outgoing {
@@ -219,8 +221,9 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
         priority: envelope.priority,
         subject: subject(&envelope),
         parts: envelope.parts.iter().cloned().enumerate().map(|(n, part)| PartView { n, part }).collect(),
-        outgoing: outgoing.map(|row| out_view(&row, &envelope, deliveries, &link)),
-        incoming: incoming.into_iter().map(|row| in_view(row, &statements)).collect(),
+        outgoing: outgoing.map(|row| out_view(&row, &envelope, (deliveries, &recalls), &link)),
+        incoming: incoming.into_iter().map(|row| in_view(row, &envelope, &statements, &recalls)).collect(),
+        related: recalls.views(),
         document: envelope.document,
         timeline,
     })
@@ -242,10 +245,17 @@ fn entry(row: &EvidenceRow, envelope: &Envelope) -> TimelineEntry {
     }
 }
 
-fn out_view(row: &OutgoingRow, envelope: &Envelope, deliveries: Vec<DeliveryRow>, link: &LinkState) -> OutView {
-    let waiting = (row.state == OutState::Queued).then(|| why_queued(row, link));
+fn out_view(
+    row: &OutgoingRow,
+    envelope: &Envelope,
+    (deliveries, recalls): (Vec<DeliveryRow>, &recalls::Recalls),
+    link: &LinkState,
+) -> OutView {
+    let waiting = (row.state == OutState::Queued).then(|| recalls.held().unwrap_or_else(|| why_queued(row, link)));
     let deliver = |delivery: DeliveryRow| DeliveryView {
-        waiting: why_undelivered(row.state, delivery.state, envelope),
+        waiting: recalls.unanswered(&delivery).or_else(|| why_undelivered(row.state, delivery.state, envelope)),
+        recall: recalls.with(&delivery),
+        progress: recalls.progress(&delivery.recipient),
         recipient: delivery.recipient,
         state: delivery.state,
         since: delivery.since,
@@ -287,7 +297,9 @@ fn why_undelivered(state: OutState, delivery: DeliveryState, envelope: &Envelope
         (OutState::Accepted, DeliveryState::Waiting) => {
             format!("the recipient's node has not taken it yet; the exchange tries until {}", envelope.expires)
         }
-        (OutState::Accepted, DeliveryState::HandedOver | DeliveryState::Opened) => {
+        (OutState::Accepted, DeliveryState::HandedOver | DeliveryState::Opened)
+            if !matches!(envelope.kind, Kind::Status | Kind::Recall) =>
+        {
             "the recipient's officer has not registered or refused it yet".into()
         }
         _ => return None,
@@ -295,7 +307,7 @@ fn why_undelivered(state: OutState, delivery: DeliveryState, envelope: &Envelope
     Some(Waiting { why, whose_move: Whose::Recipient, next_attempt: None })
 }
 
-fn in_view(row: IncomingRow, statements: &[StatementRow]) -> InView {
+fn in_view(row: IncomingRow, envelope: &Envelope, statements: &[StatementRow], recalls: &recalls::Recalls) -> InView {
     let open = statements.iter().find(|statement| statement.recipient == row.recipient && !statement.answered);
     let refused = statements.iter().rev().find_map(|statement| {
         let officers = matches!(statement.event, Event::Registered | Event::Refused);
@@ -315,6 +327,11 @@ fn in_view(row: IncomingRow, statements: &[StatementRow]) -> InView {
             whose_move: Whose::Broker,
             next_attempt: None,
         }),
+        (None, state) if state.is_visible() && recalls.is_asked(&row.recipient) => {
+            Some(recalls.to_answer(&row.recipient))
+        }
+        // A status or a recall is not registered or refused.
+        (None, InState::Visible) if matches!(envelope.kind, Kind::Status | Kind::Recall) => None,
         (None, InState::Visible) => Some(Waiting {
             why: "an officer registers it (03) or refuses it (02)".into(),
             whose_move: Whose::Recipient,
@@ -322,7 +339,8 @@ fn in_view(row: IncomingRow, statements: &[StatementRow]) -> InView {
         }),
         _ => None,
     };
-    InView { recipient: row.recipient, state: row.state, since: row.since, reason, waiting }
+    let recall = recalls.asked_of(&row.recipient);
+    InView { recipient: row.recipient, state: row.state, since: row.since, reason, waiting, recall }
 }
 
 pub(crate) async fn list(

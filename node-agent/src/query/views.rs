@@ -2,7 +2,7 @@
 
 use docaxis_protocol::envelope::Part;
 use docaxis_protocol::space::Report;
-use docaxis_protocol::{AgencyCode, DispatchId, Kind, NodeId, Origin, Reason, Timestamp};
+use docaxis_protocol::{AgencyCode, DispatchId, Kind, NodeId, Origin, Reason, StatusCode, Timestamp};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -33,6 +33,35 @@ pub struct PartView {
     pub part: Part,
 }
 
+/// Where the recall of a document stands with one recipient that had it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recall {
+    Asked,
+    /// Status 15: the recipient has destroyed the bodies.
+    Agreed,
+    /// Status 16.
+    Declined,
+}
+
+/// A dispatch about the one that is shown: a recall, an update, a replacement or a status.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RelatedView {
+    pub time: Timestamp,
+    pub dispatch: DispatchId,
+    pub kind: Kind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<StatusCode>,
+    pub sender: AgencyCode,
+    #[serde(rename = "box")]
+    pub which: Box,
+    /// Our agency that sent it or was sent it.
+    pub agency: AgencyCode,
+    pub state: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub text: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DeliveryView {
     pub recipient: AgencyCode,
@@ -42,6 +71,11 @@ pub struct DeliveryView {
     pub reason: Option<Reason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recall: Option<Recall>,
+    /// The newest of 04, 05 and 06.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<StatusCode>,
 }
 
 /// A dispatch as the sender's side sees it.
@@ -67,6 +101,8 @@ pub struct InView {
     pub reason: Option<Reason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recall: Option<Recall>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -98,6 +134,9 @@ pub struct DispatchView {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outgoing: Option<OutView>,
     pub incoming: Vec<InView>,
+    /// What was sent about it since, oldest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub related: Vec<RelatedView>,
     pub timeline: Vec<TimelineEntry>,
 }
 

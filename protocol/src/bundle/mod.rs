@@ -14,4 +14,4 @@ mod rules;
 
 pub use reader::{BundleFiles, ReadError};
 pub use verify::{Check, Failure, Question, Verdict, verify, verify_from};
-pub use writer::{BundleContents, BundleEvidence, BundleKeys, SignedSuccession, WriteError, write};
+pub use writer::{BundleContents, BundleEvidence, BundleKeys, SignedSuccession, WriteError, cause, write};

@@ -3,14 +3,16 @@
 //! The same contents always give the same bytes. What goes in is not judged here; [`super::verify`] does that, and
 //! whoever hands a bundle out should ask it first.
 
+use std::collections::BTreeSet;
 use std::io::{Cursor, Write as _};
 
 use super::{commands, page};
 use crate::chain::{self, ChainError};
 use crate::envelope::{Envelope, SealedEnvelope};
-use crate::evidence::{Evidence, EvidenceError, SignedEvidence};
+use crate::evidence::{Cause, Evidence, EvidenceError, SignedEvidence};
 use crate::id::AgencyCode;
 use crate::key::{KeyError, PublicKey, RawSignature};
+use crate::reason::{Reason, ReasonCode};
 use crate::tlog::note::{KeyKind, NoteError, VerifierKey};
 use crate::tlog::unbase64;
 
@@ -86,6 +88,22 @@ pub enum WriteError {
     Zip(#[from] zip::result::ZipError),
     #[error("compressing")]
     Io(#[from] std::io::Error),
+}
+
+/// The recall that the withdrawals among this evidence name, if there are any. A bundle has room for one: of a dispatch that
+/// two recalls withdrew, each from other recipients, there is one for each recipient.
+pub fn cause<'a>(evidence: impl Iterator<Item = &'a SignedEvidence>) -> Result<Option<Cause>, Reason> {
+    let mut causes = BTreeSet::new();
+    for signed in evidence {
+        let read = Evidence::parse(&signed.bytes);
+        let read = read.map_err(|error| ReasonCode::Other.because(format!("evidence does not read: {error}")))?;
+        causes.extend(read.cause);
+    }
+    if causes.len() > 1 {
+        let text = format!("{} recalls withdrew it from its recipients; export it for one recipient", causes.len());
+        return Err(ReasonCode::Other.because(text));
+    }
+    Ok(causes.pop_first())
 }
 
 /// A piece of evidence with what was read out of it, for the parts of a bundle that people read.

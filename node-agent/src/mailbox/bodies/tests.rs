@@ -42,7 +42,7 @@ impl Node {
     }
 
     fn queue(&self, new: Queued) -> Result<DispatchId, NotQueued> {
-        wait(self.mailbox.queue(new)).unwrap()
+        wait(self.mailbox.queue(new)).unwrap().map(|queued| queued.id)
     }
 
     fn take(&self, n: u8, bodies: &[&[u8]]) -> Taken {
@@ -116,6 +116,7 @@ fn taken(n: u8, bodies: &[&[u8]]) -> Take {
             parts,
             small,
             held: vec![],
+            related: vec![],
         }),
     }
 }
@@ -269,7 +270,7 @@ fn a_database_of_the_version_before_keeps_its_bodies_as_files_and_takes_new_ones
     wait(mailbox.queue(as_file)).unwrap().unwrap();
     mailbox.close();
     let connection = super::super::raw(&path);
-    connection.execute_batch("DROP TABLE bodies; PRAGMA user_version = 4;").unwrap();
+    connection.execute_batch("DROP TABLE bodies; DROP TABLE related; PRAGMA user_version = 4;").unwrap();
     drop(connection);
     for _ in 0..2 {
         let mailbox = Mailbox::open(&path).unwrap();

@@ -1,0 +1,140 @@
+//! What was sent about a dispatch, as its sender and its recipients here see it: whether it was asked back, what was
+//! answered, how far the work has come.
+
+use std::collections::BTreeMap;
+
+use docaxis_protocol::envelope::Envelope;
+use docaxis_protocol::{AgencyCode, DispatchId, Kind, StatusCode};
+
+use super::views::{Box, Recall, RelatedView, Waiting};
+use crate::agent::Shared;
+use crate::compose::Refused;
+use crate::mailbox::{DeliveryRow, DeliveryState, OutState, Related, RelatedRow};
+use crate::related::request_of;
+use crate::uplink::Whose;
+
+pub struct Recalls {
+    rows: Vec<RelatedRow>,
+    /// Of each recipient, where the newest of our requests for it stands.
+    asked: BTreeMap<AgencyCode, DeliveryState>,
+    /// Our dispatch that this one is about, as long as the exchange has not decided about that.
+    held_by: Option<DispatchId>,
+    sender: AgencyCode,
+}
+
+impl Recalls {
+    /// What is here about this dispatch; `sent` is whoever of ours sent it.
+    pub async fn of(shared: &Shared, envelope: &Envelope, sent: Option<&AgencyCode>) -> Result<Self, Refused> {
+        let mut rows = shared.mailbox.related(envelope.id).await?;
+        // The exchange lets nobody else speak about it; neither do we.
+        rows.retain(|RelatedRow { related, .. }| match related.kind {
+            Kind::Status if related.code.is_some_and(StatusCode::is_recipients) => {
+                envelope.recipients.contains(&related.sender)
+            }
+            _ => related.sender == envelope.sender.agency,
+        });
+        let mut asked = BTreeMap::new();
+        for RelatedRow { related, state } in rows.iter().filter(|_| sent.is_some()) {
+            if !related.incoming && related.kind == Kind::Recall && *state != OutState::Rejected.as_str() {
+                for delivery in shared.mailbox.deliveries(related.dispatch).await? {
+                    asked.insert(delivery.recipient, delivery.state);
+                }
+            }
+        }
+        let mut held_by = None;
+        for target in envelope.about().iter().flat_map(|about| about.earlier().to_vec()) {
+            if let Some(row) = shared.mailbox.outgoing(target).await?
+                && row.state == OutState::Queued
+            {
+                held_by = Some(target);
+            }
+        }
+        Ok(Self { rows, asked, held_by, sender: envelope.sender.agency.clone() })
+    }
+
+    /// Why a dispatch of ours that is about another one is not sent yet.
+    pub fn held(&self) -> Option<Waiting> {
+        let target = self.held_by?;
+        let why = format!("it follows when the exchange has decided about dispatch {target}, which it is about");
+        Some(Waiting { why, whose_move: Whose::Agent, next_attempt: None })
+    }
+
+    /// What a recipient has answered.
+    fn answer(&self, recipient: &AgencyCode) -> Option<Recall> {
+        self.rows.iter().rev().map(|row| &row.related).filter(|said| said.sender == *recipient).find_map(|said| {
+            match said.code? {
+                StatusCode::Agreed => Some(Recall::Agreed),
+                StatusCode::Declined => Some(Recall::Declined),
+                _ => None,
+            }
+        })
+    }
+
+    /// Where our recall stands with a recipient that has the document. Whoever does not have it is not asked.
+    pub fn with(&self, delivery: &DeliveryRow) -> Option<Recall> {
+        use DeliveryState as S;
+        self.asked.get(&delivery.recipient)?;
+        match delivery.state {
+            S::Waiting | S::Withdrawn | S::Failed => None,
+            S::HandedOver | S::Opened | S::Registered | S::Refused => {
+                Some(self.answer(&delivery.recipient).unwrap_or(Recall::Asked))
+            }
+        }
+    }
+
+    pub fn progress(&self, recipient: &AgencyCode) -> Option<StatusCode> {
+        let said = self.rows.iter().map(|row| &row.related).filter(|said| said.sender == *recipient);
+        said.filter_map(|said| said.code).filter(|code| code.is_progress()).max()
+    }
+
+    /// Why nobody has answered our recall yet.
+    pub fn unanswered(&self, delivery: &DeliveryRow) -> Option<Waiting> {
+        if self.with(delivery) != Some(Recall::Asked) {
+            return None;
+        }
+        let why = match self.asked.get(&delivery.recipient)? {
+            DeliveryState::Waiting => "it is asked back; the recipient's node has not taken the recall yet",
+            DeliveryState::Failed | DeliveryState::Withdrawn => return None,
+            _ => "it was asked back; the recipient's officer has not agreed (15) or declined (16) yet",
+        };
+        Some(Waiting { why: why.into(), whose_move: Whose::Recipient, next_attempt: None })
+    }
+
+    fn request(&self, recipient: &AgencyCode) -> Option<&Related> {
+        request_of(&self.rows, recipient, &self.sender)
+    }
+
+    /// What has become of the sender's request to this recipient of ours.
+    pub fn asked_of(&self, recipient: &AgencyCode) -> Option<Recall> {
+        self.request(recipient).map(|_| self.answer(recipient).unwrap_or(Recall::Asked))
+    }
+
+    pub fn is_asked(&self, recipient: &AgencyCode) -> bool {
+        self.asked_of(recipient) == Some(Recall::Asked)
+    }
+
+    /// What an officer of ours is to do about the request.
+    pub fn to_answer(&self, recipient: &AgencyCode) -> Waiting {
+        let asked = self.request(recipient);
+        let why = asked.map(|request| request.text.as_str()).filter(|text| !text.is_empty());
+        let what = match asked.map(|request| request.kind) {
+            Some(Kind::Update) => "an update",
+            _ => "to have it back",
+        };
+        let why = why.map_or_else(String::new, |why| format!(", because: {why}"));
+        Waiting {
+            why: format!("{} asks for {what}{why}; an officer agrees (15) or declines (16)", self.sender),
+            whose_move: Whose::Recipient,
+            next_attempt: None,
+        }
+    }
+
+    pub fn views(self) -> Vec<RelatedView> {
+        let view = |RelatedRow { related, state }| {
+            let Related { dispatch, agency, incoming, sender, kind, code, text, time, .. } = related;
+            let which = if incoming { Box::In } else { Box::Out };
+            RelatedView { time, dispatch, kind, code, sender, which, agency, state, text }
+        };
+        self.rows.into_iter().map(view).collect()
+    }
+}

@@ -1,0 +1,247 @@
+//! Taking back: claims over real agents and a real broker. Complaint 5 of the field is that a cancel races with the receipt,
+//! changes only the sender's label, is shown but never applied, and loses its reason; complaint 8 that statuses come again and
+//! again, out of turn.
+
+use docaxis_node_agent::mailbox::{DeliveryState, InState, OutState};
+use docaxis_node_agent::query::Recall;
+use docaxis_node_agent::{DispatchView, Draft, Refused};
+use docaxis_protocol::about::rel;
+use docaxis_protocol::bundle::BundleFiles;
+use docaxis_protocol::envelope::Relation;
+use docaxis_protocol::{DispatchId, Event, Kind, ReasonCode, StatusCode};
+
+use crate::testnet::{Sent, TestNet, code, codes, letter};
+
+const G22: &str = "000.00.00.G22";
+const A53: &str = "000.00.01.A53";
+const DN: &str = "H37.DN.001";
+const TC: &str = "H37.TC.002";
+const NODES: &[(&str, &[&str])] = &[("g22", &[G22]), ("h37", &[DN, TC]), ("a53", &[A53])];
+const WHY: &str = "Ban hành nhầm phụ lục";
+
+fn recall(net: &TestNet, sent: &Sent) -> DispatchId {
+    net.block_on(net.agent_of(&sent.from).recall(sent.id, vec![], WHY)).unwrap()
+}
+
+/// Where a delivery stands at its sender, and the recall of it.
+fn at_sender(view: &DispatchView, who: &str) -> (DeliveryState, Option<Recall>) {
+    let deliveries = &view.outgoing.as_ref().unwrap().deliveries;
+    let delivery = deliveries.iter().find(|delivery| delivery.recipient == code(who)).unwrap();
+    (delivery.state, delivery.recall)
+}
+
+/// Waits until the sender's view of a delivery is this.
+fn wait_at_sender(net: &TestNet, sent: &Sent, who: &str, expected: (DeliveryState, Option<Recall>)) -> DispatchView {
+    let agent = net.agent_of(&sent.from);
+    net.until(agent, async || {
+        let view = agent.show(sent.id).await.unwrap();
+        (at_sender(&view, who) == expected).then_some(view)
+    })
+}
+
+/// Waits until the recipient's officer sees the recall of this dispatch.
+fn wait_asked(net: &TestNet, sent: &Sent, who: &str) -> DispatchView {
+    let agent = net.agent_of(who);
+    net.until(agent, async || {
+        let view = agent.show(sent.id).await.ok()?;
+        let asked = view.incoming.iter().any(|row| row.recipient == code(who) && row.recall == Some(Recall::Asked));
+        asked.then_some(view)
+    })
+}
+
+fn refused(result: Result<DispatchId, Refused>) -> ReasonCode {
+    result.unwrap_err().code()
+}
+
+#[test]
+fn complaint_05_a_recall_withdraws_what_waits_and_asks_for_what_was_handed_over() {
+    let mut net = TestNet::start(NODES);
+    net.stop_node("h37");
+    let sent = net.send(G22, &[A53, DN], letter().with_part("phu-luc.pdf", 100_000));
+    let agent = net.agent("g22");
+    net.until(agent, async || {
+        let view = agent.show(sent.id).await.unwrap();
+        (at_sender(&view, A53).0 == DeliveryState::HandedOver).then_some(())
+    });
+    let recalled_by = recall(&net, &sent);
+    assert_eq!(recall(&net, &sent), recalled_by, "asked again, it is the same recall");
+    // Not handed over: withdrawn with the recall's acceptance, and the evidence says by which one and why.
+    let view = wait_at_sender(&net, &sent, DN, (DeliveryState::Withdrawn, None));
+    let delivery = view.outgoing.unwrap().deliveries.into_iter().find(|one| one.recipient == code(DN)).unwrap();
+    let why = delivery.reason.unwrap();
+    assert_eq!(why.code, "withdrawn");
+    assert!(why.text.contains(WHY) && why.text.contains(&recalled_by.to_string()), "{why}");
+    // Handed over: its officer is asked, and told why.
+    let asked = wait_asked(&net, &sent, A53);
+    let waiting = asked.incoming[0].waiting.clone().unwrap();
+    assert!(waiting.why.contains(WHY) && waiting.why.contains("15"), "{}", waiting.why);
+    assert_eq!(net.inbox(A53)[0], sent.received(), "it is there until somebody agrees");
+    let answered = net.block_on(net.agent("a53").report(sent.id, code(A53), StatusCode::Agreed, "Đã hủy")).unwrap();
+    let again = net.block_on(net.agent("a53").report(sent.id, code(A53), StatusCode::Agreed, "")).unwrap();
+    assert_eq!(again, answered, "an answer is given once");
+    wait_at_sender(&net, &sent, A53, (DeliveryState::HandedOver, Some(Recall::Agreed)));
+    // What is known of it stays, its bodies are gone.
+    let view = net.block_on(net.agent("a53").show(sent.id)).unwrap();
+    assert_eq!((view.subject.as_str(), view.incoming[0].state), (sent.letter.subject.as_str(), InState::Recalled));
+    for n in 0..2 {
+        let gone = net.block_on(net.agent("a53").part(sent.id, n)).err().expect("the bodies are destroyed");
+        assert_eq!(gone.code(), ReasonCode::Withdrawn);
+    }
+    let parts = net.node_data("a53").join("parts");
+    let left: Vec<_> = walk(&parts).into_iter().filter(|path| path.metadata().unwrap().len() == 100_000).collect();
+    assert_eq!(left, Vec::<std::path::PathBuf>::new(), "the file itself");
+    // Whoever never had it hears of the recall alone.
+    net.start_node("h37");
+    let h37 = net.agent("h37");
+    let told = net.until(h37, async || h37.show(recalled_by).await.ok());
+    assert_eq!(told.kind, Kind::Recall);
+    assert_eq!(refused(net.block_on(h37.report(recalled_by, code(DN), StatusCode::Agreed, ""))), ReasonCode::NotFound);
+    assert_eq!(net.block_on(h37.show(sent.id)).unwrap_err().code(), ReasonCode::NotFound);
+    // At the sender it is frozen.
+    let mut update = Draft::new(code(G22), codes(&[A53]));
+    update.kind = Kind::Update;
+    update.relates = vec![Relation { rel: rel::UPDATES.into(), dispatch: sent.id, document_id: None }];
+    assert_eq!(refused(net.block_on(net.agent("g22").compose(update))), ReasonCode::Withdrawn);
+}
+
+fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn the_evidence_of_a_withdrawal_verifies_with_the_recall_beside_it() {
+    let mut net = TestNet::start(NODES);
+    net.stop_node("h37");
+    let sent = net.send(G22, &[DN, TC], letter());
+    net.wait_settled(&sent);
+    let recalled_by = recall(&net, &sent);
+    net.wait_proven("g22", sent.id, 3);
+    let recall_envelope = net.block_on(net.agent("g22").bundle(recalled_by)).unwrap().envelope;
+    for (whose, zip) in
+        [("the sender's node", net.bundle_of_node("g22", sent.id)), ("the broker", net.bundle_of_broker(sent.id))]
+    {
+        let verdict = net.judge(&zip, &sent.received().parts);
+        let failures: Vec<String> = verdict.failures().map(|(name, why)| format!("{name}: {why}")).collect();
+        assert_eq!(failures, Vec::<String>::new(), "the bundle of {whose}");
+        let states: Vec<&str> = verdict.states.values().map(String::as_str).collect();
+        assert_eq!(states, ["ContentHandoverFailure"; 2]);
+        let files = BundleFiles::read(&zip).unwrap();
+        let cause = files.iter().find(|(name, _)| *name == "cause/envelope.json").unwrap().1;
+        assert_eq!(cause, recall_envelope.bytes, "{whose}");
+    }
+    let events: Vec<Event> = net.events("g22", sent.id).into_iter().map(|(event, _)| event).collect();
+    assert_eq!(events, [Event::SubmissionAcceptance, Event::ContentHandoverFailure, Event::ContentHandoverFailure]);
+}
+
+#[test]
+fn a_dispatch_that_is_still_in_the_outbox_is_recalled_as_soon_as_the_exchange_has_it() {
+    let mut net = TestNet::start(NODES);
+    net.stop_node("h37");
+    net.stop_broker();
+    let sent = net.send(G22, &[DN], letter());
+    let recalled_by = recall(&net, &sent);
+    let held = net.block_on(net.agent("g22").show(recalled_by)).unwrap().outgoing.unwrap();
+    assert!(held.waiting.unwrap().why.contains(&sent.id.to_string()), "it says what it waits for");
+    net.stop_node("g22");
+    net.start_broker();
+    net.start_node("g22");
+    wait_at_sender(&net, &sent, DN, (DeliveryState::Withdrawn, None));
+    net.start_node("h37");
+    let h37 = net.agent("h37");
+    net.until(h37, async || h37.show(recalled_by).await.ok());
+    assert_eq!(net.block_on(h37.show(sent.id)).unwrap_err().code(), ReasonCode::NotFound, "it was never shown");
+}
+
+#[test]
+fn a_recall_that_is_declined_leaves_the_document_and_may_still_be_agreed_to() {
+    let net = TestNet::start(NODES);
+    let sent = net.send(G22, &[DN, TC], letter());
+    net.wait_handed_over(&sent);
+    let only_one = net.block_on(net.agent("g22").recall(sent.id, codes(&[DN]), WHY)).unwrap();
+    wait_asked(&net, &sent, DN);
+    let h37 = net.agent("h37");
+    let shown = net.block_on(h37.show(sent.id)).unwrap();
+    let of_tc = shown.incoming.iter().find(|row| row.recipient == code(TC)).unwrap();
+    assert_eq!(of_tc.recall, None, "the other agency of the node was not asked");
+    assert_eq!(refused(net.block_on(h37.report(sent.id, code(TC), StatusCode::Agreed, ""))), ReasonCode::NotFound);
+    // By the id of the recall as well as by that of the document.
+    net.block_on(h37.report(only_one, code(DN), StatusCode::Declined, "Đã xử lý xong")).unwrap();
+    let view = wait_at_sender(&net, &sent, DN, (DeliveryState::HandedOver, Some(Recall::Declined)));
+    assert_eq!(at_sender(&view, TC), (DeliveryState::HandedOver, None));
+    let said = view.related.iter().find(|related| related.code == Some(StatusCode::Declined)).unwrap();
+    assert_eq!((said.text.as_str(), &said.sender), ("Đã xử lý xong", &code(DN)));
+    assert!(net.inbox(DN).contains(&sent.received()));
+    net.block_on(h37.report(sent.id, code(DN), StatusCode::Agreed, "")).unwrap();
+    wait_at_sender(&net, &sent, DN, (DeliveryState::HandedOver, Some(Recall::Agreed)));
+    let last = net.block_on(h37.report(sent.id, code(DN), StatusCode::Declined, ""));
+    assert_eq!(refused(last), ReasonCode::IdConflict, "what is destroyed cannot be kept");
+    // The other agency of the same node keeps its copy of the same bytes.
+    let mut kept = net.block_on(h37.part(sent.id, 0)).unwrap();
+    assert!(kept.reader.next_chunk().unwrap().is_some());
+}
+
+#[test]
+fn nobody_but_the_sender_recalls_and_nobody_but_a_recipient_reports() {
+    let net = TestNet::start(NODES);
+    let sent = net.send(G22, &[DN], letter());
+    net.wait_handed_over(&sent);
+    let attempt = |from: &str, kind: Kind, rel: &str, to: &str, status: Option<&str>| {
+        let mut draft = Draft::new(code(from), codes(&[to]));
+        draft.kind = kind;
+        draft.relates = vec![Relation { rel: rel.into(), dispatch: sent.id, document_id: None }];
+        draft.status = status.map(|code| docaxis_protocol::envelope::StatusReport {
+            code: code.into(),
+            description: String::new(),
+            time: net.broker().exchange().now(),
+        });
+        let agent = net.agent_of(from);
+        let id = net.block_on(agent.compose(draft)).unwrap();
+        net.until(agent, async || {
+            let out = agent.show(id).await.unwrap().outgoing.unwrap();
+            (out.state == OutState::Rejected).then(|| out.reason.unwrap().code)
+        })
+    };
+    assert_eq!(attempt(A53, Kind::Recall, rel::RECALLS, DN, None), "not-yours");
+    assert_eq!(attempt(A53, Kind::Replace, rel::REPLACES, DN, None), "not-yours");
+    assert_eq!(attempt(A53, Kind::Status, rel::CONCERNS, G22, Some("06")), "not-yours");
+    assert_eq!(attempt(DN, Kind::Status, rel::CONCERNS, A53, Some("05")), "wrong-addressee");
+    assert_eq!(attempt(A53, Kind::Status, rel::CONCERNS, DN, Some("13")), "not-yours");
+    let mut shown = net.block_on(net.agent("h37").show(sent.id)).unwrap();
+    shown.related.retain(|related| related.state != OutState::Rejected.as_str());
+    assert_eq!((shown.related, net.inbox(DN)), (vec![], vec![sent.received()]));
+}
+
+#[test]
+fn complaint_08_statuses_follow_the_registration_once_each_and_never_go_back() {
+    let net = TestNet::start(NODES);
+    let sent = net.send(G22, &[DN], letter());
+    net.wait_handed_over(&sent);
+    let h37 = net.agent("h37");
+    let report = |code_: StatusCode| net.block_on(h37.report(sent.id, code(DN), code_, "chuyên viên"));
+    assert_eq!(refused(report(StatusCode::InProcess)), ReasonCode::NotYours, "before it is registered");
+    net.block_on(h37.register(sent.id, code(DN))).unwrap();
+    net.until(h37, async || {
+        let shown = h37.show(sent.id).await.unwrap();
+        (shown.incoming[0].state == InState::Registered).then_some(())
+    });
+    let (assigned, finished) = (report(StatusCode::Assigned).unwrap(), report(StatusCode::Finished).unwrap());
+    assert_eq!(report(StatusCode::Assigned).unwrap(), assigned, "said again, it is not sent again");
+    assert_eq!(report(StatusCode::Finished).unwrap(), finished);
+    assert_eq!(refused(report(StatusCode::InProcess)), ReasonCode::IdConflict, "it does not go back");
+    let g22 = net.agent("g22");
+    let view = net.until(g22, async || {
+        let view = g22.show(sent.id).await.unwrap();
+        (view.related.len() == 2).then_some(view)
+    });
+    let codes: Vec<_> = view.related.iter().map(|related| related.code.unwrap()).collect();
+    assert_eq!(codes, [StatusCode::Assigned, StatusCode::Finished]);
+    assert_eq!(view.outgoing.unwrap().deliveries[0].progress, Some(StatusCode::Finished));
+    // A status is handed over, and asks for no answer of its own.
+    let status = net.block_on(g22.show(assigned)).unwrap();
+    assert_eq!((status.kind, status.incoming[0].waiting.clone()), (Kind::Status, None));
+    let registered = net.block_on(g22.register(assigned, code(G22))).unwrap_err();
+    assert_eq!(registered.code(), ReasonCode::Malformed);
+    let events: Vec<Event> = net.events("h37", assigned).into_iter().map(|(event, _)| event).collect();
+    assert_eq!(events.first(), Some(&Event::SubmissionAcceptance));
+}
