@@ -4,29 +4,46 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use docaxis_node_agent::gateway::edxml::{self, Limits, Message, Mode};
-use docaxis_protocol::AgencyCode;
+use docaxis_protocol::{AgencyCode, Kind};
 
 use super::letters;
+use super::scenarios::{COMMUNES, Scenario, commune};
 use crate::out::Failure;
 
 /// The three nodes: the Government Office, a province that acts for two of its departments, a ministry.
 pub const NODES: [&str; 3] = ["g22", "h37", "g09"];
 
+/// A file of the story.
+#[derive(Debug, Clone)]
+pub struct Script {
+    pub file: PathBuf,
+    /// Where it is imported: its sender's node.
+    pub node: usize,
+    /// Whether it opens the story; recalls, statuses and the like come when documents have arrived.
+    pub first: bool,
+}
+
 pub struct Cast {
     /// Each agency's name and the index of its node.
     pub agencies: BTreeMap<AgencyCode, (String, usize)>,
-    /// Each file, and the node at which it is imported: its sender's.
-    pub files: Vec<(PathBuf, usize)>,
+    /// The files in order.
+    pub files: Vec<Script>,
 }
 
 impl Cast {
     /// The built-in letter's cast.
     pub fn built_in(letter: PathBuf) -> Result<Self, Failure> {
-        let mut agencies = BTreeMap::new();
-        for (code, name, node) in letters::AGENCIES {
-            agencies.insert(code.parse().map_err(|e| Failure::other(format!("{e}")))?, (name.to_owned(), node));
+        Ok(Self { agencies: built_in()?, files: vec![Script { file: letter, node: 0, first: true }] })
+    }
+
+    /// The built-in cast; for the circular, communes at the province's node as well.
+    pub fn of_scenario(scenario: Scenario) -> Result<Self, Failure> {
+        let mut agencies = built_in()?;
+        let communes = if scenario == Scenario::Circular { COMMUNES } else { 0 };
+        for (code, name) in (0..communes).map(commune) {
+            agencies.insert(code.parse().map_err(|e| Failure::other(format!("{e}")))?, (name, 1));
         }
-        Ok(Self { agencies, files: vec![(letter, 0)] })
+        Ok(Self { agencies, files: vec![] })
     }
 
     /// Every agency that the files name. A file that does not read names none, and is imported at the first node, which
@@ -68,7 +85,17 @@ impl Cast {
             };
             agencies.get(sender).map_or(0, |(_, node)| *node)
         };
-        let files = files.iter().zip(&messages).map(|(file, message)| (file.clone(), node_of(message))).collect();
+        let is_about_another = |message: &Option<Message>| match message {
+            Some(Message::Document(document)) => document.kind != Kind::New,
+            Some(Message::Status(_)) => true,
+            None => false,
+        };
+        let script = |(file, message): (&PathBuf, &Option<Message>)| Script {
+            file: file.clone(),
+            node: node_of(message),
+            first: node_of(message) == 0 && !is_about_another(message),
+        };
+        let files = files.iter().zip(&messages).map(script).collect();
         Self { agencies, files }
     }
 
@@ -80,4 +107,12 @@ impl Cast {
     pub fn node_of(&self, agency: &AgencyCode) -> Option<usize> {
         self.agencies.get(agency).map(|(_, node)| *node)
     }
+}
+
+fn built_in() -> Result<BTreeMap<AgencyCode, (String, usize)>, Failure> {
+    let mut agencies = BTreeMap::new();
+    for (code, name, node) in letters::AGENCIES {
+        agencies.insert(code.parse().map_err(|e| Failure::other(format!("{e}")))?, (name.to_owned(), node));
+    }
+    Ok(agencies)
 }

@@ -4,6 +4,7 @@ mod audit;
 mod cast;
 mod letters;
 mod process;
+mod scenarios;
 mod story;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use serde_json::json;
 
 use crate::out::{Failure, Out};
 use crate::serve;
+use scenarios::Scenario;
 use story::Story;
 
 #[derive(Debug, Args)]
@@ -24,6 +26,9 @@ pub struct DemoArgs {
     /// Keep everything in this folder: authority.pem, bundles/, received/, and each part's configuration and data.
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// Play one of these instead, and check it.
+    #[arg(long, conflicts_with = "files")]
+    scenario: Option<Scenario>,
     /// edXML files to send instead of the built-in letter.
     files: Vec<PathBuf>,
 }
@@ -38,8 +43,11 @@ pub fn run(args: &DemoArgs, out: Out) -> Result<(), Failure> {
         Some(dir) => empty_folder(dir)?,
         None => temporary.path().to_owned(),
     };
-    let mut story = Story::begin(dir, &args.files, out)?;
-    let told = story.tell();
+    let mut story = Story::begin(dir, &args.files, args.scenario, out)?;
+    let told = match args.scenario {
+        None => story.tell(),
+        Some(scenario) => story.play(scenario),
+    };
     if let Err(failure) = &told {
         story.check("the story was told to its end", Err(failure.message.clone()));
     }

@@ -15,6 +15,7 @@ use super::audit;
 use super::cast::{Cast, NODES};
 use super::letters;
 use super::process::{Node, Process, free_port, text};
+use super::scenarios::Scenario;
 use crate::clock::now;
 use crate::control::Control;
 use crate::doc::{Imported, Report, import_file, report, timeline, wait_until};
@@ -22,7 +23,7 @@ use crate::out::{Failure, Out};
 
 const ORIGIN: &str = "docaxis.example/demo";
 /// Far more than anything in the demo takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A dispatch of the story.
 struct Sent {
@@ -35,10 +36,10 @@ struct Sent {
 
 pub struct Story {
     out: Out,
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     began: Instant,
     cast: Cast,
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     broker: Option<Process>,
     authority: Option<Process>,
     imported: Vec<Imported>,
@@ -48,11 +49,13 @@ pub struct Story {
 
 impl Story {
     /// Sets the stage in `dir`: folders, and who plays.
-    pub fn begin(dir: PathBuf, files: &[PathBuf], out: Out) -> Result<Self, Failure> {
+    pub fn begin(dir: PathBuf, files: &[PathBuf], scenario: Option<Scenario>, out: Out) -> Result<Self, Failure> {
         for folder in ["logs", "bundles", "received", "letters"] {
             std::fs::create_dir_all(dir.join(folder))?;
         }
-        let cast = if files.is_empty() {
+        let cast = if let Some(scenario) = scenario {
+            Cast::of_scenario(scenario)?
+        } else if files.is_empty() {
             let letter = dir.join("letters").join("cong-van-2211.edxml");
             std::fs::write(&letter, letters::letter()?)?;
             Cast::built_in(letter)?
@@ -84,6 +87,7 @@ impl Story {
         self.hand_over()?;
         self.register()?;
         self.receive()?;
+        self.follow_up()?;
         self.audit()
     }
 
@@ -98,20 +102,20 @@ impl Story {
         self.checks.push(json!({"name": name, "ok": ok, "detail": detail}));
     }
 
-    fn say(&self, words: &str) {
+    pub(super) fn say(&self, words: &str) {
         self.out.talk(format!("{:>7.2} s  {words}", self.began.elapsed().as_secs_f64()));
     }
 
-    fn logs(&self) -> PathBuf {
+    pub(super) fn logs(&self) -> PathBuf {
         self.dir.join("logs")
     }
 
-    fn broker_control(&self) -> Control {
+    pub(super) fn broker_control(&self) -> Control {
         Control::new(&self.dir.join("broker").join("control.sock"), "The demo's broker is not running.")
     }
 
     /// Act 1: an authority, a broker, three nodes; every node joins with an invitation.
-    fn found(&mut self) -> Result<(), Failure> {
+    pub(super) fn found(&mut self) -> Result<(), Failure> {
         let failed = |e: &dyn std::error::Error| Failure::other(crate::out::chain(e));
         let address = format!("127.0.0.1:{}", free_port()?);
         let origin = ORIGIN.parse().map_err(|e| failed(&e))?;
@@ -149,8 +153,10 @@ impl Story {
             let token =
                 authority.invite(&id, &agencies, Duration::from_secs(3600), now()).map_err(|e| failed(&e))?.to_string();
             self.join(node, &token)?;
-            let names: Vec<&str> = agencies.iter().map(AgencyCode::as_str).collect();
-            self.say(&format!("node {} has joined and acts for {}", node.id, names.join(", ")));
+            let names: Vec<&str> = agencies.iter().map(AgencyCode::as_str).take(4).collect();
+            let more = agencies.len() - names.len();
+            let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+            self.say(&format!("node {} has joined and acts for {}{more}", node.id, names.join(", ")));
         }
         Ok(())
     }
@@ -167,6 +173,27 @@ impl Story {
         }
     }
 
+    pub(super) fn start_node(&mut self, n: usize) -> Result<(), Failure> {
+        let logs = self.logs();
+        self.nodes[n].start(&logs)?;
+        self.say(&format!("node {} is up", self.nodes[n].id));
+        Ok(())
+    }
+
+    /// Keeps a dispatch that was sent from the first node, for the report.
+    pub(super) fn keep(&mut self, id: DispatchId) -> Result<(), Failure> {
+        let shown: Value = self.nodes[0].control().get(&format!("/v1/dispatches/{id}"))?;
+        let codes = shown["recipients"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let recipients = codes.filter_map(|code| code.parse().ok()).collect();
+        self.sent.push(Sent { id, sender: 0, recipients, bundle: None, shown });
+        Ok(())
+    }
+
+    /// The dispatches of the story.
+    pub(super) fn ids(&self) -> Vec<DispatchId> {
+        self.sent.iter().map(|sent| sent.id).collect()
+    }
+
     fn start_broker(&mut self) -> Result<(), Failure> {
         let config = text(&self.dir.join("broker").join("broker.toml"))?;
         let mut broker = Process::start("broker", &self.logs(), &["broker", "run", "--config", &config])?;
@@ -180,8 +207,8 @@ impl Story {
         let logs = self.logs();
         self.nodes[0].start(&logs)?;
         let control = self.nodes[0].control();
-        for (file, _) in self.cast.files.clone().iter().filter(|(_, node)| *node == 0) {
-            let imported = import_file(&control, file, Mode::Lenient, false);
+        for script in self.cast.files.clone().iter().filter(|script| script.first) {
+            let imported = import_file(&control, &script.file, Mode::Lenient, false);
             self.note(imported, &control)?;
         }
         for n in 0..self.sent.len() {
@@ -210,7 +237,7 @@ impl Story {
     }
 
     /// Act 3: kill -9, and a restart from what is on disk.
-    fn kill_the_broker(&mut self) -> Result<(), Failure> {
+    pub(super) fn kill_the_broker(&mut self) -> Result<(), Failure> {
         let Some(broker) = self.broker.take() else { return Ok(()) };
         let pid = broker.id();
         broker.kill()?;
@@ -243,13 +270,8 @@ impl Story {
         Ok(())
     }
 
-    /// Act 5: an officer registers the first dispatch; statuses that came as files are reported by their senders.
+    /// Act 5: an officer registers the first dispatch.
     fn register(&mut self) -> Result<(), Failure> {
-        for (file, node) in self.cast.files.clone().iter().filter(|(_, node)| *node != 0) {
-            let control = self.nodes[*node].control();
-            let imported = import_file(&control, file, Mode::Lenient, false);
-            self.note(imported, &control)?;
-        }
         let Some(first) = self.sent.first() else { return Ok(()) };
         let Some(recipient) = first.recipients.first().cloned() else { return Ok(()) };
         let (id, sender) = (first.id, self.nodes[first.sender].control());
@@ -285,7 +307,17 @@ impl Story {
         Ok(())
     }
 
-    /// Act 7: bundles are exported, and judged by a process of its own that knows only the root and the log.
+    /// Act 7: what came as files about documents, recalls and statuses, is sent by those whose it is.
+    fn follow_up(&mut self) -> Result<(), Failure> {
+        for script in self.cast.files.clone().iter().filter(|script| !script.first) {
+            let control = self.nodes[script.node].control();
+            let imported = import_file(&control, &script.file, Mode::Lenient, false);
+            self.note(imported, &control)?;
+        }
+        Ok(())
+    }
+
+    /// Act 8: bundles are exported, and judged by a process of its own that knows only the root and the log.
     fn audit(&mut self) -> Result<(), Failure> {
         let (broker, folder) = (self.broker_control(), self.dir.join("bundles"));
         for sent in &mut self.sent {

@@ -162,7 +162,10 @@ fn take_document(control: &Control, file: &Path, document: Document, original: &
         return Imported::done(file, kind, "imported", text);
     }
     match queue(control, file, (&document, relates), original) {
-        Ok(id) => Imported { id: Some(id), ..Imported::done(file, kind, "queued", String::new()) },
+        Ok(id) => {
+            let result = if document.kind == Kind::New { "queued" } else { "imported" };
+            Imported { id: Some(id), ..Imported::done(file, kind, result, String::new()) }
+        }
         Err(failure) => Imported::refused(file, Some(kind), failure),
     }
 }
@@ -242,7 +245,7 @@ fn take_status(control: &Control, file: &Path, status: &StatusMessage, dry_run: 
         _ => match further(control, status) {
             Ok(id) => {
                 let text = format!("{code} queued about {about}");
-                Imported { id: Some(id), ..Imported::done(file, "status", "queued", text) }
+                Imported { id: Some(id), ..Imported::done(file, "status", "imported", text) }
             }
             Err(failure) => Imported::refused(file, Some("status"), failure),
         },

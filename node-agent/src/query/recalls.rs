@@ -118,12 +118,12 @@ impl Recalls {
         let asked = self.request(recipient);
         let why = asked.map(|request| request.text.as_str()).filter(|text| !text.is_empty());
         let what = match asked.map(|request| request.kind) {
-            Some(Kind::Update) => "an update",
+            Some(Kind::Update) => "for an update",
             _ => "to have it back",
         };
         let why = why.map_or_else(String::new, |why| format!(", because: {why}"));
         Waiting {
-            why: format!("{} asks for {what}{why}; an officer agrees (15) or declines (16)", self.sender),
+            why: format!("{} asks {what}{why}; an officer agrees (15) or declines (16)", self.sender),
             whose_move: Whose::Recipient,
             next_attempt: None,
         }
