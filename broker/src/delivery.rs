@@ -77,8 +77,12 @@ pub fn on_statement(state: DeliveryState, stated: &Stated, now: Timestamp, expir
         (Event::Registered | Event::Refused, S::Failed | S::Expired | S::Withdrawn) => {
             refuse("the dispatch was never handed over to this recipient")
         }
-        (Event::ContentAccessTracking, _) => {
-            Decision::Refuse(ReasonCode::NotYetSupported.because("access records are not yet supported"))
+        // Recorded once, whether the officer opened it before or after the answer, and changes nothing else.
+        (Event::ContentAccessTracking, S::HandedOver | S::Registered) => record(state),
+        (Event::ContentAccessTracking, S::Refused) => refuse("the recipient has already refused this dispatch"),
+        (Event::ContentAccessTracking, S::Waiting) => refuse("the dispatch has not been handed over yet"),
+        (Event::ContentAccessTracking, S::Failed | S::Expired | S::Withdrawn) => {
+            refuse("the dispatch was never handed over to this recipient")
         }
         (event, _) => Decision::Refuse(ReasonCode::Malformed.because(format!("{event} is not a recipient's to state"))),
     }
@@ -192,6 +196,18 @@ mod tests {
                 "refuse other",
                 "refuse other",
                 "answer Refused"
+            ]
+        );
+        assert_eq!(
+            table(Event::ContentAccessTracking),
+            [
+                "refuse other",
+                "ContentAccessTracking -> HandedOver",
+                "refuse other",
+                "refuse other",
+                "refuse other",
+                "ContentAccessTracking -> Registered",
+                "refuse other"
             ]
         );
         assert_eq!(table(Event::SubmissionAcceptance), ["refuse malformed"; 7].map(String::from));

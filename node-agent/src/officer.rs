@@ -1,4 +1,4 @@
-//! What an officer decides about a dispatch that was handed over: 03 registered, 02 refused. The statement is sealed
+//! What an officer does with a dispatch that was handed over: opens it, registers it (03), refuses it (02). The statement is sealed
 //! and durable when this answers; the exchange's evidence follows.
 
 use docaxis_protocol::{
@@ -13,6 +13,11 @@ impl AgentHandle {
     /// Status 03: entered in the incoming register. Saying it again changes nothing.
     pub async fn register(&self, id: DispatchId, recipient: AgencyCode) -> Result<(), Refused> {
         state(&self.shared, id, recipient, Event::Registered, vec![]).await
+    }
+
+    /// An officer has opened it. Only the first time counts; a dispatch that was returned is opened no more.
+    pub async fn open(&self, id: DispatchId, recipient: AgencyCode) -> Result<(), Refused> {
+        state(&self.shared, id, recipient, Event::ContentAccessTracking, vec![]).await
     }
 
     /// Status 02: returned, with a reason.
@@ -43,7 +48,10 @@ pub(crate) async fn state(
     let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| Refused::Rule(e.reason()))?;
     if matches!(envelope.kind, Kind::Status | Kind::Recall) {
         let kind = envelope.kind.as_str();
-        return rule(ReasonCode::Malformed, format!("dispatch {id} is a {kind}: it is not registered or refused"));
+        return rule(
+            ReasonCode::Malformed,
+            format!("dispatch {id} is a {kind}: it is not opened, registered or refused"),
+        );
     }
     let envelope_sha256 = row.sealed.digest();
     let said = Statement {

@@ -31,6 +31,8 @@ pub enum Command {
     Show(OneArgs),
     /// Write a dispatch's parts to a folder.
     Get(GetArgs),
+    /// Open a dispatch that was received: shows it, and the sender sees when it was first opened.
+    Open(AcceptArgs),
     /// Status 03: the recipient has entered it in its register.
     Accept(AcceptArgs),
     /// Status 02: the recipient returns it, with a reason.
@@ -175,7 +177,7 @@ pub struct WaitArgs {
     agent: AgentArg,
     /// The dispatch's id.
     id: DispatchId,
-    /// accepted, handed-over, registered, refused, withdrawn or failed.
+    /// accepted, handed-over, opened, registered, refused, withdrawn or failed.
     #[arg(long, default_value = "handed-over")]
     until: String,
     /// How long, such as 30s or 5m.
@@ -216,6 +218,7 @@ pub fn run(command: Command, out: Out) -> Result<(), Failure> {
         Command::List(args) => list(&args, out),
         Command::Show(args) => show(&args, out),
         Command::Get(args) => get(&args, out),
+        Command::Open(args) => open(&args, out),
         Command::Accept(args) => accept(&args, out),
         Command::Refuse(args) => refuse(&args, out),
         Command::Recall(args) => recall(&args, out),
@@ -296,6 +299,15 @@ pub fn write_new(path: &Path, write: impl FnOnce(&mut std::fs::File) -> Result<(
     Ok(())
 }
 
+fn open(args: &AcceptArgs, out: Out) -> Result<(), Failure> {
+    let control = args.agent.control()?;
+    let recipient = speaker(&control, args.id, args.recipient.as_ref())?;
+    let asked = json!({"recipient": recipient});
+    let shown: Value = control.post(&format!("/v1/dispatches/{}/open", args.id), &asked, None)?;
+    let words = view::dispatch(&shown);
+    out.data(&shown, words)
+}
+
 fn accept(args: &AcceptArgs, out: Out) -> Result<(), Failure> {
     report(&args.agent.control()?, args.id, args.recipient.as_ref(), &Report::Registered)?;
     out.data(&json!({"id": args.id, "status": "03"}), format!("{}: registered", args.id))
@@ -359,10 +371,7 @@ pub fn report(
     recipient: Option<&AgencyCode>,
     report: &Report,
 ) -> Result<(), Failure> {
-    let recipient = match recipient {
-        Some(recipient) => recipient.to_string(),
-        None => only_recipient(control, id)?,
-    };
+    let recipient = speaker(control, id, recipient)?;
     let body = match report {
         Report::Registered => json!({"code": "03", "recipient": recipient}),
         Report::Refused(reason, text) => {
@@ -374,8 +383,11 @@ pub fn report(
     Ok(())
 }
 
-/// The one recipient here of a dispatch; an error if there are several.
-fn only_recipient(control: &Control, id: DispatchId) -> Result<String, Failure> {
+/// The recipient that was named, or the one that a dispatch has here; an error if there are several.
+fn speaker(control: &Control, id: DispatchId, named: Option<&AgencyCode>) -> Result<String, Failure> {
+    if let Some(named) = named {
+        return Ok(named.to_string());
+    }
     let shown: Value = control.get(&format!("/v1/dispatches/{id}"))?;
     let recipients: Vec<&str> =
         shown["incoming"].as_array().into_iter().flatten().filter_map(|view| view["recipient"].as_str()).collect();

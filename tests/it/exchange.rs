@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use docaxis_node_agent::mailbox::OutState;
+use docaxis_node_agent::mailbox::{DeliveryState, OutState};
 use docaxis_protocol::{DispatchId, Event, Evidence, ReasonCode, limits};
 use serde_json::Value;
 
@@ -177,6 +177,38 @@ fn two_hundred_dispatches_from_several_threads_each_keep_their_own_evidence() {
         let got = net.inbox(to);
         assert_eq!((got.len(), got.into_iter().collect::<BTreeSet<_>>()), (50, sent), "{from} to {to}");
     }
+}
+
+#[test]
+fn the_first_opening_is_recorded_once_before_or_after_the_answer() {
+    let net = TestNet::start(NODES);
+    let sent = net.send(G22, &[DN, TC], letter());
+    net.wait_handed_over(&sent);
+    let h37 = net.agent("h37");
+    for _ in 0..2 {
+        net.block_on(h37.open(sent.id, code(DN))).unwrap();
+    }
+    net.wait_proven("g22", sent.id, 4);
+    let view = net.block_on(net.agent("g22").show(sent.id)).unwrap();
+    let states: Vec<DeliveryState> = view.outgoing.unwrap().deliveries.iter().map(|one| one.state).collect();
+    assert_eq!(states, [DeliveryState::Opened, DeliveryState::HandedOver]);
+    net.block_on(h37.register(sent.id, code(DN))).unwrap();
+    net.block_on(h37.register(sent.id, code(TC))).unwrap();
+    net.wait_proven("g22", sent.id, 6);
+    net.block_on(h37.open(sent.id, code(TC))).unwrap();
+    net.wait_proven("g22", sent.id, 7);
+    let opened = |who| (Event::ContentAccessTracking, Some(code(who)));
+    let events = events(&net, "g22", sent.id);
+    assert!(events.contains(&opened(DN)) && events.contains(&opened(TC)));
+    // The broker takes no second one either, in other words of the recipient.
+    for whose in [net.bundle_of_node("g22", sent.id), net.bundle_of_broker(sent.id)] {
+        let verdict = net.judge(&whose, &sent.received().parts);
+        assert_eq!(verdict.failures().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>(), [""; 0]);
+    }
+    let returned = net.send(G22, &[DN], letter());
+    net.wait_handed_over(&returned);
+    net.block_on(h37.refuse(returned.id, code(DN), ReasonCode::Other.because("x"))).unwrap();
+    assert!(net.block_on(h37.open(returned.id, code(DN))).is_err(), "what was returned is not opened");
 }
 
 /// What anyone can ask the broker about these dispatches, apart from who happens to be linked and where the journal is: a

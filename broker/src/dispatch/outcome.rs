@@ -9,7 +9,7 @@ use docaxis_protocol::evidence::{PartDigest, StatementInEvidence};
 use docaxis_protocol::frame::{Offer, Outcome, Standing};
 use docaxis_protocol::limits::{MAX_CLOCK_SKEW, MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES};
 use docaxis_protocol::{
-    AgencyCode, Event, Evidence, NodeId, Reason, ReasonCode, SealedStatement, SignedEvidence, Statement,
+    AgencyCode, Envelope, Event, Evidence, Kind, NodeId, Reason, ReasonCode, SealedStatement, SignedEvidence, Statement,
 };
 
 use super::{Exchange, ExchangeError};
@@ -137,6 +137,17 @@ impl Exchange {
         if statement.acting.is_some() {
             return refuse(ReasonCode::NotYetSupported, "acting for another agency is not yet supported".into());
         }
+        if !matches!(statement.event, Event::ContentHandover | Event::ContentHandoverFailure) {
+            let read = Envelope::parse(&dispatch.envelope.bytes);
+            let read =
+                read.map_err(|error| StoreError::Damaged(format!("dispatch {} as stored: {error}", dispatch.id)))?;
+            if read.kind == Kind::Status {
+                return refuse(
+                    ReasonCode::Malformed,
+                    format!("dispatch {} is a status: nobody answers it", dispatch.id),
+                );
+            }
+        }
         let now = self.now();
         let (earliest, latest) = (dispatch.accepted.minus(MAX_CLOCK_SKEW), now.plus(MAX_CLOCK_SKEW));
         if statement.time < earliest || statement.time > latest {
@@ -195,6 +206,12 @@ impl Exchange {
             let counts = of_outcome.and_then(|event| newest(&chain, event)).map(|(piece, _)| piece).unwrap_or(piece);
             return Ok(Some(Ok(answer(counts, delivery.state))));
         }
+        if stated.event == Event::ContentAccessTracking
+            && let Some((piece, _)) = newest(&chain, stated.event)
+        {
+            // Only the first opening counts.
+            return Ok(Some(Ok(answer(piece, delivery.state))));
+        }
         let decision = on_statement(delivery.state, stated, self.now(), dispatch.expires);
         let mut about = DeliveryEvidence {
             event: stated.event,
@@ -250,7 +267,7 @@ impl Exchange {
             // The expiry is recorded; the statement itself is now judged in that state.
             return Ok(None);
         }
-        let standing = standing_of(state);
+        let standing = if stated.event == Event::ContentAccessTracking { Standing::Opened } else { standing_of(state) };
         // A late handover is on record now, but what the node needs is the outcome that stands.
         let outcome = newest(&chain, Event::ContentHandoverFailure).filter(|_| late);
         Ok(Some(Ok(outcome.map_or(Outcome { standing, leaf, evidence }, |(piece, _)| answer(piece, state)))))
@@ -418,6 +435,7 @@ fn answer(piece: &StoredEvidence, state: DeliveryState) -> Outcome {
     let standing = match piece.event {
         Event::Registered => Standing::Registered,
         Event::Refused => Standing::Refused,
+        Event::ContentAccessTracking => Standing::Opened,
         Event::ContentHandover if outcome_event(state).is_none() => Standing::HandedOver,
         _ => standing_of(state),
     };

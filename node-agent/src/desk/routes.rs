@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::copies;
 use super::problem::Problem;
-use super::shapes::{AgencyJson, DraftJson, EvidenceJson, Made, RecallJson, StatusJson};
+use super::shapes::{AgencyJson, DraftJson, EvidenceJson, Made, OpenJson, RecallJson, StatusJson};
 use crate::agent::Shared;
 use crate::query::{self, Box as Which, DispatchView, StatusView, Until, Waited};
 use crate::{compose, officer, related};
@@ -43,6 +43,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/v1/dispatches/{id}/parts/{n}", get(part))
         .route("/v1/dispatches/{id}/status", post(state))
         .route("/v1/dispatches/{id}/recall", post(recall))
+        .route("/v1/dispatches/{id}/open", post(open))
         .route("/v1/dispatches/{id}/evidence", get(evidence))
         .route("/v1/dispatches/{id}/bundle", get(bundle))
         .route("/v1/agencies", get(agencies))
@@ -217,6 +218,12 @@ async fn state(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body: 
         }
     };
     officer::state(&shared, id, asked.recipient, event, reasons).await?;
+    Ok(Json(query::show(&shared, id).await?))
+}
+
+async fn open(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body: Bytes) -> Answer<DispatchView> {
+    let (id, asked) = (id_of(&id)?, body_of::<OpenJson>(&body)?);
+    officer::state(&shared, id, asked.recipient, Event::ContentAccessTracking, vec![]).await?;
     Ok(Json(query::show(&shared, id).await?))
 }
 

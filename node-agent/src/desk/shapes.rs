@@ -120,6 +120,13 @@ pub(super) struct StatusJson {
     pub reason: Option<String>,
 }
 
+/// `POST /v1/dispatches/{id}/open`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OpenJson {
+    pub recipient: AgencyCode,
+}
+
 /// `POST /v1/dispatches/{id}/recall`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

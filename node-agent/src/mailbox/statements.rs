@@ -84,7 +84,7 @@ pub(super) fn event_named(text: &str) -> Result<Event, MailboxError> {
 }
 
 impl Mailbox {
-    /// Stores an officer's 02 or 03 about a visible dispatch.
+    /// Stores an officer's 02 or 03 about a visible dispatch, or that it was opened.
     pub async fn state(
         &self,
         id: DispatchId,
@@ -94,7 +94,11 @@ impl Mailbox {
         sealed: SealedStatement,
     ) -> Result<Stated, MailboxError> {
         self.write(move |connection| {
-            for earlier in [Event::Registered, Event::Refused] {
+            let of_one_kind = match event {
+                Event::ContentAccessTracking => &[Event::ContentAccessTracking, Event::Refused][..],
+                _ => &[Event::Registered, Event::Refused],
+            };
+            for earlier in of_one_kind.iter().copied() {
                 if standing(connection, id, &recipient, envelope_sha256, earlier)?.is_some() {
                     return Ok(if earlier == event { Stated::Already } else { Stated::Other(earlier) });
                 }
