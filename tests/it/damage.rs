@@ -141,7 +141,7 @@ fn damage_of_bodies_alone_lets_the_broker_start_with_and_without_its_index() {
 }
 
 #[test]
-fn a_body_that_nobody_has_any_more_waits_in_words_and_holds_up_nothing() {
+fn complaint_07_a_body_that_nobody_has_any_more_is_named_and_holds_up_nothing() {
     let (mut net, sent) = waiting();
     let body = &sent.letter.parts[2].1;
     std::fs::remove_file(blob(&net, body)).unwrap();

@@ -146,7 +146,7 @@ fn names_and_subjects_in_vietnamese_survive_and_decomposed_ones_are_composed() {
 }
 
 #[test]
-fn two_hundred_dispatches_from_several_threads_each_keep_their_own_evidence() {
+fn complaint_02_two_hundred_dispatches_from_several_threads_each_keep_their_own_evidence() {
     let net = TestNet::start(NODES);
     let threads = [(G22, DN), (G22, A53), (A53, TC), (TC, G22)];
     let net = &net;

@@ -4,6 +4,7 @@
 
 mod audit_verify;
 mod cli;
+mod complaints;
 mod damage;
 mod enrol;
 mod exchange;

@@ -36,7 +36,7 @@ async fn a_small_dispatch_is_accepted_in_one_round_trip_with_evidence_that_verif
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_repeated_submission_gets_the_same_receipt_bytes_and_no_other_leaf() {
+async fn complaint_04_a_repeated_submission_gets_the_same_receipt_bytes_and_no_other_leaf() {
     let exchange = net().start();
     let g22 = RawNode::link(&exchange, "g22").await;
     let sealed = letter(&[DN], &[b"one"]).seal(&g22);
