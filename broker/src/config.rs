@@ -8,6 +8,7 @@ use docaxis_protocol::limits::MAX_PART_BYTES;
 use docaxis_protocol::space::{SpaceConfig, SpaceConfigError};
 use serde::{Deserialize, Serialize};
 
+use crate::answer::AcceptanceSection;
 use crate::store::embedded::MIN_SEGMENT_BYTES;
 
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +34,8 @@ pub struct BrokerConfig {
     pub space: SpaceConfig,
     #[serde(default)]
     pub console: ConsoleSection,
+    #[serde(default)]
+    pub acceptance: AcceptanceSection,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +166,7 @@ impl BrokerConfig {
             store: StoreSection::default(),
             space: SpaceConfig::default(),
             console: ConsoleSection::default(),
+            acceptance: AcceptanceSection::default(),
         }
     }
 

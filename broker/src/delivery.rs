@@ -50,7 +50,7 @@ pub fn on_statement(state: DeliveryState, stated: &Stated, now: Timestamp, expir
             on_time(state, now, expires)
         }
         (Event::ContentHandover, S::Waiting) => record(S::HandedOver),
-        (Event::ContentHandover, S::HandedOver | S::Registered | S::Refused) => {
+        (Event::ContentHandover, S::HandedOver | S::Registered | S::Refused | S::NoAnswer) => {
             Decision::Answer { event: Event::ContentHandover }
         }
         (Event::ContentHandover, S::Failed | S::Expired | S::Withdrawn) => Decision::RecordLate { state },
@@ -67,9 +67,10 @@ pub fn on_statement(state: DeliveryState, stated: &Stated, now: Timestamp, expir
             Decision::Answer { event: Event::ContentHandoverFailure }
         }
         (Event::ContentHandoverFailure, _) => refuse("the recipient has already signed for this dispatch"),
-        (Event::Registered, S::HandedOver) => record(S::Registered),
+        // An answer that comes late still counts.
+        (Event::Registered, S::HandedOver | S::NoAnswer) => record(S::Registered),
         (Event::Registered, S::Registered) => Decision::Answer { event: Event::Registered },
-        (Event::Refused, S::HandedOver) => record(S::Refused),
+        (Event::Refused, S::HandedOver | S::NoAnswer) => record(S::Refused),
         (Event::Refused, S::Refused) => Decision::Answer { event: Event::Refused },
         (Event::Registered, S::Refused) => refuse("the recipient has already refused this dispatch"),
         (Event::Refused, S::Registered) => refuse("the recipient has already registered this dispatch"),
@@ -78,7 +79,7 @@ pub fn on_statement(state: DeliveryState, stated: &Stated, now: Timestamp, expir
             refuse("the dispatch was never handed over to this recipient")
         }
         // Recorded once, whether the officer opened it before or after the answer, and changes nothing else.
-        (Event::ContentAccessTracking, S::HandedOver | S::Registered) => record(state),
+        (Event::ContentAccessTracking, S::HandedOver | S::Registered | S::NoAnswer) => record(state),
         (Event::ContentAccessTracking, S::Refused) => refuse("the recipient has already refused this dispatch"),
         (Event::ContentAccessTracking, S::Waiting) => refuse("the dispatch has not been handed over yet"),
         (Event::ContentAccessTracking, S::Failed | S::Expired | S::Withdrawn) => {
@@ -104,6 +105,18 @@ pub fn on_recall(state: DeliveryState, why: String, now: Timestamp, expires: Tim
     }
 }
 
+/// Decides what happens when the time to answer is over.
+pub fn on_no_answer(state: DeliveryState, why: String) -> Decision {
+    match state {
+        DeliveryState::HandedOver => Decision::Record {
+            event: Event::NoAnswer,
+            state: DeliveryState::NoAnswer,
+            reasons: vec![ReasonCode::NoAnswer.because(why)],
+        },
+        _ => Decision::Nothing,
+    }
+}
+
 /// Decides what the passing of time does.
 pub fn on_time(state: DeliveryState, now: Timestamp, expires: Timestamp) -> Decision {
     if state.is_waiting() && now >= expires {
@@ -122,7 +135,7 @@ pub fn on_time(state: DeliveryState, now: Timestamp, expires: Timestamp) -> Deci
 mod tests {
     use super::*;
 
-    const STATES: [DeliveryState; 7] = [
+    const STATES: [DeliveryState; 8] = [
         DeliveryState::Waiting,
         DeliveryState::HandedOver,
         DeliveryState::Failed,
@@ -130,6 +143,7 @@ mod tests {
         DeliveryState::Withdrawn,
         DeliveryState::Registered,
         DeliveryState::Refused,
+        DeliveryState::NoAnswer,
     ];
 
     fn at(ms: i64) -> Timestamp {
@@ -159,6 +173,7 @@ mod tests {
                 "late -> Expired",
                 "late -> Withdrawn",
                 "answer ContentHandover",
+                "answer ContentHandover",
                 "answer ContentHandover"
             ]
         );
@@ -170,6 +185,7 @@ mod tests {
                 "answer ContentHandoverFailure",
                 "answer ContentHandoverFailure",
                 "answer ContentHandoverFailure",
+                "refuse other",
                 "refuse other",
                 "refuse other"
             ]
@@ -183,7 +199,8 @@ mod tests {
                 "refuse other",
                 "refuse other",
                 "answer Registered",
-                "refuse other"
+                "refuse other",
+                "Registered -> Registered"
             ]
         );
         assert_eq!(
@@ -195,7 +212,8 @@ mod tests {
                 "refuse other",
                 "refuse other",
                 "refuse other",
-                "answer Refused"
+                "answer Refused",
+                "Refused -> Refused"
             ]
         );
         assert_eq!(
@@ -207,10 +225,11 @@ mod tests {
                 "refuse other",
                 "refuse other",
                 "ContentAccessTracking -> Registered",
-                "refuse other"
+                "refuse other",
+                "ContentAccessTracking -> NoAnswer"
             ]
         );
-        assert_eq!(table(Event::SubmissionAcceptance), ["refuse malformed"; 7].map(String::from));
+        assert_eq!(table(Event::SubmissionAcceptance), ["refuse malformed"; 8].map(String::from));
     }
 
     #[test]
@@ -241,6 +260,14 @@ mod tests {
             let waits = state == DeliveryState::Waiting;
             assert_eq!(after(99), waits.then_some(DeliveryState::Withdrawn), "{state:?}");
             assert_eq!(after(100), waits.then_some(DeliveryState::Expired), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_was_handed_over_and_is_open_lacks_an_answer() {
+        for state in STATES {
+            let expected = state == DeliveryState::HandedOver;
+            assert_eq!(on_no_answer(state, "x".into()) != Decision::Nothing, expected, "{state:?}");
         }
     }
 

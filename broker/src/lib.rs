@@ -5,6 +5,7 @@
 //! outside `store`, axum outside `control` and `console`; the issuing keys, which only the authority holds.
 
 pub mod admission;
+pub mod answer;
 pub mod backup;
 pub mod bells;
 pub mod blobs;

@@ -70,7 +70,9 @@ fn from_recipient_to_sender(envelope: &Envelope, id: DispatchId, earlier: &Earli
         return Err(ReasonCode::WrongAddressee.because(text));
     }
     match earlier.deliveries.get(&envelope.sender.agency) {
-        Some(DeliveryState::HandedOver | DeliveryState::Registered | DeliveryState::Refused) => Ok(()),
+        Some(
+            DeliveryState::HandedOver | DeliveryState::Registered | DeliveryState::Refused | DeliveryState::NoAnswer,
+        ) => Ok(()),
         state => {
             let who = &envelope.sender.agency;
             let text =

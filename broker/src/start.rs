@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use docaxis_protocol::chain::ChainError;
 use docaxis_protocol::envelope::Chain;
 use tokio::sync::watch;
 
+use crate::answer::Calendar;
 use crate::blobs::BlobStore;
 use crate::config::{BrokerConfig, ConsoleListen};
 use crate::console::{Condition, Console, ConsoleError, Health};
@@ -23,7 +25,7 @@ use crate::continuity::{self, Mark};
 use crate::control::{Addresses, Control, ControlError, Copies};
 use crate::directory::Directory;
 use crate::disk::RealDisk;
-use crate::dispatch::{Exchange, ExchangeError};
+use crate::dispatch::{Exchange, ExchangeError, Unanswered};
 use crate::env::{Env as _, SystemEnv};
 use crate::evidence::log::LogError;
 use crate::evidence::{Issuer, LogKeeper};
@@ -270,6 +272,8 @@ fn exchange(
         log_chain: signed_by_seals_ca(&identity.log),
         nodes_crl: Box::new(nodes_crl),
         links: linked,
+        calendar: Calendar::new(&config.acceptance),
+        unanswered_from: AtomicU64::new(0),
         crls: RwLock::new(BTreeMap::from([
             ("nodes".to_owned(), pem("X509 CRL", &common.nodes_crl)),
             ("seals".to_owned(), pem("X509 CRL", &common.seals_crl)),
@@ -333,21 +337,34 @@ async fn keep_log(mut keeper: LogKeeper, exchange: Arc<Exchange>, mut stopped: w
 
 /// Records expiries as they fall due.
 async fn sweep(exchange: Arc<Exchange>, mut stopped: watch::Receiver<bool>) {
+    let mut walk = Unanswered::default();
     loop {
-        match exchange.expire_due().await {
-            Ok(0) => {}
-            // There may be more that are due: look again at once.
-            Ok(_) if !*stopped.borrow() => continue,
-            Ok(_) => return,
-            // Said once, when the disk was found full.
-            Err(ExchangeError::Store(StoreError::DiskFull(what))) => {
-                tracing::debug!(%what, "no room to record expiries; it is tried again");
-            }
-            Err(error) => tracing::error!(%error, "expiries cannot be recorded"),
+        let expired = exchange.expire_due().await.map(|count| count > 0);
+        let expired = told("expiries", expired);
+        let unanswered = told("missing answers", exchange.no_answers_due(&mut walk).await);
+        // There may be more that are due: look again at once.
+        if (expired || unanswered) && !*stopped.borrow() {
+            continue;
         }
         tokio::select! {
             () = tokio::time::sleep(SWEEP) => {}
             _ = stopped.wait_for(|stop| *stop) => return,
+        }
+    }
+}
+
+/// Whether there may be more; an error is told, and tried again like anything else.
+fn told(what: &str, done: Result<bool, ExchangeError>) -> bool {
+    match done {
+        Ok(more) => more,
+        // Said once, when the disk was found full.
+        Err(ExchangeError::Store(StoreError::DiskFull(why))) => {
+            tracing::debug!(%why, "no room to record {what}; it is tried again");
+            false
+        }
+        Err(error) => {
+            tracing::error!(%error, "{what} cannot be recorded");
+            false
         }
     }
 }

@@ -211,6 +211,41 @@ fn the_first_opening_is_recorded_once_before_or_after_the_answer() {
     assert!(net.block_on(h37.open(returned.id, code(DN))).is_err(), "what was returned is not opened");
 }
 
+#[test]
+fn whoever_does_not_answer_in_time_is_on_record_once_and_may_still_answer() {
+    let mut net = TestNet::prepare(NODES);
+    net.configure(|broker| broker.acceptance.time = "3s".to_owned().try_into().unwrap(), |_| {});
+    net.start_broker();
+    for node in ["g22", "h37"] {
+        net.start_node(node);
+    }
+    let sent = net.send(G22, &[DN, TC], letter());
+    net.wait_handed_over(&sent);
+    let h37 = net.agent("h37");
+    net.block_on(h37.register(sent.id, code(TC))).unwrap();
+    // The acceptance, two handovers, one registration, and what was not answered.
+    net.wait_proven("g22", sent.id, 5);
+    let no_answer = (Event::NoAnswer, Some(code(DN)));
+    assert!(events(&net, "g22", sent.id).contains(&no_answer));
+    let delivery = |net: &TestNet| {
+        let view = net.block_on(net.agent("g22").show(sent.id)).unwrap();
+        view.outgoing.unwrap().deliveries.remove(0)
+    };
+    let waiting = delivery(&net);
+    assert_eq!(waiting.state, DeliveryState::HandedOver);
+    assert!(waiting.waiting.as_ref().unwrap().why.contains("not registered or refused it in time"), "{waiting:?}");
+    // A broker that was restarted looks at them again, and records nothing twice.
+    net.stop_broker();
+    net.start_broker();
+    let next = net.send(G22, &[TC], letter().about("Sau khi khởi động lại"));
+    net.wait_proven("g22", next.id, 3);
+    net.block_on(net.agent("h37").register(sent.id, code(DN))).unwrap();
+    net.wait_proven("g22", sent.id, 6);
+    assert_eq!((delivery(&net).state, delivery(&net).waiting), (DeliveryState::Registered, None));
+    let verdict = net.judge(&net.bundle_of_broker(sent.id), &sent.received().parts);
+    assert_eq!(verdict.failures().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>(), [""; 0]);
+}
+
 /// What anyone can ask the broker about these dispatches, apart from who happens to be linked and where the journal is: a
 /// stop and a pause write a group of their own.
 fn told_by_the_broker(net: &TestNet, ids: &[DispatchId]) -> Vec<Value> {

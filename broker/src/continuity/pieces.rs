@@ -146,6 +146,7 @@ pub fn state_after(before: DeliveryState, evidence: &Evidence) -> DeliveryState 
         Event::ContentHandoverFailure => DeliveryState::Failed,
         Event::Registered => DeliveryState::Registered,
         Event::Refused => DeliveryState::Refused,
+        Event::NoAnswer => DeliveryState::NoAnswer,
         _ => before,
     }
 }

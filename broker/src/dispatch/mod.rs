@@ -6,8 +6,10 @@
 mod intake;
 mod outcome;
 mod repair;
+mod unanswered;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use docaxis_protocol::directory::{DirectoryError, SignedEntry, VerifiedEntry};
@@ -17,6 +19,7 @@ use docaxis_protocol::frame::{EvidenceItem, Notices};
 use docaxis_protocol::limits::MAX_BATCH;
 use docaxis_protocol::{AgencyCode, NodeId, Origin, Reason, ReasonCode, Timestamp};
 
+use crate::answer::Calendar;
 use crate::bells::Bells;
 use crate::blobs::BlobStore;
 use crate::continuity;
@@ -32,6 +35,7 @@ use crate::work::{GivenUp, Workers};
 pub use intake::{Admitted, Intake, inline_sizes};
 pub use outcome::{Again, Offering, Prepared};
 pub use repair::{Repairs, Wanted};
+pub use unanswered::Unanswered;
 
 /// Pieces of evidence that are read at once for a `Follow`: one about a circular can be 200 KiB.
 const FOLLOW_READ: usize = 32;
@@ -107,6 +111,10 @@ pub struct Exchange {
     pub nodes_crl: CrlSink,
     /// The revocation lists in force, in PEM, by the name of their issuer: handed on to the nodes.
     pub crls: RwLock<BTreeMap<String, String>>,
+    /// By when recipients answer.
+    pub calendar: Calendar,
+    /// The first handover in the log whose answer may be due.
+    pub unanswered_from: AtomicU64,
 }
 
 impl Exchange {
@@ -223,6 +231,9 @@ impl Exchange {
         for (key, bytes) in self.store.notices()? {
             if let Some(name) = key.strip_prefix("crl/") {
                 self.take_crl(name, &String::from_utf8_lossy(&bytes))?;
+            } else if key == unanswered::CURSOR {
+                let from = bytes.try_into().map_or(0, u64::from_be_bytes);
+                self.unanswered_from.store(from, Ordering::Relaxed);
             } else if key.starts_with("agency/") {
                 let damaged =
                     |e: docaxis_protocol::codec::CodecError| StoreError::Damaged(format!("notice {key}: {e}"));

@@ -274,7 +274,7 @@ impl Exchange {
     }
 
     /// Signs and commits one piece of evidence; `None` if the chain moved on first.
-    async fn record(
+    pub(super) async fn record(
         &self,
         dispatch: &Dispatch,
         about: DeliveryEvidence,
@@ -304,7 +304,7 @@ impl Exchange {
         }
     }
 
-    fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Delivery, StoreError> {
+    pub(super) fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Delivery, StoreError> {
         self.store
             .delivery(seq, recipient)?
             .ok_or_else(|| StoreError::Damaged(format!("the delivery of dispatch {} to {recipient} is gone", seq.0)))
@@ -454,7 +454,7 @@ const fn outcome_event(state: DeliveryState) -> Option<Event> {
 
 const fn standing_of(state: DeliveryState) -> Standing {
     match state {
-        DeliveryState::Waiting | DeliveryState::HandedOver => Standing::HandedOver,
+        DeliveryState::Waiting | DeliveryState::HandedOver | DeliveryState::NoAnswer => Standing::HandedOver,
         DeliveryState::Failed => Standing::Failed,
         DeliveryState::Expired => Standing::Expired,
         DeliveryState::Withdrawn => Standing::Withdrawn,

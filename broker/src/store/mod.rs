@@ -157,6 +157,8 @@ pub enum DeliveryState {
     Registered,
     /// Status 02, after a handover.
     Refused,
+    /// Neither 03 nor 02 within the time to answer; either may still come.
+    NoAnswer,
 }
 
 impl DeliveryState {

@@ -221,7 +221,7 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
         priority: envelope.priority,
         subject: subject(&envelope),
         parts: envelope.parts.iter().cloned().enumerate().map(|(n, part)| PartView { n, part }).collect(),
-        outgoing: outgoing.map(|row| out_view(&row, &envelope, (deliveries, &recalls), &link)),
+        outgoing: outgoing.map(|row| out_view(&row, &envelope, (deliveries, &recalls, &evidence), &link)),
         incoming: incoming.into_iter().map(|row| in_view(row, &envelope, &statements, &recalls)).collect(),
         related: recalls.views(),
         document: envelope.document,
@@ -248,12 +248,12 @@ fn entry(row: &EvidenceRow, envelope: &Envelope) -> TimelineEntry {
 fn out_view(
     row: &OutgoingRow,
     envelope: &Envelope,
-    (deliveries, recalls): (Vec<DeliveryRow>, &recalls::Recalls),
+    (deliveries, recalls, evidence): (Vec<DeliveryRow>, &recalls::Recalls, &[EvidenceRow]),
     link: &LinkState,
 ) -> OutView {
     let waiting = (row.state == OutState::Queued).then(|| recalls.held().unwrap_or_else(|| why_queued(row, link)));
     let deliver = |delivery: DeliveryRow| DeliveryView {
-        waiting: recalls.unanswered(&delivery).or_else(|| why_undelivered(row.state, delivery.state, envelope)),
+        waiting: recalls.unanswered(&delivery).or_else(|| why_undelivered(row.state, &delivery, envelope, evidence)),
         recall: recalls.with(&delivery),
         progress: recalls.progress(&delivery.recipient),
         recipient: delivery.recipient,
@@ -292,15 +292,28 @@ fn why_queued(row: &OutgoingRow, link: &LinkState) -> Waiting {
     }
 }
 
-fn why_undelivered(state: OutState, delivery: DeliveryState, envelope: &Envelope) -> Option<Waiting> {
-    let why = match (state, delivery) {
+fn why_undelivered(
+    state: OutState,
+    delivery: &DeliveryRow,
+    envelope: &Envelope,
+    evidence: &[EvidenceRow],
+) -> Option<Waiting> {
+    let overdue =
+        evidence.iter().find(|row| row.event == Event::NoAnswer && row.recipient.as_ref() == Some(&delivery.recipient));
+    let why = match (state, delivery.state) {
         (OutState::Accepted, DeliveryState::Waiting) => {
             format!("the recipient's node has not taken it yet; the exchange tries until {}", envelope.expires)
         }
         (OutState::Accepted, DeliveryState::HandedOver | DeliveryState::Opened)
             if !matches!(envelope.kind, Kind::Status | Kind::Recall) =>
         {
-            "the recipient's officer has not registered or refused it yet".into()
+            match overdue {
+                Some(row) => format!(
+                    "the recipient's officer has not registered or refused it in time (NoAnswer recorded {})",
+                    row.time
+                ),
+                None => "the recipient's officer has not registered or refused it yet".into(),
+            }
         }
         _ => return None,
     };
