@@ -91,8 +91,9 @@ pub fn admit(envelope: &Envelope, situation: &Situation<'_>) -> Result<(), Refus
     if situation.sender_locked {
         return refuse(ReasonCode::SenderLocked, format!("{} is locked and may not send", envelope.sender.agency));
     }
-    if envelope.not_before.is_some() {
-        return refuse(ReasonCode::NotYetSupported, "an appointed time (not_before) is not yet supported".into());
+    if let Some(at) = envelope.not_before.filter(|at| *at >= envelope.expires) {
+        let expires = envelope.expires;
+        return refuse(ReasonCode::Malformed, format!("appointed for {at}, but it expires {expires}: never to be had"));
     }
     let bad: Vec<(Standing, &AgencyCode)> = envelope
         .recipients
@@ -194,6 +195,8 @@ mod tests {
         assert_eq!(case(|e| e.recipients.push("000.00.99.H99".parse().unwrap())), is("evidence", "recipient-locked"));
         assert_eq!(case(|e| e.recipients.push(e.recipients[0].clone())), is("evidence", "duplicate-recipient"));
         assert_eq!(case(|e| drop(e.document.insert("secret".into(), true.into()))), is("evidence", "secret-refused"));
+        assert_eq!(case(|e| e.not_before = Some(e.expires)), is("link", "malformed"));
+        assert_eq!(case(|e| e.not_before = Some(e.expires.minus(Duration::from_secs(1)))), None);
         assert_eq!(case(|e| e.parts[0].size = 1_001), is("evidence", "too-large"));
         assert_eq!(case(|e| e.parts[0].name = "a/b".into()), is("evidence", "unsafe-name"));
         assert_eq!(

@@ -249,12 +249,15 @@ async fn show(State(shared): Shares, UrlPath(id): UrlPath<String>) -> Result<Jso
             .map(|delivery| {
                 let node = exchange.with_directory(|d| d.node_of(&delivery.recipient).cloned());
                 let linked = node.as_ref().is_some_and(|node| exchange.links.nodes().contains(node));
-                let why = match (delivery.state.is_waiting(), exchange.why_lost(seq)) {
-                    (false, _) => String::new(),
-                    (true, Some(lost)) => lost,
-                    (true, None) if linked => "the recipient's node is linked; it is the recipient's turn".into(),
-                    (true, None) => "the recipient's node is not linked; it is the node's administrator's move".into(),
-                };
+                let why =
+                    match (delivery.state.is_waiting(), exchange.why_lost(seq).or_else(|| exchange.why_early(seq))) {
+                        (false, _) => String::new(),
+                        (true, Some(lost)) => lost,
+                        (true, None) if linked => "the recipient's node is linked; it is the recipient's turn".into(),
+                        (true, None) => {
+                            "the recipient's node is not linked; it is the node's administrator's move".into()
+                        }
+                    };
                 json!({"recipient": delivery.recipient, "state": format!("{:?}", delivery.state),
                        "since": delivery.head_time, "node": node, "why": why})
             })

@@ -266,6 +266,7 @@ fn exchange(
         log: keeper.reader(),
         bells: Default::default(),
         repairs: Default::default(),
+        appointed: Default::default(),
         workers: Workers::start(config.broker.workers)?,
         max_part_bytes: config.broker.max_part_bytes,
         evidence_chain: signed_by_seals_ca(&identity.evidence),
@@ -339,6 +340,9 @@ async fn keep_log(mut keeper: LogKeeper, exchange: Arc<Exchange>, mut stopped: w
 async fn sweep(exchange: Arc<Exchange>, mut stopped: watch::Receiver<bool>) {
     let mut walk = Unanswered::default();
     loop {
+        if let Err(error) = exchange.ring_appointed() {
+            tracing::error!(%error, "what was appointed for now is offered at the next round");
+        }
         let expired = exchange.expire_due().await.map(|count| count > 0);
         let expired = told("expiries", expired);
         let unanswered = told("missing answers", exchange.no_answers_due(&mut walk).await);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use docaxis_broker::env::{Env as _, SystemEnv};
 use docaxis_node_agent::gateway::edxml::safe_name;
-use docaxis_protocol::{AgencyCode, ReasonCode};
+use docaxis_protocol::{AgencyCode, ReasonCode, Timestamp};
 use serde_json::{Value, json};
 
 use super::{AgentArg, parse_duration};
@@ -40,12 +40,22 @@ pub struct SendArgs {
     /// When the exchange gives up, such as 30d.
     #[arg(long, value_parser = parse_duration)]
     expires_in: Option<Duration>,
+    /// Hand it over from this time on, not before, such as 2026-12-01T08:00:00+07:00.
+    #[arg(long, value_parser = parse_time)]
+    not_before: Option<Timestamp>,
     /// A key of your own: the same key again gives the same dispatch.
     #[arg(long)]
     idempotency_key: Option<String>,
     /// The files; the first one is the document, the others are appendices.
     #[arg(required = true)]
     files: Vec<PathBuf>,
+}
+
+/// A time with its zone.
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    let wrong = |_| format!("{text:?} is no time: expected one with its zone, such as 2026-12-01T08:00:00+07:00");
+    let at = text.parse::<jiff::Timestamp>().map_err(wrong)?;
+    Ok(Timestamp::from_unix_ms(at.as_millisecond()))
 }
 
 pub fn run(args: &SendArgs, out: Out) -> Result<(), Failure> {
@@ -75,6 +85,9 @@ pub fn run(args: &SendArgs, out: Out) -> Result<(), Failure> {
     let mut draft = json!({
         "from": args.from, "to": args.to, "kind": "new", "priority": args.priority, "document": document, "parts": parts,
     });
+    if let Some(at) = args.not_before {
+        draft["not_before"] = json!(at);
+    }
     if let Some(life) = args.expires_in {
         draft["expires"] = json!(SystemEnv.now().plus(life));
     }

@@ -212,6 +212,42 @@ fn the_first_opening_is_recorded_once_before_or_after_the_answer() {
 }
 
 #[test]
+fn an_appointed_dispatch_waits_for_its_time_lets_others_pass_and_survives_a_restart() {
+    let mut net = TestNet::start(NODES);
+    let at = net.broker().exchange().now().plus(Duration::from_secs(6));
+    let mut draft = docaxis_node_agent::Draft::new(code(G22), vec![code(DN), code(TC)]);
+    (draft.priority, draft.not_before) = (4, Some(at));
+    let appointed = net.block_on(net.agent("g22").compose(draft)).unwrap();
+    let at_once = net.send(G22, &[DN], letter());
+    net.wait_handed_over(&at_once);
+    let waiting = net.block_on(net.agent("g22").show(appointed)).unwrap().outgoing.unwrap().deliveries;
+    for delivery in &waiting {
+        let why = delivery.waiting.as_ref().unwrap();
+        assert!(why.why.contains("appointed") && why.next_attempt == Some(at), "{why:?}");
+    }
+    net.stop_broker();
+    net.start_broker();
+    let g22 = net.agent("g22");
+    net.until(g22, async || {
+        let deliveries = g22.show(appointed).await.unwrap().outgoing.unwrap().deliveries;
+        deliveries.iter().all(|delivery| delivery.state == DeliveryState::HandedOver).then_some(())
+    });
+    for row in net.block_on(g22.evidence(appointed)).unwrap() {
+        assert_eq!(row.time >= at, row.event == Event::ContentHandover, "{} at {}", row.event, row.time);
+    }
+    // An appointment that it cannot keep is refused.
+    let mut never = docaxis_node_agent::Draft::new(code(G22), vec![code(DN)]);
+    (never.expires, never.not_before) =
+        (Some(at.plus(Duration::from_secs(60))), Some(at.plus(Duration::from_secs(90))));
+    let never = net.block_on(g22.compose(never)).unwrap();
+    let refused = net.until(g22, async || {
+        let out = g22.show(never).await.unwrap().outgoing.unwrap();
+        (out.state == OutState::Rejected).then(|| out.reason.unwrap())
+    });
+    assert_eq!(refused.code, "malformed");
+}
+
+#[test]
 fn whoever_does_not_answer_in_time_is_on_record_once_and_may_still_answer() {
     let mut net = TestNet::prepare(NODES);
     net.configure(|broker| broker.acceptance.time = "3s".to_owned().try_into().unwrap(), |_| {});

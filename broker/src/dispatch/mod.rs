@@ -3,6 +3,7 @@
 //! The one order that everything here keeps: check, make the bodies durable, sign, commit, and only then answer. An
 //! answer that means "accepted" or "recorded" is built from what the store returned after its commit.
 
+mod appointed;
 mod intake;
 mod outcome;
 mod repair;
@@ -32,6 +33,7 @@ use crate::space::Space;
 use crate::store::{Store, StoreError};
 use crate::work::{GivenUp, Workers};
 
+pub use appointed::Appointed;
 pub use intake::{Admitted, Intake, inline_sizes};
 pub use outcome::{Again, Offering, Prepared};
 pub use repair::{Repairs, Wanted};
@@ -99,6 +101,8 @@ pub struct Exchange {
     pub log: LogReader,
     pub bells: Bells,
     pub repairs: Repairs,
+    /// What is not to be offered before its time.
+    pub appointed: Appointed,
     pub workers: Workers,
     pub links: Arc<Links>,
     /// Whether the log goes on where it was.

@@ -52,6 +52,8 @@ pub enum Prepared {
     Offer(Box<Offering>),
     /// It no longer waits, or has expired.
     NoLongerDue,
+    /// Its appointed time is still to come; whether that is remembered.
+    NotYet(bool),
     /// Bodies are damaged or missing.
     Lost(Box<Dispatch>, Vec<(u16, PartDigest)>),
 }
@@ -360,6 +362,9 @@ impl Exchange {
         let Some(dispatch) = self.store.dispatch(seq)?.filter(|dispatch| still && dispatch.expires > self.now()) else {
             return Ok(Prepared::NoLongerDue);
         };
+        if let Some(noted) = self.is_early(&dispatch)? {
+            return Ok(Prepared::NotYet(noted));
+        }
         self.offer_of(dispatch, recipient)
     }
 
@@ -368,7 +373,7 @@ impl Exchange {
         let Some(dispatch) = self.store.dispatch(seq)? else { return Ok(None) };
         Ok(match self.offer_of(dispatch, recipient)? {
             Prepared::Offer(offering) => Some(*offering),
-            Prepared::NoLongerDue | Prepared::Lost(..) => None,
+            Prepared::NoLongerDue | Prepared::NotYet(_) | Prepared::Lost(..) => None,
         })
     }
 

@@ -189,7 +189,7 @@ impl Exchange {
         Ok(())
     }
 
-    fn ring_waiting(&self, seq: Seq) -> Result<(), ExchangeError> {
+    pub(super) fn ring_waiting(&self, seq: Seq) -> Result<(), ExchangeError> {
         let deliveries = self.store.deliveries(seq)?;
         self.ring_recipients(deliveries.iter().filter(|one| one.state.is_waiting()).map(|one| &one.recipient));
         Ok(())

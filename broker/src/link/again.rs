@@ -36,7 +36,8 @@ pub async fn serve(
         let offering = exchange.workers.run(move || reader.offering_again(seq, &who));
         if let Some(offering) = offering.await.map_err(ExchangeError::from)?? {
             match push::again(exchange, node, connection, offering).await {
-                Ok(Offered::Recorded | Offered::NoLongerDue) => continue,
+                // What was handed over before is not early.
+                Ok(Offered::Recorded | Offered::NoLongerDue | Offered::NotYet { .. }) => continue,
                 Ok(Offered::BodiesLost { .. }) => {}
                 // The same answer would come every time, and what stands behind it would never be offered.
                 Err(StreamError::Io(IoError::Refused(reason))) if !reason.known().text().retryable => {

@@ -99,12 +99,13 @@ fn pick(
 ) -> Result<Vec<Waiting>, StoreError> {
     let mut queues = Vec::new();
     let mut idle = BTreeSet::new();
-    // They take no place among the offers: others flow while their bodies are asked for.
-    let lost = exchange.repairs.all();
+    // They take no place among the offers: others flow while their bodies are asked for, or their time is to come.
+    let mut held = exchange.repairs.all();
+    held.extend(exchange.appointed.all());
     for agency in active.iter() {
         // Enough to look past everything of this agency that is under way already.
-        let mut queue = exchange.store.waiting(agency, None, room + under_way.len() + lost.len())?;
-        queue.retain(|waiting| !lost.contains(&waiting.seq));
+        let mut queue = exchange.store.waiting(agency, None, room + under_way.len() + held.len())?;
+        queue.retain(|waiting| !held.contains(&waiting.seq));
         if queue.iter().all(|waiting| under_way.contains(&(waiting.seq, waiting.recipient.clone()))) {
             idle.insert(agency.clone());
         } else {
@@ -121,9 +122,9 @@ async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, wa
         Ok(Offered::Recorded) => return key,
         // It has just expired, or its outcome was recorded on another way: the queue will say so in a moment.
         Ok(Offered::NoLongerDue) => SETTLE,
-        // It is not picked again before its bodies are here; if it could not be noted, it is found again after a rest.
-        Ok(Offered::BodiesLost { noted: true }) => return key,
-        Ok(Offered::BodiesLost { noted: false }) => REST,
+        // It is not picked again before its bodies are here, or its time has come; if it could not be noted, it is found again after a rest.
+        Ok(Offered::BodiesLost { noted: true } | Offered::NotYet { noted: true }) => return key,
+        Ok(Offered::BodiesLost { noted: false } | Offered::NotYet { noted: false }) => REST,
         Err(error) => {
             let (seq, recipient) = (key.0.0, &key.1);
             tracing::warn!(%node, seq, %recipient, %error, "an offer was not taken; it waits on");
@@ -141,6 +142,10 @@ async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, wa
 pub enum Offered {
     Recorded,
     NoLongerDue,
+    /// Its appointed time is still to come.
+    NotYet {
+        noted: bool,
+    },
     /// Bodies are damaged or missing; nothing whole was sent of them.
     BodiesLost {
         noted: bool,
@@ -158,6 +163,7 @@ async fn hand_over(
     let offering = match prepared {
         Prepared::Offer(offering) => *offering,
         Prepared::NoLongerDue => return Ok(Offered::NoLongerDue),
+        Prepared::NotYet(noted) => return Ok(Offered::NotYet { noted }),
         Prepared::Lost(dispatch, parts) => {
             return Ok(Offered::BodiesLost { noted: exchange.ask_sender(&dispatch, &parts) });
         }

@@ -221,7 +221,8 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
         priority: envelope.priority,
         subject: subject(&envelope),
         parts: envelope.parts.iter().cloned().enumerate().map(|(n, part)| PartView { n, part }).collect(),
-        outgoing: outgoing.map(|row| out_view(&row, &envelope, (deliveries, &recalls, &evidence), &link)),
+        outgoing: outgoing
+            .map(|row| out_view(&row, &envelope, (deliveries, &recalls, &evidence), (&link, shared.env.now()))),
         incoming: incoming.into_iter().map(|row| in_view(row, &envelope, &statements, &recalls)).collect(),
         related: recalls.views(),
         document: envelope.document,
@@ -249,11 +250,13 @@ fn out_view(
     row: &OutgoingRow,
     envelope: &Envelope,
     (deliveries, recalls, evidence): (Vec<DeliveryRow>, &recalls::Recalls, &[EvidenceRow]),
-    link: &LinkState,
+    (link, now): (&LinkState, Timestamp),
 ) -> OutView {
     let waiting = (row.state == OutState::Queued).then(|| recalls.held().unwrap_or_else(|| why_queued(row, link)));
     let deliver = |delivery: DeliveryRow| DeliveryView {
-        waiting: recalls.unanswered(&delivery).or_else(|| why_undelivered(row.state, &delivery, envelope, evidence)),
+        waiting: recalls
+            .unanswered(&delivery)
+            .or_else(|| why_undelivered(row.state, &delivery, envelope, (evidence, now))),
         recall: recalls.with(&delivery),
         progress: recalls.progress(&delivery.recipient),
         recipient: delivery.recipient,
@@ -296,11 +299,15 @@ fn why_undelivered(
     state: OutState,
     delivery: &DeliveryRow,
     envelope: &Envelope,
-    evidence: &[EvidenceRow],
+    (evidence, now): (&[EvidenceRow], Timestamp),
 ) -> Option<Waiting> {
     let overdue =
         evidence.iter().find(|row| row.event == Event::NoAnswer && row.recipient.as_ref() == Some(&delivery.recipient));
     let why = match (state, delivery.state) {
+        (OutState::Accepted, DeliveryState::Waiting) if let Some(at) = envelope.not_before.filter(|at| *at > now) => {
+            let why = format!("it is handed over from {at} on, as appointed");
+            return Some(Waiting { why, whose_move: Whose::Agent, next_attempt: Some(at) });
+        }
         (OutState::Accepted, DeliveryState::Waiting) => {
             format!("the recipient's node has not taken it yet; the exchange tries until {}", envelope.expires)
         }
