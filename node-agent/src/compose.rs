@@ -19,7 +19,8 @@ use crate::agent::{AgentHandle, Shared};
 use crate::bodies::Kept;
 use crate::env::EntropyError;
 use crate::mailbox::{
-    Destroyed, GivesUp, MAX_SMALL_BODY_BYTES, MailboxError, NotQueued, Queued, QueuedAs, QueuedPart, Related, Resolved,
+    Destroyed, DocumentKeys, GivesUp, MAX_SMALL_BODY_BYTES, MailboxError, NotQueued, Queued, QueuedAs, QueuedPart,
+    Related, Resolved,
 };
 use crate::parts::{CHUNK_BYTES, Parts, PartsError, Stored};
 use crate::related;
@@ -45,6 +46,8 @@ pub struct Draft {
     pub status: Option<StatusReport>,
     /// The caller's own name for this request: the same again gets the same dispatch.
     pub idempotency_key: Option<String>,
+    /// Whether a document that was sent under the same name before keeps this one back.
+    pub unless_sent_before: bool,
     /// The document that its recipient gives up by this.
     pub(crate) gives_up: Option<GivesUp>,
 }
@@ -64,6 +67,7 @@ impl Draft {
             relates: vec![],
             status: None,
             idempotency_key: None,
+            unless_sent_before: false,
             gives_up: None,
         }
     }
@@ -124,11 +128,17 @@ fn rule<T>(code: ReasonCode, text: impl Into<String>) -> Result<T, Refused> {
 impl AgentHandle {
     /// Queues a dispatch; when this answers, it is durable and will be sent.
     pub async fn compose(&self, draft: Draft) -> Result<DispatchId, Refused> {
-        compose(&self.shared, draft).await
+        Ok(compose(&self.shared, draft).await?.id)
     }
 }
 
-pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId, Refused> {
+/// A durable dispatch, and documents that were sent under the same name before.
+pub(crate) struct Composed {
+    pub id: DispatchId,
+    pub sent_before: Vec<DispatchId>,
+}
+
+pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<Composed, Refused> {
     let identity = shared.identity.load_full();
     let Some(seal) = identity.seals.get(&draft.from) else {
         return rule(ReasonCode::NotHosted, format!("this node does not act for {}", draft.from));
@@ -161,7 +171,7 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId,
     };
     // Before any byte is stored: a secret document must not touch the disk, nor a hundred files for nothing.
     check(&envelope, max_part_bytes)?;
-    let about = (related::check(shared, &envelope).await?, draft.gives_up);
+    let about = (related::check(shared, &envelope).await?, draft.gives_up, draft.unless_sent_before);
     if draft.parts.len() > limits::MAX_PARTS {
         return rule(
             ReasonCode::TooManyParts,
@@ -176,12 +186,12 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<DispatchId,
     let bodies: Vec<Digest> = envelope.parts.iter().map(|part| part.sha256).collect();
     drop(kept);
     match queued {
-        Ok(QueuedAs { id, destroyed: Destroyed { unreferenced } }) => {
+        Ok(QueuedAs { id, destroyed: Destroyed { unreferenced }, sent_before }) => {
             docaxis_failpoints::failpoint!("agent.compose.queued");
             shared.clear(unreferenced).await??;
             shared.outbox.notify_one();
             shared.changed();
-            Ok(id)
+            Ok(Composed { id, sent_before })
         }
         Err(refused) => {
             shared.clear(bodies).await??;
@@ -196,7 +206,7 @@ async fn queue(
     from: &AgencyCode,
     seal: &crate::identity::Seal,
     (key, now): (Option<String>, Timestamp),
-    (related, gives_up): (Vec<Related>, Option<GivesUp>),
+    (related, gives_up, unless_sent_before): (Vec<Related>, Option<GivesUp>, bool),
     kept: &mut Kept,
 ) -> Result<QueuedAs, Refused> {
     check(envelope, shared.config.inbox.max_part_bytes)?;
@@ -215,6 +225,8 @@ async fn queue(
         parts: parts.into_iter().collect(),
         small: kept.small.clone(),
         related,
+        document: DocumentKeys::of(envelope),
+        unless_sent_before,
         gives_up,
         idempotency,
     };
@@ -222,6 +234,14 @@ async fn queue(
     loop {
         match shared.mailbox.queue(queued.clone()).await? {
             Ok(queued) => return Ok(queued),
+            Err(NotQueued::SentBefore(before)) => {
+                let before: Vec<String> = before.iter().map(DispatchId::to_string).collect();
+                let text = format!(
+                    "a document of this id, or of this number, notation, issuer and year, was sent already: {}",
+                    before.join(", ")
+                );
+                return rule(ReasonCode::DuplicateDocument, text);
+            }
             Err(NotQueued::NotHere) => {
                 return rule(ReasonCode::NotFound, "the document that would be given up is not here, or no longer");
             }

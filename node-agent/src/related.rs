@@ -151,7 +151,7 @@ pub(crate) async fn recall(
         idempotency_key: Some(key),
         ..Draft::new(row.sender, open.into_iter().collect())
     };
-    compose(shared, draft).await
+    Ok(compose(shared, draft).await?.id)
 }
 
 pub(crate) async fn report(
@@ -237,7 +237,7 @@ pub(crate) async fn report(
         gives_up,
         ..Draft::new(recipient, vec![envelope.sender.agency])
     };
-    compose(shared, draft).await
+    Ok(compose(shared, draft).await?.id)
 }
 
 async fn received(shared: &Shared, id: DispatchId, recipient: &AgencyCode) -> Result<IncomingRow, Refused> {

@@ -57,6 +57,7 @@ reasons! {
     OverQuota "over-quota" 4 true "Vượt hạn mức." "The quota is used up." "Wait, then send again.";
     SecretRefused "secret-refused" 5 false "Văn bản mật không được gửi qua trục này." "State secrets may not travel over this exchange." "Send the document by the channel for state secrets.";
     IdConflict "id-conflict" 5 false "Mã văn bản này đã được dùng cho nội dung khác." "This dispatch id was already used for other content." "Make a new dispatch; never change one that was sent.";
+    DuplicateDocument "duplicate-document" 5 false "Văn bản trùng mã định danh, hoặc trùng số, ký hiệu và cơ quan ban hành trong năm." "A document of the same id, or of the same number, notation, issuer and year, was sent before." "Look at the earlier dispatch; `doc send --again` sends it all the same.";
     Expired "expired" 5 false "Đã quá hạn." "The time for it has passed." "Send a new dispatch with a later expiry.";
     Withdrawn "withdrawn" 5 false "Bên gửi đã thu hồi văn bản." "The sender has withdrawn it." "Nothing is to be done.";
     Revoked "revoked" 7 false "Chứng thư đã bị thu hồi." "A certificate has been revoked." "Ask the authority for a new certificate.";

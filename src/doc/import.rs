@@ -162,9 +162,13 @@ fn take_document(control: &Control, file: &Path, document: Document, original: &
         return Imported::done(file, kind, "imported", text);
     }
     match queue(control, file, (&document, relates), original) {
-        Ok(id) => {
+        Ok((id, before)) => {
             let result = if document.kind == Kind::New { "queued" } else { "imported" };
-            Imported { id: Some(id), ..Imported::done(file, kind, result, String::new()) }
+            let warning = match before[..] {
+                [] => String::new(),
+                _ => format!("warning: a document of the same id or number was sent before: {}", before.join(", ")),
+            };
+            Imported { id: Some(id), ..Imported::done(file, kind, result, warning) }
         }
         Err(failure) => Imported::refused(file, Some(kind), failure),
     }
@@ -176,7 +180,7 @@ fn queue(
     file: &Path,
     (document, relates): (&Document, Vec<Value>),
     original: &[u8],
-) -> Result<DispatchId, Failure> {
+) -> Result<(DispatchId, Vec<String>), Failure> {
     let folder = tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir()?;
     let mut parts = Vec::new();
     let mut add = |name: &str, media_type: &str, role: &str, bytes: &[u8]| -> Result<(), Failure> {
@@ -199,10 +203,13 @@ fn queue(
     made(control, &draft)
 }
 
-fn made(control: &Control, draft: &Value) -> Result<DispatchId, Failure> {
+/// Queues a draft; says which documents were sent under the same name before.
+fn made(control: &Control, draft: &Value) -> Result<(DispatchId, Vec<String>), Failure> {
     let queued: Value = control.post("/v1/dispatches", draft, None)?;
     let id = queued["id"].as_str().unwrap_or_default();
-    id.parse().map_err(|e| Failure::other(format!("the agent answered without an id: {e}")))
+    let id = id.parse().map_err(|e| Failure::other(format!("the agent answered without an id: {e}")))?;
+    let before = queued["sent_before"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    Ok((id, before.map(str::to_owned).collect()))
 }
 
 /// The dispatches that a recall, an update or a replacement is about, found by the document ids that it names.
@@ -278,7 +285,7 @@ fn further(control: &Control, status: &StatusMessage) -> Result<DispatchId, Fail
         "relates": [{"rel": rel::CONCERNS, "dispatch": id, "document_id": status.about_document}],
         "status": {"code": code, "description": status.description, "time": time},
     });
-    made(control, &draft)
+    Ok(made(control, &draft)?.0)
 }
 
 /// The newest dispatch that `who` sent or received from here under this document id.

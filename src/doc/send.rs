@@ -46,6 +46,9 @@ pub struct SendArgs {
     /// A key of your own: the same key again gives the same dispatch.
     #[arg(long)]
     idempotency_key: Option<String>,
+    /// Send it although a document of the same id or number was sent before.
+    #[arg(long)]
+    again: bool,
     /// The files; the first one is the document, the others are appendices.
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -84,6 +87,7 @@ pub fn run(args: &SendArgs, out: Out) -> Result<(), Failure> {
     }
     let mut draft = json!({
         "from": args.from, "to": args.to, "kind": "new", "priority": args.priority, "document": document, "parts": parts,
+        "unless_sent_before": !args.again,
     });
     if let Some(at) = args.not_before {
         draft["not_before"] = json!(at);

@@ -32,6 +32,9 @@ pub fn dispatch(shown: &Value) -> String {
         let (name, size) = (part["name"].as_str().unwrap_or_default(), part["size"].as_u64().unwrap_or_default());
         words += &format!("  {name}  {size} bytes\n");
     }
+    for other in shown["same_document"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        words += &format!("warning: dispatch {other} bears the same document id or number\n");
+    }
     if let Some(outgoing) = shown["outgoing"].as_object() {
         words += &format!("sent: {}{}\n", outgoing["state"].as_str().unwrap_or_default(), because(&shown["outgoing"]));
         for delivery in outgoing["deliveries"].as_array().into_iter().flatten() {

@@ -213,6 +213,28 @@ fn nobody_but_the_sender_recalls_and_nobody_but_a_recipient_reports() {
 }
 
 #[test]
+fn a_document_that_was_sent_before_under_the_same_number_is_warned_of_at_both_ends() {
+    let net = TestNet::start(NODES);
+    let g22 = net.agent("g22");
+    let numbered = |subject: &str, refuse: bool| {
+        let mut draft = Draft::new(code(G22), codes(&[DN]));
+        let document = serde_json::json!({"Subject": subject, "Code": {"CodeNumber": "12", "CodeNotation": "VPCP-TH"}});
+        draft.document = document.as_object().cloned().unwrap();
+        draft.unless_sent_before = refuse;
+        net.block_on(g22.compose(draft))
+    };
+    let first = numbered("lần một", true).unwrap();
+    let refused = numbered("lần hai", true).unwrap_err();
+    assert_eq!(refused.code(), ReasonCode::DuplicateDocument);
+    assert!(refused.to_string().contains(&first.to_string()), "{refused}");
+    let second = numbered("lần hai", false).unwrap();
+    let (at_sender, h37) = (net.block_on(g22.show(second)).unwrap(), net.agent("h37"));
+    assert_eq!(at_sender.same_document, [first]);
+    let received = net.until(h37, async || h37.show(second).await.ok().filter(|shown| !shown.same_document.is_empty()));
+    assert_eq!(received.same_document, [first]);
+}
+
+#[test]
 fn complaint_08_statuses_follow_the_registration_once_each_and_never_go_back() {
     let net = TestNet::start(NODES);
     let sent = net.send(G22, &[DN], letter());

@@ -73,8 +73,8 @@ async fn make(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes
         Some(Err(_)) => return Err(Problem::malformed("Idempotency-Key is not plain text")),
     };
     let draft = body_of::<DraftJson>(&body)?.into_draft(key)?;
-    let id = compose::compose(&shared, draft).await?;
-    Ok((StatusCode::ACCEPTED, Json(Made { id })).into_response())
+    let compose::Composed { id, sent_before } = compose::compose(&shared, draft).await?;
+    Ok((StatusCode::ACCEPTED, Json(Made { id, sent_before })).into_response())
 }
 
 #[derive(Deserialize)]
@@ -230,7 +230,7 @@ async fn open(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body: B
 async fn recall(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body: Bytes) -> Result<Response, Problem> {
     let (id, asked) = (id_of(&id)?, body_of::<RecallJson>(&body)?);
     let id = related::recall(&shared, id, asked.to, &asked.reason).await?;
-    Ok((StatusCode::ACCEPTED, Json(Made { id })).into_response())
+    Ok((StatusCode::ACCEPTED, Json(Made { id, sent_before: vec![] })).into_response())
 }
 
 async fn evidence(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Answer<Value> {

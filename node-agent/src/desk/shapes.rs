@@ -47,6 +47,9 @@ pub(super) struct DraftJson {
     relates: Vec<Relation>,
     #[serde(default)]
     status: Option<StatusReport>,
+    /// Refuse it if a document was sent under the same name before.
+    #[serde(default)]
+    unless_sent_before: bool,
 }
 
 /// A part by its absolute path, or its bytes. A path is taken only because the peer is the same user on the same
@@ -79,6 +82,7 @@ impl DraftJson {
             relates: self.relates,
             status: self.status,
             idempotency_key,
+            unless_sent_before: self.unless_sent_before,
             gives_up: None,
         })
     }
@@ -103,6 +107,9 @@ impl PartJson {
 #[derive(Debug, Serialize)]
 pub(super) struct Made {
     pub id: DispatchId,
+    /// Documents that were sent under the same name before: a warning.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sent_before: Vec<DispatchId>,
 }
 
 /// `POST /v1/dispatches/{id}/status`.

@@ -12,7 +12,9 @@ use super::io::Stream;
 use super::session::Session;
 use crate::bodies::Kept;
 use crate::inbox::{self, NotTaken};
-use crate::mailbox::{self, EvidenceRow, Known, QueuedPart, Related, StatementRow, Take, TakeBody, Taken};
+use crate::mailbox::{
+    self, DocumentKeys, EvidenceRow, Known, QueuedPart, Related, StatementRow, Take, TakeBody, Taken,
+};
 use crate::parts::PartsError;
 
 pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<(), LinkError> {
@@ -174,6 +176,7 @@ async fn take(
             small: kept.small.clone(),
             held: fetched.held,
             related: Related::of(envelope, &offer.recipient, true),
+            document: DocumentKeys::of(envelope),
         }
     });
     // Until it is answered, what was stored for this offer must not be cleared away by another's withdrawal: `kept` holds it.

@@ -10,7 +10,9 @@ use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use super::proofs::insert_evidence;
 use super::rows::{self, InState};
 use super::statements::{self, handover_statement};
-use super::{EvidenceRow, Mailbox, MailboxError, QueuedPart, Related, SmallBodies, bodies, related};
+use super::{
+    DocumentKeys, EvidenceRow, Mailbox, MailboxError, QueuedPart, Related, SmallBodies, bodies, documents, related,
+};
 
 /// What a recipient answers to an offer, about to become durable.
 #[derive(Debug, Clone)]
@@ -37,6 +39,8 @@ pub struct TakeBody {
     pub held: Vec<Digest>,
     /// What it says about earlier dispatches.
     pub related: Vec<Related>,
+    /// What the document is told from others by.
+    pub document: DocumentKeys,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -303,6 +307,7 @@ fn insert(connection: &Connection, take: &Take, body: &TakeBody) -> Result<(), M
         ])?;
     bodies::insert(connection, &body.small)?;
     related::insert(connection, &body.related)?;
+    documents::insert(connection, &body.document, &take.recipient, true, take.id)?;
     for part in &body.parts {
         connection.prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 1, ?3, ?4)")?.execute(params![
             part.sha256.as_bytes(),
@@ -364,6 +369,9 @@ pub(super) fn set_aside(
         return Ok(Destroyed::default());
     }
     related::forget(connection, id, recipient)?;
+    connection
+        .prepare_cached("DELETE FROM documents WHERE agency = ?1 AND incoming = 1 AND dispatch = ?2")?
+        .execute(params![recipient.as_str(), id.as_bytes()])?;
     release(connection, id, recipient)
 }
 

@@ -8,6 +8,7 @@
 mod agencies;
 mod bodies;
 mod check;
+mod documents;
 mod held;
 mod incoming;
 mod outgoing;
@@ -21,6 +22,7 @@ mod wal;
 pub use agencies::{AgencyRow, Resolved};
 pub use bodies::{BodyRow, MAX_SMALL_BODY_BYTES, SmallBodies, body_in};
 pub use check::check;
+pub use documents::DocumentKeys;
 pub use held::{begin_epoch, snapshot};
 pub use incoming::{Destroyed, IncomingRow, Known, Take, TakeBody, Taken};
 pub use outgoing::{DeliveryRow, NotQueued, OutgoingRow, Queued, QueuedAs, QueuedPart};

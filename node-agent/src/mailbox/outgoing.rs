@@ -8,7 +8,9 @@ use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 use super::incoming::Destroyed;
 use super::proofs::insert_evidence;
 use super::rows::{self, DeliveryState, OutState};
-use super::{EvidenceRow, GivesUp, Mailbox, MailboxError, Related, SmallBodies, bodies, related};
+use super::{
+    DocumentKeys, EvidenceRow, GivesUp, Mailbox, MailboxError, Related, SmallBodies, bodies, documents, related,
+};
 
 /// A new dispatch, sealed.
 #[derive(Debug, Clone)]
@@ -24,6 +26,9 @@ pub struct Queued {
     pub small: SmallBodies,
     /// What it says about earlier dispatches.
     pub related: Vec<Related>,
+    /// What the document is told from others by, and whether one that was sent before keeps it back.
+    pub document: DocumentKeys,
+    pub unless_sent_before: bool,
     /// Of an agreement to a recall: the document that goes with it.
     pub gives_up: Option<GivesUp>,
     /// The caller's own key for this request and the digest of what was asked.
@@ -109,12 +114,16 @@ impl Mailbox {
                 if let Some((id, earlier)) = earlier {
                     let id = rows::dispatch(id)?;
                     let same = earlier == request.as_bytes();
-                    let known = QueuedAs { id, destroyed: Destroyed::default() };
+                    let known = QueuedAs { id, destroyed: Destroyed::default(), sent_before: vec![] };
                     return Ok(if same { Ok(known) } else { Err(NotQueued::Conflict(id)) });
                 }
             }
             if let Some(sha256) = bodies::known_one(connection, &new.small)? {
                 return Ok(Err(NotQueued::LookAt(sha256)));
+            }
+            let sent_before = documents::same(connection, &new.document, &new.sender, false, new.id)?;
+            if new.unless_sent_before && !sent_before.is_empty() {
+                return Ok(Err(NotQueued::SentBefore(sent_before)));
             }
             let destroyed = match &new.gives_up {
                 None => Destroyed::default(),
@@ -124,7 +133,7 @@ impl Mailbox {
                 },
             };
             insert(connection, &new)?;
-            Ok(Ok(QueuedAs { id: new.id, destroyed }))
+            Ok(Ok(QueuedAs { id: new.id, destroyed, sent_before }))
         })
         .await
     }
@@ -302,15 +311,19 @@ impl Mailbox {
 pub struct QueuedAs {
     pub id: DispatchId,
     pub destroyed: Destroyed,
+    /// Documents that were sent under a name of this one before.
+    pub sent_before: Vec<DispatchId>,
 }
 
 /// Why a dispatch was not queued. Nothing of it was stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotQueued {
     /// The caller's key was used before, for this other request.
     Conflict(DispatchId),
     /// The document that would go with it is not here, or no longer.
     NotHere,
+    /// A document was sent under a name of this one before.
+    SentBefore(Vec<DispatchId>),
     /// This small body is here already: whether it is whole there is to be looked at first.
     LookAt(Digest),
 }
@@ -347,6 +360,7 @@ pub(super) fn insert(connection: &Connection, new: &Queued) -> Result<(), Mailbo
     }
     bodies::insert(connection, &new.small)?;
     related::insert(connection, &new.related)?;
+    documents::insert(connection, &new.document, &new.sender, false, new.id)?;
     for part in &new.parts {
         connection.prepare_cached("INSERT OR IGNORE INTO part_refs VALUES (?1, ?2, 0, ?3, ?4)")?.execute(params![
             part.sha256.as_bytes(),

@@ -3,7 +3,7 @@
 use docaxis_protocol::Envelope;
 use rusqlite::Connection;
 
-use super::{MailboxError, Related, related};
+use super::{MailboxError, Related, documents, related};
 
 const VERSION: i64 = 6;
 /// From this version on small bodies are rows.
@@ -155,7 +155,7 @@ const V5: &str = "
 CREATE TABLE bodies (n INTEGER PRIMARY KEY, sha256 BLOB NOT NULL UNIQUE, bytes BLOB NOT NULL) STRICT;
 ";
 
-/// What was sent about earlier dispatches.
+/// What was sent about earlier dispatches, and the names of documents.
 const V6: &str = "
 CREATE TABLE related (
   target BLOB NOT NULL,
@@ -170,6 +170,13 @@ CREATE TABLE related (
   PRIMARY KEY (target, dispatch, agency, incoming)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX related_dispatch ON related (dispatch, agency);
+CREATE TABLE documents (
+  agency TEXT NOT NULL,
+  incoming INTEGER NOT NULL,
+  key TEXT NOT NULL,
+  dispatch BLOB NOT NULL,
+  PRIMARY KEY (agency, incoming, key, dispatch)
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Before version 6 the exchange took documents alone. What else was made here waits, or was rejected.
@@ -215,6 +222,7 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
             }
             transaction.execute_batch(V6)?;
             relate_what_was_not_accepted(&transaction)?;
+            documents::fill(&transaction)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
             Ok(())

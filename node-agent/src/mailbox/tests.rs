@@ -29,6 +29,8 @@ pub(super) fn queued(n: u32) -> Queued {
         parts: vec![QueuedPart { sha256: Digest::of(&n.to_be_bytes()), size: 4 }],
         small: SmallBodies::default(),
         related: vec![],
+        document: Default::default(),
+        unless_sent_before: false,
         gives_up: None,
         idempotency: None,
     }
@@ -420,6 +422,7 @@ fn the_bodies_of_what_was_sent_stay_whatever_has_become_of_it() {
             small: SmallBodies::default(),
             held: vec![],
             related: vec![],
+            document: Default::default(),
         });
         assert_eq!(mailbox.take(take).await.unwrap(), Taken::New);
         let open = mailbox.open_statements(None, 9).await.unwrap().remove(0);

@@ -205,6 +205,15 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
     let evidence = shared.mailbox.evidence_of(id).await?;
     let deliveries = shared.mailbox.deliveries(id).await?;
     let recalls = recalls::Recalls::of(shared, &envelope, outgoing.as_ref().map(|row| &row.sender)).await?;
+    let mut same_document = Vec::new();
+    let agencies = outgoing.iter().map(|row| (row.sender.clone(), false));
+    for (agency, received) in agencies.chain(incoming.iter().map(|row| (row.recipient.clone(), true))) {
+        for other in shared.mailbox.same_documents(&envelope, agency, received).await? {
+            if !same_document.contains(&other) {
+                same_document.push(other);
+            }
+        }
+    }
     let link = shared.link.borrow().clone();
     let mut timeline: Vec<TimelineEntry> = evidence.iter().map(|row| entry(row, &envelope)).collect();
     if let Some(row) = &outgoing {
@@ -224,6 +233,7 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
         outgoing: outgoing
             .map(|row| out_view(&row, &envelope, (deliveries, &recalls, &evidence), (&link, shared.env.now()))),
         incoming: incoming.into_iter().map(|row| in_view(row, &envelope, &statements, &recalls)).collect(),
+        same_document,
         related: recalls.views(),
         document: envelope.document,
         timeline,

@@ -134,6 +134,9 @@ pub struct DispatchView {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outgoing: Option<OutView>,
     pub incoming: Vec<InView>,
+    /// Other documents here of the same id, or of the same number, notation, issuer and year: a warning.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub same_document: Vec<DispatchId>,
     /// What was sent about it since, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub related: Vec<RelatedView>,

@@ -117,6 +117,7 @@ fn taken(n: u8, bodies: &[&[u8]]) -> Take {
             small,
             held: vec![],
             related: vec![],
+            document: Default::default(),
         }),
     }
 }
@@ -270,7 +271,9 @@ fn a_database_of_the_version_before_keeps_its_bodies_as_files_and_takes_new_ones
     wait(mailbox.queue(as_file)).unwrap().unwrap();
     mailbox.close();
     let connection = super::super::raw(&path);
-    connection.execute_batch("DROP TABLE bodies; DROP TABLE related; PRAGMA user_version = 4;").unwrap();
+    connection
+        .execute_batch("DROP TABLE bodies; DROP TABLE related; DROP TABLE documents; PRAGMA user_version = 4;")
+        .unwrap();
     drop(connection);
     for _ in 0..2 {
         let mailbox = Mailbox::open(&path).unwrap();
