@@ -20,6 +20,7 @@ pub mod dispatch;
 pub mod env;
 pub mod evidence;
 pub mod link;
+mod loops;
 pub mod schedule;
 pub mod seals;
 pub mod space;
@@ -28,4 +29,4 @@ pub mod store;
 pub mod work;
 
 pub use config::BrokerConfig;
-pub use start::{Broker, StartError, check, control_socket, rebuild};
+pub use start::{Broker, Simulated, StartError, check, control_socket, rebuild};

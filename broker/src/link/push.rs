@@ -61,8 +61,8 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
             }
         }
         tokio::select! {
+            biased;
             _ = connection.closed() => return,
-            rung = bell.recipients() => active.extend(rung),
             // A bell may be lost with the request that was to ring it; the queue is the truth.
             _ = round.tick() => active.extend(exchange.with_directory(|d| d.hosted_by(&node))),
             // An agency that moved to this node may bring a queue with it.
@@ -85,6 +85,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
                     ended = offers.try_join_next();
                 }
             },
+            rung = bell.recipients() => active.extend(rung),
         }
     }
 }
@@ -131,6 +132,7 @@ async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, wa
         }
     };
     tokio::select! {
+        biased;
         () = tokio::time::sleep(rest) => {}
         _ = connection.closed() => {}
     }
