@@ -22,4 +22,5 @@ mod ready;
 mod refusals;
 mod resident;
 mod restore;
+mod sim;
 mod testnet;

@@ -106,6 +106,9 @@ fn pick(
         // Enough to look past everything of this agency that is under way already.
         let mut queue = exchange.store.waiting(agency, None, room + under_way.len() + lost.len())?;
         queue.retain(|waiting| !lost.contains(&waiting.seq));
+        queue.retain(|Waiting { seq, recipient, .. }| {
+            !docaxis_failpoints::defect!("broker.defect.dropped-on-retry" has befallen format!("{} {recipient}", seq.0))
+        });
         if queue.iter().all(|waiting| under_way.contains(&(waiting.seq, waiting.recipient.clone()))) {
             idle.insert(agency.clone());
         } else {
@@ -128,6 +131,7 @@ async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, wa
         Err(error) => {
             let (seq, recipient) = (key.0.0, &key.1);
             tracing::warn!(%node, seq, %recipient, %error, "an offer was not taken; it waits on");
+            docaxis_failpoints::defect!("broker.defect.dropped-on-retry" befalls format!("{seq} {recipient}"));
             REST
         }
     };

@@ -216,6 +216,9 @@ impl Committer {
             done = self.take(request, &mut staged, &mut totals, &mut replies);
         }
         docaxis_failpoints::failpoint!("broker.commit.taken");
+        if done.is_ok() && docaxis_failpoints::defect!("broker.defect.acknowledged-before-sync") {
+            replies.drain(..).for_each(|reply| self.answer(reply));
+        }
         let done = done.and_then(|()| self.commit(&mut staged, &mut totals));
         if let Err(error) = &done {
             // Set before the first refusal leaves: who is refused must find the store refusing.
