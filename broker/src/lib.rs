@@ -21,6 +21,7 @@ pub mod dispatch;
 pub mod env;
 pub mod evidence;
 pub mod link;
+mod loops;
 pub mod relation;
 pub mod schedule;
 pub mod seals;
@@ -30,4 +31,4 @@ pub mod store;
 pub mod work;
 
 pub use config::BrokerConfig;
-pub use start::{Broker, StartError, check, control_socket, rebuild};
+pub use start::{Broker, Simulated, StartError, check, control_socket, rebuild};

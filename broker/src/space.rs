@@ -8,13 +8,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use docaxis_protocol::space::{Ballast, Level, Report, SpaceConfig, Step, Watch};
 use docaxis_protocol::{Reason, ReasonCode};
 
 use crate::disk::Disk;
+use crate::loops::{Loop, Loops};
 
 /// How often the file system is looked at, whether or not somebody met its end.
 pub const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -82,13 +82,24 @@ impl Space {
     }
 
     /// Looks again and again, until [`Space::stop`].
-    pub fn start(self: &Arc<Self>, every: Duration) -> io::Result<JoinHandle<()>> {
+    pub fn start(self: &Arc<Self>, loops: Loops, every: Duration) -> io::Result<Loop> {
         let space = self.clone();
-        std::thread::Builder::new().name("space".into()).spawn(move || {
+        if loops != Loops::Threads {
+            let looking = async move {
+                while !space.bell().stop {
+                    tokio::time::sleep(every).await;
+                    let needed = std::mem::take(&mut space.bell().rung);
+                    space.look(needed);
+                }
+            };
+            return Ok(Loops::task("space", looking));
+        }
+        let thread = std::thread::Builder::new().name("space".into()).spawn(move || {
             while let Some(needed) = space.wait(every) {
                 space.look(needed);
             }
-        })
+        });
+        thread.map(Loop::Thread)
     }
 
     pub fn stop(&self) {
@@ -298,7 +309,7 @@ mod tests {
     fn a_writer_that_met_the_end_is_heard_at_once_and_the_room_that_returns_is_seen() {
         let disk = disk(256, 0);
         let space = open(&disk);
-        let thread = space.start(Duration::from_millis(1)).unwrap();
+        let thread = space.start(Loops::Threads, Duration::from_millis(1)).unwrap();
         for (free, expected) in [(Some(0), Level::Full), (None, Level::Open)] {
             disk.leave_free(free, None);
             space.ran_out();
@@ -309,6 +320,6 @@ mod tests {
             }
         }
         space.stop();
-        thread.join().unwrap();
+        assert!(thread.join());
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use docaxis_certs::crl::CrlError;
@@ -24,15 +23,16 @@ use crate::console::{Condition, Console, ConsoleError, Health};
 use crate::continuity::{self, Mark};
 use crate::control::{Addresses, Control, ControlError, Copies};
 use crate::directory::Directory;
-use crate::disk::RealDisk;
+use crate::disk::{Disk, RealDisk};
 use crate::dispatch::{Exchange, ExchangeError, Unanswered};
-use crate::env::{Env as _, SystemEnv};
+use crate::env::{Env, SystemEnv};
 use crate::evidence::log::LogError;
 use crate::evidence::{Issuer, LogKeeper};
-use crate::link::{Link, LinkConfig, LinkError, Links};
+use crate::link::{Link, LinkConfig, LinkError, Links, Network};
+use crate::loops::{Loop, Loops, small_runtime};
 use crate::seals::Seals;
 use crate::space::Space;
-use crate::store::embedded::{self, EmbeddedConfig, EmbeddedStore, Progress, Rebuilt};
+use crate::store::embedded::{self, EmbeddedConfig, EmbeddedStore, IndexKind, MemoryIndex, Progress, Rebuilt};
 use crate::store::{Store, StoreError};
 use crate::work::Workers;
 
@@ -75,23 +75,35 @@ pub struct Broker {
     health: Arc<Health>,
     running: Arc<Running>,
     link: Link,
-    control: Control,
+    /// None in a simulation.
+    control: Option<Control>,
     stop: watch::Sender<bool>,
+}
+
+/// What a simulation puts in the machine's place. Console and control socket are not started in it.
+#[derive(Clone)]
+pub struct Simulated {
+    pub env: Arc<dyn Env>,
+    pub disk: Arc<dyn Disk>,
+    pub index: Arc<MemoryIndex>,
+    pub network: Arc<dyn Network>,
+    /// How long the disk takes over a commit, or over a body's piece.
+    pub disk_time: Duration,
+    pub segment_bytes: u64,
 }
 
 /// What must go on while the broker serves.
 struct Running {
     embedded: Arc<EmbeddedStore>,
     exchange: Arc<Exchange>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    loops: Mutex<Vec<Loop>>,
 }
 
 impl Running {
     /// See [`Broker::poisoned`].
     fn poisoned(&self) -> Option<StoreError> {
-        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = threads.iter().find(|thread| thread.is_finished());
-        let ended = ended.map(|thread| thread.thread().name().unwrap_or("a thread").to_owned());
+        let loops = self.loops.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = loops.iter().find(|one| one.is_ended()).map(|one| one.name().to_owned());
         self.embedded
             .poisoned()
             .or_else(|| ended.map(|name| StoreError::Poisoned(format!("{name} has ended; the log says why"))))
@@ -129,35 +141,50 @@ impl Broker {
         let embedded = open(config, progress)?;
         health.store_opened();
         docaxis_failpoints::failpoint!("broker.start.recovered");
-        let blobs = embedded.blobs();
-        let store: Arc<dyn Store> = embedded.clone();
-        let mark = Mark::read(&section.data, SystemEnv.now())?;
-        let log = section.data.join("log");
-        let keeper = LogKeeper::open(&log, &identity.origin, identity.log_key.clone(), &*store, mark.is_none())?;
-        docaxis_failpoints::failpoint!("broker.start.log-agreed");
-        let (space, parts) = (embedded.space(), (blobs, &keeper, mark));
-        let exchange = Arc::new(exchange(config, &identity, store, space, parts, trust.clone(), links.clone())?);
-        exchange.restore_notices()?;
+        let rooms =
+            Rooms { env: Arc::new(SystemEnv), workers: Workers::start(section.workers)?, store: embedded.clone() };
+        let (exchange, keeper) = exchange(config, &identity, rooms, trust.clone(), links.clone())?;
         let (stop, stopped) = watch::channel(false);
-        let threads = vec![
-            thread("log", keep_log(keeper, exchange.clone(), stopped.clone()))?,
-            thread("sweeper", sweep(exchange.clone(), stopped.clone()))?,
-            thread("continuity", continuity::Keeper::run(exchange.clone(), stopped))?,
-        ];
-        let link_config = LinkConfig {
-            listen: section.listen,
-            streams_per_node: section.streams_per_node,
-            max_connections: section.max_connections,
-        };
-        let link = Link::start(&link_config, &identity, trust, exchange.clone(), links)?;
+        let running = go_on(Loops::Threads, keeper, &exchange, &stopped)?;
+        let link = Link::start(&link_config(config), &identity, trust, exchange.clone(), links)?;
         let copies = Copies { store: embedded.clone(), data: section.data.clone() };
         let addresses = Addresses { link: link.address(), console: console.as_ref().map(Console::address) };
         let control = Control::start(&control_socket(config), &identity, exchange.clone(), addresses, copies)?;
-        let running = Arc::new(Running { embedded, exchange, threads: Mutex::new(threads) });
+        let running = Arc::new(Running { embedded, exchange, loops: Mutex::new(running) });
         let asked = Arc::downgrade(&running);
         health.serving(move || asked.upgrade().map(|running| running.condition()));
         tracing::info!(origin = %identity.origin, address = %link.address(), "the broker serves");
-        Ok(Self { console, health, running, link, control, stop })
+        Ok(Self { console, health, running, link, control: Some(control), stop })
+    }
+
+    /// The same in a simulation: everything runs as tasks of the runtime around the caller, whose end is the broker's crash.
+    /// Only the log's files, the identity and marks are on the machine's disk.
+    pub fn simulated(config: &BrokerConfig, world: &Simulated) -> Result<Self, StartError> {
+        let section = &config.broker;
+        let identity = BrokerIdentity::load(&section.identity)?;
+        let trust = Trust::new(identity.origin.clone(), &identity.common)?;
+        let links = Arc::new(Links::default());
+        let loops = Loops::Tasks { disk: world.disk_time };
+        let store = EmbeddedConfig {
+            index: IndexKind::Memory(world.index.clone()),
+            segment_bytes: world.segment_bytes,
+            // Nobody could wait for the writer of the index.
+            index_batch_rows: usize::MAX / 4,
+            // Real time must decide nothing.
+            collect: Duration::MAX,
+            loops,
+            ..embedded_config(config, Arc::default())
+        };
+        let embedded = EmbeddedStore::open(&section.data, store, world.disk.clone())?;
+        let rooms = Rooms { env: world.env.clone(), workers: Workers::inline(), store: embedded.clone() };
+        let (exchange, keeper) = exchange(config, &identity, rooms, trust.clone(), links.clone())?;
+        let (stop, stopped) = watch::channel(false);
+        let running = go_on(loops, keeper, &exchange, &stopped)?;
+        let served = (exchange.clone(), links);
+        let link = Link::simulated(&link_config(config), &identity, trust, served.0, served.1, &*world.network)?;
+        let running = Arc::new(Running { embedded, exchange, loops: Mutex::new(running) });
+        let health = Health::new(Arc::default());
+        Ok(Self { console: None, health, running, link, control: None, stop })
     }
 
     /// The address of the link; the port is known even if 0 was asked for.
@@ -183,12 +210,14 @@ impl Broker {
     /// Stops: no new work, links closed, a last checkpoint, the store closed. What was accepted is durable already.
     pub fn stop(mut self) -> Result<(), StoreError> {
         self.health.stopping();
-        self.control.stop();
+        if let Some(control) = &mut self.control {
+            control.stop();
+        }
         self.link.stop();
         let _threads_gone = self.stop.send(true);
-        let threads = std::mem::take(&mut *self.running.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        for thread in threads {
-            if thread.join().is_err() {
+        let loops = std::mem::take(&mut *self.running.loops.lock().unwrap_or_else(PoisonError::into_inner));
+        for one in loops {
+            if !one.join() {
                 tracing::error!("a thread had panicked");
             }
         }
@@ -223,17 +252,37 @@ pub fn rebuild(config: &BrokerConfig) -> Result<Rebuilt, StoreError> {
     embedded::rebuild(&config.broker.data, &embedded_config(config, Arc::default()), Arc::new(RealDisk))
 }
 
+fn link_config(config: &BrokerConfig) -> LinkConfig {
+    LinkConfig {
+        listen: config.broker.listen,
+        streams_per_node: config.broker.streams_per_node,
+        max_connections: config.broker.max_connections,
+    }
+}
+
+/// What an exchange stands on.
+struct Rooms {
+    env: Arc<dyn Env>,
+    workers: Workers,
+    store: Arc<EmbeddedStore>,
+}
+
+/// The log, and the exchange with what was published, in force again.
 fn exchange(
     config: &BrokerConfig,
     identity: &BrokerIdentity,
-    store: Arc<dyn Store>,
-    space: Arc<Space>,
-    (blobs, keeper, mark): (Arc<BlobStore>, &LogKeeper, Option<Mark>),
+    rooms: Rooms,
     trust: Arc<Trust>,
     links: Arc<Links>,
-) -> Result<Exchange, StartError> {
+) -> Result<(Arc<Exchange>, LogKeeper), StartError> {
+    let Rooms { env, workers, store } = rooms;
+    let (space, blobs, store): (Arc<Space>, Arc<BlobStore>, Arc<dyn Store>) = (store.space(), store.blobs(), store);
+    let data = config.broker.data.clone();
+    let mark = Mark::read(&data, env.now())?;
+    let log = data.join("log");
+    let keeper = LogKeeper::open(&log, &identity.origin, identity.log_key.clone(), &*store, mark.is_none())?;
+    docaxis_failpoints::failpoint!("broker.start.log-agreed");
     let linked = links.clone();
-    let env = Arc::new(SystemEnv);
     let origin = identity.origin.clone();
     let common = &identity.common;
     let issuers = pem("CERTIFICATE", &common.seals_ca).into_bytes();
@@ -251,10 +300,9 @@ fn exchange(
     let signed_by_seals_ca = |leaf: &Vec<u8>| Chain::from_ders([leaf.clone(), common.seals_ca.clone()]);
     let own = keeper.checkpoint()?;
     let evidence_key = identity.evidence_key.public();
-    let data = config.broker.data.clone();
     let log_key = keeper.verifier_key().clone();
     let continuity = continuity::Keeper::new(data, log_key, evidence_key, mark, own.as_ref(), &*store);
-    Ok(Exchange {
+    let exchange = Exchange {
         continuity,
         issuer: Issuer::new(origin.clone(), identity.evidence_key.clone(), env.clone()),
         seals: Seals::new(
@@ -267,7 +315,7 @@ fn exchange(
         bells: Default::default(),
         repairs: Default::default(),
         appointed: Default::default(),
-        workers: Workers::start(config.broker.workers)?,
+        workers,
         max_part_bytes: config.broker.max_part_bytes,
         evidence_chain: signed_by_seals_ca(&identity.evidence),
         log_chain: signed_by_seals_ca(&identity.log),
@@ -284,16 +332,23 @@ fn exchange(
         store,
         blobs,
         space,
-    })
+    };
+    exchange.restore_notices()?;
+    Ok((Arc::new(exchange), keeper))
 }
 
-fn small_runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_time().build()
-}
-
-fn thread(name: &str, work: impl Future<Output = ()> + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    let runtime = small_runtime()?;
-    std::thread::Builder::new().name(name.into()).spawn(move || runtime.block_on(work))
+/// Starts what must go on beside the link.
+fn go_on(
+    loops: Loops,
+    keeper: LogKeeper,
+    exchange: &Arc<Exchange>,
+    stopped: &watch::Receiver<bool>,
+) -> std::io::Result<Vec<Loop>> {
+    Ok(vec![
+        loops.start("log", keep_log(keeper, exchange.clone(), stopped.clone()))?,
+        loops.start("sweeper", sweep(exchange.clone(), stopped.clone()))?,
+        loops.start("continuity", continuity::Keeper::run(exchange.clone(), stopped.clone()))?,
+    ])
 }
 
 /// Publishes a checkpoint soon after leaves were committed, and a last one at the end.
@@ -324,12 +379,14 @@ async fn keep_log(mut keeper: LogKeeper, exchange: Arc<Exchange>, mut stopped: w
             return;
         }
         tokio::select! {
+            biased;
             changed = committed.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(SWEEP), if full => {}
             _ = continuity.changed() => {}
             _ = stopped.wait_for(|stop| *stop) => continue,
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(CHECKPOINT_PAUSE) => {}
             _ = stopped.wait_for(|stop| *stop) => {}
         }
@@ -351,6 +408,7 @@ async fn sweep(exchange: Arc<Exchange>, mut stopped: watch::Receiver<bool>) {
             continue;
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(SWEEP) => {}
             _ = stopped.wait_for(|stop| *stop) => return,
         }

@@ -21,6 +21,8 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct GivenUp;
 
 pub struct Workers {
+    /// Jobs are done at once, by whoever brings them.
+    inline: bool,
     queue: Mutex<Option<SyncSender<Job>>>,
     places: Arc<Semaphore>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -37,15 +39,25 @@ impl Workers {
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
+            inline: false,
             queue: Mutex::new(Some(sender)),
             places: Arc::new(Semaphore::new(MAX_JOBS)),
             threads: Mutex::new(threads),
         })
     }
 
+    /// Without threads: a job is done when it is brought. For simulations, where it takes no time.
+    pub fn inline() -> Self {
+        let places = Arc::new(Semaphore::new(MAX_JOBS));
+        Self { inline: true, queue: Mutex::default(), places, threads: Mutex::default() }
+    }
+
     /// Runs `job` on a worker and returns what it returns.
     pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T, GivenUp> {
         let place = self.places.clone().acquire_owned().await.map_err(|_| GivenUp)?;
+        if self.inline {
+            return Ok(job());
+        }
         let (answer, answered) = oneshot::channel();
         let boxed: Job = Box::new(move || {
             // Whoever asked may have gone away; then nobody needs the answer.

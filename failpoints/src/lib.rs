@@ -5,12 +5,16 @@
 //! nothing, not even its name. One failpoint can be armed in a process, once, at its start.
 
 #[cfg(debug_assertions)]
+mod defects;
+#[cfg(debug_assertions)]
 mod names;
 #[cfg(debug_assertions)]
 mod pass;
 
 #[cfg(debug_assertions)]
-pub use names::{AGENT, BROKER};
+pub use defects::{Planted, befall, has_befallen, is_planted, plant};
+#[cfg(debug_assertions)]
+pub use names::{AGENT, BROKER, DEFECTS};
 #[cfg(debug_assertions)]
 pub use pass::{ArmError, arm, pass};
 
@@ -21,4 +25,31 @@ macro_rules! failpoint {
         #[cfg(debug_assertions)]
         $crate::pass($name);
     };
+}
+
+/// Whether a test planted this defect ([`plant`]). In a release build it is `false`, and not even its name is there. With a
+/// victim: whether the defect has befallen it; after `befalls`, it has from now on.
+#[macro_export]
+macro_rules! defect {
+    ($name:literal) => {{
+        #[cfg(debug_assertions)]
+        let planted = $crate::is_planted($name);
+        #[cfg(not(debug_assertions))]
+        let planted = false;
+        planted
+    }};
+    ($name:literal befalls $victim:expr) => {
+        #[cfg(debug_assertions)]
+        $crate::befall($name, $victim);
+    };
+    ($name:literal has befallen $victim:expr) => {{
+        #[cfg(debug_assertions)]
+        let befallen = $crate::has_befallen($name, $victim);
+        #[cfg(not(debug_assertions))]
+        let befallen = {
+            let _never_asked = || $victim;
+            false
+        };
+        befallen
+    }};
 }

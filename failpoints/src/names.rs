@@ -136,3 +136,13 @@ pub const AGENT: &[&str] = &[
     "agent.directory.read",
     "agent.directory.stored",
 ];
+
+/// Defects that a test can plant.
+pub const DEFECTS: &[&str] = &[
+    // Answers leave before the group that they rest on is synced.
+    "broker.defect.acknowledged-before-sync",
+    // A recipient whose node did not take an offer is offered it no more.
+    "broker.defect.dropped-on-retry",
+    // A dispatch is shown before the exchange has recorded its handover.
+    "agent.defect.shown-before-recorded",
+];

@@ -120,10 +120,76 @@ impl Shared {
     /// Runs file work off the asynchronous threads.
     pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(Arc<Parts>) -> T + Send + 'static) -> T {
         let parts = self.parts.clone();
+        if self.env.simulation().is_some() {
+            return work(parts);
+        }
         match tokio::task::spawn_blocking(move || work(parts)).await {
             Ok(done) => done,
             Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
         }
+    }
+}
+
+impl Shared {
+    /// Runs work that reads or writes files and waits for others in between: beside the asynchronous threads, or, in a
+    /// simulation, as part of the caller.
+    pub async fn aside<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, link::LinkError> {
+        if self.env.simulation().is_some() {
+            return Ok(work.await);
+        }
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::spawn_blocking(move || runtime.block_on(work)).await.map_err(|_| link::LinkError::Panicked)
+    }
+}
+
+/// The opened data folder.
+struct Opened {
+    lock: File,
+    space: Arc<Space>,
+    mailbox: Mailbox,
+    parts: Arc<Parts>,
+}
+
+impl Opened {
+    fn open(
+        config: &AgentConfig,
+        sample: impl Fn(&Path) -> std::io::Result<Usage> + Send + Sync + 'static,
+        as_tasks: Option<Duration>,
+    ) -> Result<Self, AgentError> {
+        config.check()?;
+        let data = &config.agent.data;
+        let io = |operation| move |source| AgentError::Io { operation, path: data.clone(), source };
+        make_private_folder(data).map_err(io("create folder"))?;
+        let lock = lock(data)?;
+        whole(data)?;
+        // Before mailbox and parts: on a full disk they open only with the ballast's room.
+        let space = Space::open(data, config.space, sample).map_err(io("look at the disk of"))?;
+        let mailbox = open_mailbox(data, &space, as_tasks)?;
+        let parts = Arc::new(Parts::open(data.join("parts"))?);
+        docaxis_failpoints::failpoint!("agent.start.opened");
+        Ok(Self { lock, space, mailbox, parts })
+    }
+
+    fn share(self, config: AgentConfig, identity: Identity, env: Env) -> (Arc<Shared>, File) {
+        let now = env.now();
+        let shared = Shared {
+            config,
+            env,
+            identity: ArcSwap::from_pointee(identity),
+            mailbox: self.mailbox,
+            parts: self.parts,
+            space: self.space,
+            keys: EvidenceKeys::default(),
+            link: watch::Sender::new(LinkState::Connecting { since: now }),
+            changes: watch::Sender::new(0),
+            outbox: Notify::new(),
+            reports: Notify::new(),
+            alarms: Mutex::default(),
+        };
+        (Arc::new(shared), self.lock)
     }
 }
 
@@ -143,34 +209,20 @@ impl Agent {
         env: Env,
         sample: impl Fn(&Path) -> std::io::Result<Usage> + Send + Sync + 'static,
     ) -> Result<AgentHandle, AgentError> {
-        config.check()?;
         let data = config.agent.data.clone();
         let io = |operation, path: PathBuf| move |source| AgentError::Io { operation, path, source };
-        make_private_folder(&data).map_err(io("create folder", data.clone()))?;
-        let lock = lock(&data)?;
-        whole(&data)?;
-        // Before mailbox and parts: on a full disk they open only with the ballast's room.
-        let space = Space::open(&data, config.space, sample).map_err(io("look at the disk of", data.clone()))?;
-        let mailbox = open_mailbox(&data, &space)?;
-        let parts = Arc::new(Parts::open(data.join("parts"))?);
-        docaxis_failpoints::failpoint!("agent.start.opened");
-        clear_orphans(&mailbox, &parts)?;
+        let opened = Opened::open(&config, sample, None)?;
+        // On a thread of its own: the caller may be inside a runtime already.
+        std::thread::scope(|scope| {
+            let clearing = scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().build();
+                let runtime = runtime.map_err(io("start a runtime for", "parts".into()))?;
+                runtime.block_on(clear_orphans(&opened.mailbox, &opened.parts))
+            });
+            clearing.join().map_err(|_| AgentError::Panicked)?
+        })?;
         docaxis_failpoints::failpoint!("agent.start.cleared");
-        let now = env.now();
-        let shared = Arc::new(Shared {
-            config,
-            env,
-            identity: ArcSwap::from_pointee(identity),
-            mailbox,
-            parts,
-            space,
-            keys: EvidenceKeys::default(),
-            link: watch::Sender::new(LinkState::Connecting { since: now }),
-            changes: watch::Sender::new(0),
-            outbox: Notify::new(),
-            reports: Notify::new(),
-            alarms: Mutex::default(),
-        });
+        let (shared, lock) = opened.share(config, identity, env);
         let alarming = Arc::downgrade(&shared);
         shared.mailbox.check_every(CHECK_EVERY, move |findings| {
             if let Some(shared) = alarming.upgrade() {
@@ -203,6 +255,22 @@ impl Agent {
             }
         }
     }
+
+    /// The same in a simulation ([`Env::simulated`]): without control socket, and all as tasks of the runtime around the
+    /// caller.
+    pub async fn simulated(config: AgentConfig, identity: Identity, env: Env) -> Result<AgentHandle, AgentError> {
+        let Some(world) = env.simulation().cloned() else {
+            return Self::start(config, identity, env);
+        };
+        let opened = Opened::open(&config, move |_| Ok((world.usage)()), Some(world.disk_time))?;
+        clear_orphans(&opened.mailbox, &opened.parts).await?;
+        let (shared, lock) = opened.share(config, identity, env);
+        let (stop, stopping) = watch::channel(false);
+        link::start_as_task(shared.clone(), stopping)?;
+        let watching = shared.space.clone();
+        drop(tokio::spawn(async move { watching.run_as_task(space::LOOK_EVERY).await }));
+        Ok(AgentHandle { shared, stop, threads: vec![], lock: Some(lock) })
+    }
 }
 
 fn damaged_mailbox(checked: Result<Vec<String>, MailboxError>) -> String {
@@ -226,10 +294,10 @@ fn damaged_mailbox(checked: Result<Vec<String>, MailboxError>) -> String {
 
 /// Opens the mailbox. What stands in its write-ahead log goes into the database first, so on a full disk this takes room of the
 /// ballast, a few of its files at a time.
-fn open_mailbox(data: &Path, space: &Arc<Space>) -> Result<Mailbox, MailboxError> {
+fn open_mailbox(data: &Path, space: &Arc<Space>, as_tasks: Option<Duration>) -> Result<Mailbox, MailboxError> {
     let open = || {
         let full = space.clone();
-        Mailbox::open_with(&data.join("mailbox.db"), move || full.ran_out())
+        Mailbox::open_with(&data.join("mailbox.db"), move || full.ran_out(), as_tasks)
     };
     for _ in 0..OPEN_TRIES {
         match open() {
@@ -290,26 +358,16 @@ impl Drop for AgentHandle {
 
 /// Removes bodies that nothing refers to: left by a crash between a body and the commit that names it, or between the end
 /// of its last name and its own. Before anything else runs, so that no body on its way to being named is taken for one.
-fn clear_orphans(mailbox: &Mailbox, parts: &Parts) -> Result<(), AgentError> {
+async fn clear_orphans(mailbox: &Mailbox, parts: &Parts) -> Result<(), AgentError> {
     let all = parts.list()?;
-    let failed = |source| AgentError::Io { operation: "start a runtime for", path: "parts".into(), source };
-    // On a thread of its own: the caller may be inside a runtime already.
-    let (unreferenced, rows) = std::thread::scope(|scope| {
-        let asking = scope.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(failed)?;
-            runtime.block_on(async {
-                // What a damaged table does not show is no reason to remove a body. The check that follows raises the alarm.
-                if let Some(found) = mailbox.damage_of_names().await? {
-                    tracing::error!(found, "the mailbox's table of bodies' names is damaged: no body is cleared away");
-                    return Ok((vec![], vec![]));
-                }
-                let rows = mailbox.unnamed_bodies().await?;
-                mailbox.remove_unreferenced(rows.clone(), |_| Ok::<_, PartsError>(())).await??;
-                Ok::<_, AgentError>((mailbox.unreferenced(all).await?, rows))
-            })
-        });
-        asking.join().map_err(|_| AgentError::Panicked)?
-    })?;
+    // What a damaged table does not show is no reason to remove a body. The check that follows raises the alarm.
+    if let Some(found) = mailbox.damage_of_names().await? {
+        tracing::error!(found, "the mailbox's table of bodies' names is damaged: no body is cleared away");
+        return Ok(());
+    }
+    let rows = mailbox.unnamed_bodies().await?;
+    mailbox.remove_unreferenced(rows.clone(), |_| Ok::<_, PartsError>(())).await??;
+    let unreferenced = mailbox.unreferenced(all).await?;
     if !rows.is_empty() {
         tracing::info!(
             count = rows.len(),

@@ -1,9 +1,12 @@
 //! What the agent takes from outside: the time and random bytes. A test or a simulation brings its own.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use docaxis_protocol::space::Usage;
 use docaxis_protocol::{DispatchId, Timestamp};
+
+use crate::link::Network;
 
 /// The machine could not give random bytes: nothing may be sealed without them.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -17,6 +20,18 @@ type Fill = dyn Fn(&mut [u8]) -> Result<(), EntropyError> + Send + Sync;
 pub struct Env {
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     entropy: Arc<Fill>,
+    simulated: Option<Simulated>,
+}
+
+/// What a simulation puts in the machine's place besides time and randomness. The agent's loops then run as tasks of the
+/// runtime that started it, whose end is the agent's crash; its files are the machine's, and what was committed stays.
+#[derive(Clone)]
+pub struct Simulated {
+    pub network: Arc<dyn Network>,
+    /// How long the disk takes over a commit.
+    pub disk_time: Duration,
+    /// How full the disk is.
+    pub usage: Arc<dyn Fn() -> Usage + Send + Sync>,
 }
 
 impl Env {
@@ -35,7 +50,17 @@ impl Env {
         clock: impl Fn() -> Timestamp + Send + Sync + 'static,
         entropy: impl Fn(&mut [u8]) -> Result<(), EntropyError> + Send + Sync + 'static,
     ) -> Self {
-        Self { clock: Arc::new(clock), entropy: Arc::new(entropy) }
+        Self { clock: Arc::new(clock), entropy: Arc::new(entropy), simulated: None }
+    }
+
+    /// The same in a simulation.
+    #[must_use]
+    pub fn simulated(self, world: Simulated) -> Self {
+        Self { simulated: Some(world), ..self }
+    }
+
+    pub(crate) const fn simulation(&self) -> Option<&Simulated> {
+        self.simulated.as_ref()
     }
 
     pub fn now(&self) -> Timestamp {

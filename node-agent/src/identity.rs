@@ -66,11 +66,20 @@ impl fmt::Debug for Identity {
 impl Identity {
     /// Reads the folder that `agent join` wrote.
     pub fn load(folder: &Path) -> Result<Self, LoadError> {
-        Self::of(&NodeIdentity::load(folder)?)
+        Self::load_with(folder, tls::system_clock())
+    }
+
+    /// The same; the broker's certificate is judged by this clock.
+    pub fn load_with(folder: &Path, clock: tls::Clock) -> Result<Self, LoadError> {
+        Self::with_clock(&NodeIdentity::load(folder)?, clock)
     }
 
     /// The directory's key is believed only with a certificate that names it, under the authority.
     pub fn of(node: &NodeIdentity) -> Result<Self, LoadError> {
+        Self::with_clock(node, tls::system_clock())
+    }
+
+    fn with_clock(node: &NodeIdentity, clock: tls::Clock) -> Result<Self, LoadError> {
         let common = node.common.clone();
         let chains = seal_chains(&common)?;
         let origin = node.link.origin.clone();
@@ -84,7 +93,7 @@ impl Identity {
             node: node.link.node.clone(),
             broker: node.link.broker_address.clone(),
             server_name: node.link.broker_dns_name.clone(),
-            tls: tls::node_client(node, trust.clone(), tls::system_clock())?,
+            tls: tls::node_client(node, trust.clone(), clock)?,
             seals: seals.collect(),
             chains,
             seen: Arc::new(SealKeys::new(MAX_SEALS)),

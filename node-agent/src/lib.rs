@@ -27,7 +27,7 @@ pub mod uplink;
 pub use agent::{Agent, AgentError, AgentHandle, Alarm};
 pub use compose::{Draft, DraftPart, Refused, Source};
 pub use config::AgentConfig;
-pub use env::Env;
+pub use env::{Env, Simulated};
 pub use identity::Identity;
 pub use link::LinkError;
 pub use query::{BundleMaterial, DispatchView, StatusView};

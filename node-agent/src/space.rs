@@ -76,6 +76,15 @@ impl Space {
         }
     }
 
+    /// The same as a task.
+    pub async fn run_as_task(&self, every: Duration) {
+        while !self.bell().stop {
+            tokio::time::sleep(every).await;
+            let needed = std::mem::take(&mut self.bell().rung);
+            self.look(needed);
+        }
+    }
+
     pub fn stop(&self) {
         self.bell().stop = true;
         self.ringing.notify_all();

@@ -24,4 +24,5 @@ mod recall;
 mod refusals;
 mod resident;
 mod restore;
+mod sim;
 mod testnet;

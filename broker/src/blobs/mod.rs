@@ -15,6 +15,7 @@ use docaxis_protocol::{AgencyCode, Digest};
 use tokio::sync::Semaphore;
 
 use crate::disk::{Disk, DiskFile, is_full};
+use crate::loops::Loops;
 
 /// Syncing this often keeps the disk busy while a large body arrives, instead of stalling at its end.
 pub const SYNC_EVERY_BYTES: u64 = 16 << 20;
@@ -52,18 +53,47 @@ pub struct BlobStore {
     /// Tells apart two uploads of one body at the same time.
     uploads: AtomicU64,
     /// Whoever works on a piece of a body holds one meanwhile.
-    pub turns: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+    loops: Loops,
 }
 
+/// The thread that worked on a piece of a body failed.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the disk thread failed")]
+pub struct LostTurn;
+
 impl BlobStore {
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> io::Result<Self> {
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, loops: Loops) -> io::Result<Self> {
         for name in [INCOMING, RETIRED] {
             disk.create_dir_all(&dir.join(name))?;
             for left in disk.list(&dir.join(name))? {
                 disk.remove(&dir.join(name).join(left))?;
             }
         }
-        Ok(Self { disk, dir: dir.to_owned(), uploads: AtomicU64::new(0), turns: Arc::new(Semaphore::new(TURNS)) })
+        let turns = Arc::new(Semaphore::new(TURNS));
+        Ok(Self { disk, dir: dir.to_owned(), uploads: AtomicU64::new(0), turns, loops })
+    }
+
+    /// Where the bodies' files are.
+    pub fn files(&self) -> Arc<dyn Disk> {
+        self.disk.clone()
+    }
+
+    /// Does this on a blocking thread when it is its turn.
+    pub async fn in_turn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, LostTurn> {
+        let turn = self.turns.clone().acquire_owned().await.map_err(|_| LostTurn)?;
+        if let Loops::Tasks { disk } = self.loops {
+            tokio::time::sleep(disk).await;
+            let done = work();
+            drop(turn);
+            return Ok(done);
+        }
+        let work = move || {
+            let done = work();
+            drop(turn);
+            done
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|_| LostTurn)
     }
 
     /// Where the body is, if it is there.
@@ -299,7 +329,7 @@ mod tests {
     use crate::disk::sim::{Cut, Failure, SimDisk};
 
     fn open(disk: &SimDisk) -> BlobStore {
-        BlobStore::open(Arc::new(disk.clone()), Path::new("/data/blobs")).unwrap()
+        BlobStore::open(Arc::new(disk.clone()), Path::new("/data/blobs"), Loops::Threads).unwrap()
     }
 
     fn part(bytes: &[u8]) -> PartDigest {

@@ -265,6 +265,7 @@ impl Keeper {
                 }
             }
             tokio::select! {
+                biased;
                 _ = changed.changed() => {}
                 _ = stopped.wait_for(|stop| *stop) => return,
             }

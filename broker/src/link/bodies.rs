@@ -3,8 +3,6 @@
 //! of all transfers take turns, so that many large bodies leave processor and disk to the small dispatches beside them,
 //! and a slow peer, which only waits for its own network, holds up nobody.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +13,8 @@ use docaxis_protocol::{AgencyCode, Digest, Reason, ReasonCode};
 use quinn::{RecvStream, SendStream};
 
 use super::io::{IoError, in_time, write_all, write_chunk};
-use crate::blobs::{BlobError, BlobStore, BlobWriter};
+use crate::blobs::{BlobError, BlobStore, BlobWriter, LostTurn};
+use crate::disk::{Disk, DiskFile};
 use crate::space::Space;
 use crate::store::BodySource;
 
@@ -45,25 +44,11 @@ pub enum BodyError {
     File(#[source] std::io::Error),
     #[error("the body {expected} is damaged: its file gives {found}")]
     Damaged { expected: Digest, found: String },
-    #[error("the disk thread failed")]
-    Thread,
+    #[error(transparent)]
+    Thread(#[from] LostTurn),
     /// Nothing of it is kept; the peer tries again.
     #[error("no room: {0}")]
     NoRoom(Reason),
-}
-
-/// Does this on a blocking thread when it is its turn.
-async fn in_turn<T: Send + 'static>(
-    blobs: &BlobStore,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, BodyError> {
-    let turn = blobs.turns.clone().acquire_owned().await.map_err(|_| BodyError::Thread)?;
-    let work = move || {
-        let done = work();
-        drop(turn);
-        done
-    };
-    tokio::task::spawn_blocking(work).await.map_err(|_| BodyError::Thread)
 }
 
 /// Receives exactly `part.size` bytes into the blob store; durable when this returns.
@@ -97,7 +82,7 @@ async fn write_all_of(
 ) -> Result<(), BodyError> {
     let mut left = part.size;
     let store = blobs.clone();
-    let mut writer = in_turn(blobs, move || store.writer(&agency, part)).await??;
+    let mut writer = blobs.in_turn(move || store.writer(&agency, part)).await??;
     let (mut full, mut empty) = (Vec::new(), Vec::new());
     loop {
         let wanted = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
@@ -112,7 +97,7 @@ async fn write_all_of(
             break;
         }
     }
-    Ok(in_turn(blobs, move || writer.finish()).await??)
+    Ok(blobs.in_turn(move || writer.finish()).await??)
 }
 
 /// Gives both back: the writer goes from thread to thread, and the piece's memory is used again.
@@ -124,7 +109,7 @@ async fn write_piece(
     if piece.is_empty() {
         return Ok((writer, piece));
     }
-    in_turn(blobs, move || writer.write(&piece).map(|()| (writer, piece))).await?.map_err(BodyError::from)
+    blobs.in_turn(move || writer.write(&piece).map(|()| (writer, piece))).await?.map_err(BodyError::from)
 }
 
 /// Each read has its own time: a slow peer is none that stalled.
@@ -163,8 +148,8 @@ pub async fn send(
             Ok(write_all(stream, &bytes[from..]).await?)
         }
         BodySource::File(path) => {
-            let part = part.clone();
-            let mut reader = in_turn(blobs, move || BodyReader::open(&path, part, offset)).await??;
+            let (part, files) = (part.clone(), blobs.files());
+            let mut reader = blobs.in_turn(move || BodyReader::open(&*files, &path, part, offset)).await??;
             let mut ready = Bytes::new();
             loop {
                 let (read, sent) = tokio::join!(read_piece(blobs, reader), send_piece(stream, ready));
@@ -180,7 +165,7 @@ async fn read_piece(blobs: &BlobStore, reader: BodyReader) -> Result<Option<(Bod
     if reader.at == reader.part.size {
         return Ok(None);
     }
-    in_turn(blobs, move || reader.next().map(Some)).await?
+    blobs.in_turn(move || reader.next().map(Some)).await?
 }
 
 async fn send_piece(stream: &mut SendStream, piece: Bytes) -> Result<(), BodyError> {
@@ -189,7 +174,7 @@ async fn send_piece(stream: &mut SendStream, piece: Bytes) -> Result<(), BodyErr
 
 /// A body's file, read from its beginning.
 struct BodyReader {
-    file: File,
+    file: Arc<dyn DiskFile>,
     part: PartDigest,
     hasher: Hasher,
     at: u64,
@@ -197,8 +182,8 @@ struct BodyReader {
 }
 
 impl BodyReader {
-    fn open(path: &Path, part: PartDigest, offset: u64) -> Result<Self, BodyError> {
-        let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    fn open(files: &dyn Disk, path: &Path, part: PartDigest, offset: u64) -> Result<Self, BodyError> {
+        let opened = files.open(path).and_then(|file| Ok((file.len()?, file)));
         let (len, file) = opened.map_err(|error| unreadable(&part, error))?;
         if len != part.size {
             return Err(damaged(&part, format!("{len} bytes instead of {}", part.size)));
@@ -210,7 +195,10 @@ impl BodyReader {
     fn next(mut self) -> Result<(Self, Bytes), BodyError> {
         let wanted = usize::try_from(self.part.size - self.at).unwrap_or(PIECE).min(PIECE);
         let mut piece = vec![0; wanted];
-        self.file.read_exact(&mut piece).map_err(|error| unreadable(&self.part, error))?;
+        let read = self.file.read_at(self.at, &mut piece).map_err(|error| unreadable(&self.part, error))?;
+        if read < wanted {
+            return Err(damaged(&self.part, format!("{} bytes instead of {}", self.at + read as u64, self.part.size)));
+        }
         self.hasher.update(&piece);
         let cut = usize::try_from(self.offset.saturating_sub(self.at)).unwrap_or(wanted).min(wanted);
         self.at += wanted as u64;

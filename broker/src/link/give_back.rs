@@ -40,6 +40,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection) 
             };
             if pause {
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(REST) => {}
                     _ = connection.closed() => return,
                 }
@@ -47,6 +48,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection) 
             continue;
         }
         tokio::select! {
+            biased;
             _ = changed.changed() => {}
             _ = connection.closed() => return,
         }

@@ -4,8 +4,8 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
 use docaxis_certs::refusal::RefusedBy;
@@ -15,10 +15,11 @@ use docaxis_certs::{BrokerIdentity, Refusal, Trust};
 use docaxis_protocol::Digest;
 use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
 use quinn::{
-    Connection, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, Incoming, ServerConfig,
-    TransportConfig, VarInt,
+    AsyncUdpSocket, Connection, ConnectionError, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig,
+    Incoming, Runtime, ServerConfig, TimeSource, TokioRuntime, TransportConfig, VarInt,
 };
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::time_provider::TimeProvider;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -29,6 +30,7 @@ use super::links::Links;
 use super::session::{self, Peer};
 use crate::dispatch::Exchange;
 use crate::env::Env;
+use crate::loops::{Loop, Loops};
 
 /// Kernel buffers for the socket: with the default of 200 KiB a burst of handshakes loses packets and waits for timers.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
@@ -61,11 +63,17 @@ pub enum LinkError {
     Quic(String),
 }
 
+/// The network of a simulation: its datagrams, and its timers for QUIC.
+pub trait Network: Send + Sync {
+    fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>>;
+    fn runtime(&self) -> Arc<dyn Runtime>;
+}
+
 /// The running link.
 pub struct Link {
     address: SocketAddr,
     stop: watch::Sender<bool>,
-    thread: Option<JoinHandle<()>>,
+    serving: Option<Loop>,
     links: Arc<Links>,
 }
 
@@ -78,11 +86,7 @@ impl Link {
         exchange: Arc<Exchange>,
         links: Arc<Links>,
     ) -> Result<Self, LinkError> {
-        let tls = tls::broker_server(identity, trust.clone(), tls::system_clock())?;
-        let quic = QuicServerConfig::try_from(tls).map_err(|e| LinkError::Quic(e.to_string()))?;
-        let mut server = ServerConfig::with_crypto(Arc::new(quic));
-        server.transport_config(Arc::new(transport(config)));
-        server.migration(true);
+        let server = server_config(config, identity, &trust, &exchange.env)?;
         let socket = bind(config.listen).map_err(|source| LinkError::Bind { address: config.listen, source })?;
         let address = socket.local_addr().map_err(LinkError::Thread)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(LinkError::Thread)?;
@@ -91,8 +95,7 @@ impl Link {
         let (served, max_connections) = (links.clone(), config.max_connections);
         let endpoint = {
             let _in_runtime = runtime.enter();
-            Endpoint::new(endpoint_config, Some(server), socket, Arc::new(quinn::TokioRuntime))
-                .map_err(LinkError::Thread)?
+            Endpoint::new(endpoint_config, Some(server), socket, Arc::new(TokioRuntime)).map_err(LinkError::Thread)?
         };
         let serve = move || {
             runtime.block_on(accept(endpoint, trust, exchange, served, max_connections, stopped));
@@ -100,7 +103,28 @@ impl Link {
             runtime.shutdown_timeout(CLOSE_TIMEOUT);
         };
         let thread = std::thread::Builder::new().name("link".into()).spawn(serve).map_err(LinkError::Thread)?;
-        Ok(Self { address, stop, thread: Some(thread), links })
+        Ok(Self { address, stop, serving: Some(Loop::Thread(thread)), links })
+    }
+
+    /// The same over a simulated network, as a task of the runtime around the caller.
+    pub fn simulated(
+        config: &LinkConfig,
+        identity: &BrokerIdentity,
+        trust: Arc<Trust>,
+        exchange: Arc<Exchange>,
+        links: Arc<Links>,
+        network: &dyn Network,
+    ) -> Result<Self, LinkError> {
+        let server = server_config(config, identity, &trust, &exchange.env)?;
+        let endpoint_config = endpoint_config(identity, exchange.env.clone());
+        let bound = network.bind(config.listen).and_then(|socket| {
+            let address = socket.local_addr()?;
+            Ok((address, Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, network.runtime())?))
+        });
+        let (address, endpoint) = bound.map_err(|source| LinkError::Bind { address: config.listen, source })?;
+        let (stop, stopped) = watch::channel(false);
+        let serving = accept(endpoint, trust, exchange, links.clone(), config.max_connections, stopped);
+        Ok(Self { address, stop, serving: Some(Loops::task("link", serving)), links })
     }
 
     /// Where it listens; the port is known even if 0 was asked for.
@@ -115,8 +139,8 @@ impl Link {
     /// Closes every connection and ends the thread. What was not answered is asked again by the peers.
     pub fn stop(&mut self) {
         let _already_ended = self.stop.send(true);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
+        if let Some(serving) = self.serving.take()
+            && !serving.join()
         {
             tracing::error!("the link's thread had panicked");
         }
@@ -154,8 +178,52 @@ impl ConnectionIdGenerator for RandomIds {
 fn endpoint_config(identity: &BrokerIdentity, env: Arc<dyn Env>) -> EndpointConfig {
     let seed = Digest::of_pieces(&[b"docaxis/stateless-reset\n", identity.key.pkcs8()]);
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &seed.0)));
+    let mut random = [0; 32];
+    env.random(&mut random);
+    config.rng_seed(Some(random));
     config.cid_generator(move || Box::new(RandomIds(env.clone())));
     config
+}
+
+/// How old an address token is, is judged by the broker's clock.
+struct TokenTime(Arc<dyn Env>);
+
+impl TimeSource for TokenTime {
+    fn now(&self) -> SystemTime {
+        let since = Duration::from_millis(u64::try_from(self.0.now().unix_ms()).unwrap_or(0));
+        UNIX_EPOCH.checked_add(since).unwrap_or(UNIX_EPOCH)
+    }
+}
+
+/// TLS judges certificates by the broker's clock.
+#[derive(Clone)]
+struct TlsTime(Arc<dyn Env>);
+
+impl std::fmt::Debug for TlsTime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsTime")
+    }
+}
+
+impl TimeProvider for TlsTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        u64::try_from(self.0.now().unix_ms()).ok().map(|ms| UnixTime::since_unix_epoch(Duration::from_millis(ms)))
+    }
+}
+
+fn server_config(
+    config: &LinkConfig,
+    identity: &BrokerIdentity,
+    trust: &Arc<Trust>,
+    env: &Arc<dyn Env>,
+) -> Result<ServerConfig, LinkError> {
+    let tls = tls::broker_server(identity, trust.clone(), Arc::new(TlsTime(env.clone())))?;
+    let quic = QuicServerConfig::try_from(tls).map_err(|e| LinkError::Quic(e.to_string()))?;
+    let mut server = ServerConfig::with_crypto(Arc::new(quic));
+    server.transport_config(Arc::new(transport(config)));
+    server.migration(true);
+    server.time_source(Arc::new(TokenTime(env.clone())));
+    Ok(server)
 }
 
 fn transport(config: &LinkConfig) -> TransportConfig {
@@ -199,7 +267,13 @@ async fn accept(
     let mut sessions = JoinSet::new();
     loop {
         tokio::select! {
+            biased;
             _ = stopped.wait_for(|stop| *stop) => break,
+            Some(ended) = sessions.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%error, "a session failed unexpectedly");
+                }
+            }
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { break };
                 if !incoming.remote_address_validated() {
@@ -215,11 +289,6 @@ async fn accept(
                     continue;
                 }
                 sessions.spawn(session(incoming, trust.clone(), exchange.clone(), links.clone(), authority.clone()));
-            }
-            Some(ended) = sessions.join_next() => {
-                if let Err(error) = ended && error.is_panic() {
-                    tracing::error!(%error, "a session failed unexpectedly");
-                }
             }
         }
     }

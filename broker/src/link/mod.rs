@@ -14,4 +14,4 @@ mod session;
 mod submit;
 
 pub use links::Links;
-pub use listener::{Link, LinkConfig, LinkError};
+pub use listener::{Link, LinkConfig, LinkError, Network};

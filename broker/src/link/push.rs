@@ -61,8 +61,8 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
             }
         }
         tokio::select! {
+            biased;
             _ = connection.closed() => return,
-            rung = bell.recipients() => active.extend(rung),
             // A bell may be lost with the request that was to ring it; the queue is the truth.
             _ = round.tick() => active.extend(exchange.with_directory(|d| d.hosted_by(&node))),
             // An agency that moved to this node may bring a queue with it.
@@ -85,6 +85,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
                     ended = offers.try_join_next();
                 }
             },
+            rung = bell.recipients() => active.extend(rung),
         }
     }
 }
@@ -106,6 +107,9 @@ fn pick(
         // Enough to look past everything of this agency that is under way already.
         let mut queue = exchange.store.waiting(agency, None, room + under_way.len() + held.len())?;
         queue.retain(|waiting| !held.contains(&waiting.seq));
+        queue.retain(|Waiting { seq, recipient, .. }| {
+            !docaxis_failpoints::defect!("broker.defect.dropped-on-retry" has befallen format!("{} {recipient}", seq.0))
+        });
         if queue.iter().all(|waiting| under_way.contains(&(waiting.seq, waiting.recipient.clone()))) {
             idle.insert(agency.clone());
         } else {
@@ -128,10 +132,12 @@ async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, wa
         Err(error) => {
             let (seq, recipient) = (key.0.0, &key.1);
             tracing::warn!(%node, seq, %recipient, %error, "an offer was not taken; it waits on");
+            docaxis_failpoints::defect!("broker.defect.dropped-on-retry" befalls format!("{seq} {recipient}"));
             REST
         }
     };
     tokio::select! {
+        biased;
         () = tokio::time::sleep(rest) => {}
         _ = connection.closed() => {}
     }

@@ -32,6 +32,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
             Err(error) => tracing::error!(%node, %error, "what the node is to be asked for cannot be told"),
         }
         tokio::select! {
+            biased;
             _ = connection.closed() => return,
             () = bell.resend() => ask_all = false,
             _ = round.tick() => ask_all = true,

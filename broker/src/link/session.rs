@@ -136,6 +136,12 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
     }
     loop {
         tokio::select! {
+            biased;
+            Some(ended) = streams.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%node, %error, "a stream's handler failed unexpectedly");
+                }
+            }
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
                     let link = (connection.clone(), bell.clone());
@@ -146,11 +152,6 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
                     break;
                 }
             },
-            Some(ended) = streams.join_next() => {
-                if let Err(error) = ended && error.is_panic() {
-                    tracing::error!(%node, %error, "a stream's handler failed unexpectedly");
-                }
-            }
         }
     }
     exchange.bells.take_down(&node, &bell);
@@ -266,6 +267,7 @@ async fn feed_evidence(
         let news = exchange.workers.run(look).await.map_err(ExchangeError::from)?.map_err(ExchangeError::from)?;
         let Some(newest) = news.last() else {
             tokio::select! {
+                biased;
                 _ = rung.changed() => {}
                 () = tokio::time::sleep(ROUND) => {}
                 _ = send.stopped() => return Ok(()),
@@ -345,6 +347,7 @@ async fn feed_directory(
             io::write(send, &Frame::Notices(notices)).await?;
         }
         tokio::select! {
+            biased;
             _ = rung.changed() => {}
             _ = send.stopped() => return Ok(()),
         }

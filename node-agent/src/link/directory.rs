@@ -20,6 +20,7 @@ pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> R
     let mut failures = 0;
     loop {
         let ended = tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => return Ok(()),
             ended = follow_once(&session, &mut failures) => ended,
         };
@@ -33,6 +34,7 @@ pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> R
         }
         let pause = back_off(failures, link.retry_min, link.retry_max, session.shared.env.jitter());
         tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }

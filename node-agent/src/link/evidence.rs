@@ -38,11 +38,13 @@ pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> R
         let agencies = followed(&session).await?;
         if agencies.is_empty() {
             tokio::select! {
+                biased;
                 () = told_to_stop(&mut quit) => return Ok(()),
                 () = session.hosting.notified() => continue,
             }
         }
         let ended = tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => return Ok(()),
             () = session.hosting.notified() => continue,
             ended = follow_once(&session, agencies, &mut failures) => ended,
@@ -61,6 +63,7 @@ pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> R
             }
         };
         tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }
@@ -84,6 +87,7 @@ async fn follow_once(session: &Session, agencies: Vec<AgencyCode>, failures: &mu
     let (found, news) = mpsc::channel(FRAMES_AHEAD);
     let (mut storing, mut reading) = (pin!(store(session, news, failures)), pin!(read_ahead(&mut stream, found)));
     tokio::select! {
+        biased;
         ended = &mut storing => ended,
         // What was read before the stream ended is stored first.
         ended = &mut reading => storing.await.and(ended),
@@ -228,6 +232,7 @@ pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>
     let mut after = None;
     loop {
         let fetched = tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => return Ok(()),
             fetched = fetch_once(&session, &mut after) => fetched,
         };
@@ -240,6 +245,7 @@ pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>
             Err(error) => tracing::warn!(%error, "inclusion proofs cannot be fetched; they are asked for again"),
         }
         tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => return Ok(()),
             () = tokio::time::sleep(every) => {}
         }

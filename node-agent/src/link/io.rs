@@ -81,9 +81,9 @@ impl Stream {
     ) -> Result<Result<Stored, Digest>, LinkError> {
         let (chunks, mut incoming) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
         let parts = shared.parts.clone();
-        let writing = tokio::task::spawn_blocking(move || -> Result<Option<Result<Stored, Digest>>, PartsError> {
+        let writing = shared.aside(async move {
             let mut writer = parts.begin()?;
-            while let Some(chunk) = incoming.blocking_recv() {
+            while let Some(chunk) = incoming.recv().await {
                 writer.write(&chunk)?;
             }
             if writer.size() != size {
@@ -93,11 +93,10 @@ impl Stream {
             if whole.sha256 != expected {
                 return Ok(Some(Err(whole.sha256)));
             }
-            Ok(Some(Ok(whole.keep()?)))
+            Ok::<_, PartsError>(Some(Ok(whole.keep()?)))
         });
-        let read = self.pump(size, chunks).await;
-        let written = writing.await.map_err(|_| LinkError::Panicked)?;
-        match (read, written?) {
+        let (read, written) = tokio::join!(self.pump(size, chunks), writing);
+        match (read, written??) {
             (Err(error), _) => Err(error),
             (Ok(()), Some(done)) => Ok(done),
             (Ok(()), None) => Err(LinkError::Stream("the body's writer stopped early".into())),
@@ -142,9 +141,9 @@ impl Stream {
     /// Sends a body from `offset` on. The reader keeps the last bytes of a damaged one back; then the stream is reset, so
     /// that the other side never has all of it.
     pub async fn write_body(&mut self, shared: &Shared, sha256: Digest, offset: u64) -> Result<(), LinkError> {
-        let (chunks, mut outgoing) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
+        let (chunks, outgoing) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
         let opened = shared.open_body(sha256).await?;
-        let reading = tokio::task::spawn_blocking(move || -> Result<(), PartsError> {
+        let reading = shared.aside(async move {
             let mut reader = opened?;
             let mut skip = offset;
             while let Some(chunk) = reader.next_chunk()? {
@@ -153,22 +152,22 @@ impl Stream {
                 skip -= cut as u64;
                 let chunk = chunk.split_off(cut);
                 // The stream has failed if nobody listens, and says so itself.
-                if !chunk.is_empty() && chunks.blocking_send(chunk).is_err() {
+                if !chunk.is_empty() && chunks.send(chunk).await.is_err() {
                     return Ok(());
                 }
             }
-            Ok(())
+            Ok::<_, PartsError>(())
         });
-        let mut sent = Ok(());
-        while let Some(chunk) = outgoing.recv().await {
-            sent = self.write_raw(chunk).await;
-            if sent.is_err() {
-                break;
+        let sending = async {
+            // Dropped at the end: the reader then stops.
+            let mut outgoing = outgoing;
+            while let Some(chunk) = outgoing.recv().await {
+                self.write_raw(chunk).await?;
             }
-        }
-        drop(outgoing);
-        let read = reading.await.map_err(|_| LinkError::Panicked)?;
-        if let Err(error) = read {
+            Ok(())
+        };
+        let (sent, read) = tokio::join!(sending, reading);
+        if let Err(error) = read? {
             // Reset rather than finish: a body that is not whole must not look whole.
             let _closed = self.send.reset(super::CODE_DAMAGED);
             return Err(error.into());

@@ -16,6 +16,7 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     let mut failures = 0;
     loop {
         let asked = tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => return Ok(()),
             asked = ask(&session) => asked,
         };
@@ -37,6 +38,7 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
             }
         };
         tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => return Ok(()),
             () = tokio::time::sleep(pause) => {}
         }

@@ -24,13 +24,17 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use docaxis_protocol::ReasonCode;
 use docaxis_protocol::frame::{ALPN_LINK, FrameError, Refusal};
-use quinn::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use docaxis_protocol::{Digest, ReasonCode};
+use quinn::{
+    AsyncUdpSocket, ClientConfig, ConnectionId, ConnectionIdGenerator, Endpoint, EndpointConfig, IdleTimeout, Runtime,
+    TransportConfig, VarInt,
+};
 use tokio::sync::watch;
 
 use self::endpoint::tls_refusal;
 use crate::agent::{Shared, told_to_stop};
+use crate::env::EntropyError;
 use crate::identity::{Identity, TrustError};
 use crate::mailbox::MailboxError;
 use crate::parts::PartsError;
@@ -124,6 +128,13 @@ pub(crate) fn start(
         .map_err(LinkError::Start)
 }
 
+/// The same as a task of the runtime around the caller.
+pub(crate) fn start_as_task(shared: Arc<Shared>, stop: watch::Receiver<bool>) -> Result<(), LinkError> {
+    client_config(&shared)?;
+    drop(tokio::spawn(run(shared, stop)));
+    Ok(())
+}
+
 async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let link = &shared.config.link;
     let mut uplink = Uplink::new(link.retry_min, link.retry_max, shared.env.now());
@@ -142,6 +153,7 @@ async fn run(shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
         tracing::warn!(?failure, %next, "no link to the broker");
         publish(&shared, &uplink);
         tokio::select! {
+            biased;
             () = tokio::time::sleep(next.since(now)) => {}
             () = told_to_stop(&mut stop) => {}
         }
@@ -175,6 +187,7 @@ async fn connect_and_run(
         }
     };
     let (endpoint, connection) = tokio::select! {
+        biased;
         connected = connecting => connected?,
         () = told_to_stop(stop) => return Ok(()),
     };
@@ -220,6 +233,12 @@ fn endpoint(shared: &Shared, broker: SocketAddr) -> Result<Endpoint, Failure> {
     let unreachable = |e: std::io::Error| Failure::Unreachable(format!("cannot open a UDP socket: {e}"));
     let any: SocketAddr =
         if broker.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    let config = endpoint_config(shared).map_err(|e| Failure::Unreachable(format!("{e}")))?;
+    if let Some(world) = shared.env.simulation() {
+        let socket = world.network.bind(any).map_err(unreachable)?;
+        let made = Endpoint::new_with_abstract_socket(config, None, socket, world.network.runtime());
+        return with_client_config(shared, made.map_err(unreachable)?);
+    }
     let socket = socket2::Socket::new(socket2::Domain::for_address(any), socket2::Type::DGRAM, None)
         .and_then(|socket| {
             let wanted = shared.config.link.socket_buffer_bytes.get();
@@ -231,9 +250,49 @@ fn endpoint(shared: &Shared, broker: SocketAddr) -> Result<Endpoint, Failure> {
         .map_err(unreachable)?;
     let runtime =
         quinn::default_runtime().ok_or_else(|| Failure::Unreachable("no asynchronous runtime for QUIC".into()))?;
-    let mut endpoint = Endpoint::new(EndpointConfig::default(), None, socket.into(), runtime).map_err(unreachable)?;
+    with_client_config(shared, Endpoint::new(config, None, socket.into(), runtime).map_err(unreachable)?)
+}
+
+fn with_client_config(shared: &Shared, mut endpoint: Endpoint) -> Result<Endpoint, Failure> {
     endpoint.set_default_client_config(client_config(shared).map_err(|e| Failure::Identity(e.to_string()))?);
     Ok(endpoint)
+}
+
+/// All that is random in the endpoint comes from the environment.
+fn endpoint_config(shared: &Shared) -> Result<EndpointConfig, EntropyError> {
+    let mut config = EndpointConfig::default();
+    config.rng_seed(Some(shared.env.random()?));
+    let seed = shared.env.random::<32>()?;
+    config.cid_generator(move || Box::new(Ids { seed, count: 0 }));
+    Ok(config)
+}
+
+/// Connection ids that say nothing to whoever does not know the seed.
+struct Ids {
+    seed: [u8; 32],
+    count: u64,
+}
+
+impl ConnectionIdGenerator for Ids {
+    fn generate_cid(&mut self) -> ConnectionId {
+        self.count += 1;
+        let digest = Digest::of_pieces(&[&self.seed, &self.count.to_be_bytes()]);
+        ConnectionId::new(&digest.0[..8])
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// The network of a simulation: its datagrams, and its timers for QUIC.
+pub trait Network: Send + Sync {
+    fn bind(&self, address: SocketAddr) -> std::io::Result<Arc<dyn AsyncUdpSocket>>;
+    fn runtime(&self) -> Arc<dyn Runtime>;
 }
 
 fn client_config(shared: &Shared) -> Result<ClientConfig, LinkError> {

@@ -31,6 +31,7 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     loop {
         // Cut at any point, a report is simply made again: what it carries is stored, and so is what has been answered.
         let reported = tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => return Ok(()),
             reported = report(&session, connected, &mut after) => reported,
         };
@@ -47,6 +48,7 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
             }
         };
         tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => return Ok(()),
             () = shared.reports.notified() => {}
             () = tokio::time::sleep(pause) => {}

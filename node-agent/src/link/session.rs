@@ -120,6 +120,7 @@ async fn work(session: Arc<Session>, stop: &mut watch::Receiver<bool>) -> Result
     }
     tasks.spawn(directory::follow(session.clone(), quitting));
     let ended = tokio::select! {
+        biased;
         () = told_to_stop(stop) => Ok(()),
         error = session.connection.closed() => Err(LinkError::Connection(error.to_string())),
         Some(task) = tasks.join_next() => task.unwrap_or(Err(LinkError::Panicked)),
@@ -144,6 +145,7 @@ async fn accept(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resul
     let mut tasks = JoinSet::new();
     let ended = loop {
         tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => break Ok(()),
             Some(done) = tasks.join_next() => {
                 if let Err(error) = done.unwrap_or(Err(LinkError::Panicked)) {

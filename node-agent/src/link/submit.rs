@@ -54,9 +54,8 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
             Err(error) => break Err(error.into()),
         };
         tokio::select! {
+            biased;
             () = told_to_stop(&mut quit) => break Ok(()),
-            () = shared.outbox.notified() => {}
-            () = tokio::time::sleep(pause.min(LOOK_AGAIN)) => {}
             Some(done) = tasks.join_next() => {
                 // Answers come in groups, as they were committed: what is due is looked at once for all of them.
                 let mut ended = Some(done);
@@ -75,6 +74,8 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
                     break Err(error);
                 }
             }
+            () = shared.outbox.notified() => {}
+            () = tokio::time::sleep(pause.min(LOOK_AGAIN)) => {}
         }
     };
     while tasks.join_next().await.is_some() {}

@@ -225,8 +225,10 @@ impl Mailbox {
         limit: u32,
     ) -> Result<Vec<IncomingRow>, MailboxError> {
         self.read(move |connection| {
+            let early = docaxis_failpoints::defect!("agent.defect.shown-before-recorded");
+            let hidden = if early { "" } else { "taken" };
             let sql = format!(
-                "SELECT {COLUMNS} FROM incoming WHERE seq < :before AND state <> 'taken' AND \
+                "SELECT {COLUMNS} FROM incoming WHERE seq < :before AND state <> '{hidden}' AND \
                  (:state IS NULL OR state = :state) ORDER BY seq DESC LIMIT :limit"
             );
             connection

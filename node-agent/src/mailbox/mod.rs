@@ -143,11 +143,16 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 impl Mailbox {
     /// Opens or makes the database in this file. A damaged log of the database is refused.
     pub fn open(path: &Path) -> Result<Self, MailboxError> {
-        Self::open_with(path, || ())
+        Self::open_with(path, || (), None)
     }
 
-    /// The same; `full` is called when a write has found no room on the disk.
-    pub fn open_with(path: &Path, full: impl Fn() + Send + 'static) -> Result<Self, MailboxError> {
+    /// The same; `full` is called when a write has found no room on the disk. With a time for each commit, writer and reader
+    /// are tasks of the runtime around the caller, as in a simulation.
+    pub fn open_with(
+        path: &Path,
+        full: impl Fn() + Send + 'static,
+        as_tasks: Option<Duration>,
+    ) -> Result<Self, MailboxError> {
         wal::check(path)?;
         let mut connection = Connection::open(path)?;
         schema::prepare(&mut connection)?;
@@ -158,10 +163,16 @@ impl Mailbox {
         let (reader, reads) = mpsc::channel(MAX_WAITING_READS);
         let failed = Arc::<OnceLock<String>>::default();
         let failing = failed.clone();
-        let threads = vec![
-            spawn("mailbox-write", move || write_loop(connection, &log, writes, full, &failing))?,
-            spawn("mailbox-read", move || read_loop(&reading, reads))?,
-        ];
+        let threads = if let Some(commit) = as_tasks {
+            drop(tokio::spawn(write_task(connection, log, writes, full, failing, commit)));
+            drop(tokio::spawn(read_task(reading, reads)));
+            vec![]
+        } else {
+            vec![
+                spawn("mailbox-write", move || write_loop(connection, &log, writes, full, &failing))?,
+                spawn("mailbox-read", move || read_loop(&reading, reads))?,
+            ]
+        };
         Ok(Self {
             path: path.to_owned(),
             writer,
@@ -263,37 +274,64 @@ fn write_loop(
     full: impl Fn(),
     failed: &OnceLock<String>,
 ) {
-    let mut closing = false;
-    while !closing {
-        let mut batch = Vec::new();
-        match jobs.blocking_recv() {
-            Some(Job::Run(job)) => batch.push(job),
-            Some(Job::Close) | None => break,
-        }
-        while batch.len() < MAX_BATCH {
-            match jobs.try_recv() {
-                Ok(Job::Run(job)) => batch.push(job),
-                Ok(Job::Close) => {
-                    closing = true;
-                    break;
-                }
-                Err(_) => break,
-            }
-        }
-        let refusing = failed.get().is_some();
-        match commit(&connection, log, batch, failed) {
-            Ok(()) => {}
-            // Undone as a whole: the next one may find room.
-            Err(MailboxError::Full) => full(),
-            Err(error) if refusing => tracing::warn!(%error, "writes are refused"),
-            Err(error) => {
-                tracing::error!(%error, "the mailbox could not commit; it takes nothing more until a restart");
-            }
+    while let Some(Job::Run(first)) = jobs.blocking_recv() {
+        if write_batch(&connection, log, first, &mut jobs, &full, failed) {
+            break;
         }
     }
     if let Err((_, error)) = connection.close() {
         tracing::warn!(%error, "the mailbox was not closed cleanly");
     }
+}
+
+async fn write_task(
+    connection: Connection,
+    log: File,
+    mut jobs: mpsc::Receiver<Job<Write>>,
+    full: impl Fn() + Send,
+    failed: Arc<OnceLock<String>>,
+    commit: Duration,
+) {
+    while let Some(Job::Run(first)) = jobs.recv().await {
+        tokio::time::sleep(commit).await;
+        if write_batch(&connection, &log, first, &mut jobs, &full, &failed) {
+            break;
+        }
+    }
+}
+
+/// Commits what waits, beginning with `first`; says whether a close came behind it.
+fn write_batch(
+    connection: &Connection,
+    log: &File,
+    first: Write,
+    jobs: &mut mpsc::Receiver<Job<Write>>,
+    full: &impl Fn(),
+    failed: &OnceLock<String>,
+) -> bool {
+    let mut closing = false;
+    let mut batch = vec![first];
+    while batch.len() < MAX_BATCH {
+        match jobs.try_recv() {
+            Ok(Job::Run(job)) => batch.push(job),
+            Ok(Job::Close) => {
+                closing = true;
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    let refusing = failed.get().is_some();
+    match commit(connection, log, batch, failed) {
+        Ok(()) => {}
+        // Undone as a whole: the next one may find room.
+        Err(MailboxError::Full) => full(),
+        Err(error) if refusing => tracing::warn!(%error, "writes are refused"),
+        Err(error) => {
+            tracing::error!(%error, "the mailbox could not commit; it takes nothing more until a restart");
+        }
+    }
+    closing
 }
 
 /// Answers come after the COMMIT, never before: whoever is told "done" may rely on it after a power cut. On an error
@@ -384,6 +422,12 @@ fn failed_commit(error: rusqlite::Error) -> MailboxError {
 fn read_loop(connection: &Connection, mut jobs: mpsc::Receiver<Job<Read>>) {
     while let Some(Job::Run(job)) = jobs.blocking_recv() {
         job(connection);
+    }
+}
+
+async fn read_task(connection: Connection, mut jobs: mpsc::Receiver<Job<Read>>) {
+    while let Some(Job::Run(job)) = jobs.recv().await {
+        job(&connection);
     }
 }
 

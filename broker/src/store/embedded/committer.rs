@@ -4,9 +4,9 @@
 //! Persist before promise: in [`Committer::commit`] the group is durable before a row is visible, a row is visible
 //! before an answer leaves, and after a failed write nothing is acknowledged any more.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use docaxis_protocol::Digest;
 use docaxis_protocol::evidence::PartDigest;
@@ -135,22 +135,59 @@ pub struct Committer {
 impl Committer {
     /// Until closed, or until nobody is left to ask.
     pub fn run(mut self) {
-        let shared = self.shared.clone();
         let mut next = None;
         while let Some(first) = next.take().or_else(|| self.requests.blocking_recv()) {
-            if let Some(error) = shared.poison() {
-                first.refuse(error);
-                continue;
-            }
-            if let Request::Close(answer) = first {
-                self.close(answer);
-                return;
-            }
-            match self.group(first, &shared) {
+            match self.turn(first) {
                 Ok(left) => next = left,
-                Err(error) => shared.stop_for(&error),
+                Err(answer) => return self.close(answer),
             }
         }
+    }
+
+    /// The same as a task, in which a group takes so long.
+    pub async fn run_as_task(committer: Arc<Mutex<Self>>, disk: Duration) {
+        let held = || committer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = None;
+        loop {
+            let first = match next.take() {
+                Some(left) => left,
+                None => match std::future::poll_fn(|context| held().requests.poll_recv(context)).await {
+                    Some(request) => request,
+                    None => return,
+                },
+            };
+            tokio::time::sleep(disk).await;
+            let turned = held().turn(first);
+            match turned {
+                Ok(left) => next = left,
+                Err(answer) => return drop(answer.send(Err(StoreError::Closed))),
+            }
+        }
+    }
+
+    /// One request that does not come through the queue.
+    pub fn at_once(&mut self, request: Request) {
+        let mut next = Some(request);
+        while let Some(first) = next.take() {
+            // A close comes through the queue only.
+            next = self.turn(first).unwrap_or(None);
+        }
+    }
+
+    /// One group. Returns what did not fit into it, or whom to tell of the close.
+    fn turn(&mut self, first: Request) -> Result<Option<Request>, Answer<()>> {
+        let shared = self.shared.clone();
+        if let Some(error) = shared.poison() {
+            first.refuse(error);
+            return Ok(None);
+        }
+        if let Request::Close(answer) = first {
+            return Err(answer);
+        }
+        Ok(self.group(first, &shared).unwrap_or_else(|error| {
+            shared.stop_for(&error);
+            None
+        }))
     }
 
     /// Commits `first` and what waits behind it. Returns a request that did not fit. An error is final.
@@ -182,6 +219,9 @@ impl Committer {
             done = self.take(request, &mut staged, &mut totals, &mut replies);
         }
         docaxis_failpoints::failpoint!("broker.commit.taken");
+        if done.is_ok() && docaxis_failpoints::defect!("broker.defect.acknowledged-before-sync") {
+            replies.drain(..).for_each(|reply| self.answer(reply));
+        }
         let done = done.and_then(|()| self.commit(&mut staged, &mut totals));
         if let Err(error) = &done {
             // Set before the first refusal leaves: who is refused must find the store refusing.

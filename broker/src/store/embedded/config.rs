@@ -8,6 +8,7 @@ use docaxis_protocol::space::SpaceConfig;
 use super::bulk::Bounds;
 use super::index::MemoryIndex;
 use super::progress::Progress;
+use crate::loops::Loops;
 use crate::space::LOOK_EVERY;
 
 /// Which index lies beside the journal.
@@ -65,6 +66,8 @@ pub struct EmbeddedConfig {
     pub index_every: Duration,
     /// What a rebuild of the index keeps in memory: the less, the more often it writes and reads rows again.
     pub rebuild: Bounds,
+    /// Where committer, settler and the others run.
+    pub loops: Loops,
     /// How far the opening is, for whoever shares it.
     pub progress: Arc<Progress>,
 }
@@ -90,6 +93,7 @@ impl Default for EmbeddedConfig {
             index_batch_rows: 4 << 10,
             index_every: Duration::from_secs(1),
             rebuild: Bounds::default(),
+            loops: Loops::Threads,
             progress: Arc::default(),
         }
     }

@@ -40,7 +40,6 @@ mod walk;
 use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Timestamp};
@@ -69,15 +68,16 @@ use super::{
 };
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
+use crate::loops::{Loop, Loops};
 use crate::space::Space;
 
 #[derive(Default)]
 struct Threads {
     requests: Option<mpsc::Sender<Request>>,
-    committer: Option<JoinHandle<()>>,
-    settler: Option<JoinHandle<()>>,
-    index: Option<JoinHandle<()>>,
-    space: Option<JoinHandle<()>>,
+    committer: Option<Loop>,
+    settler: Option<Loop>,
+    index: Option<Loop>,
+    space: Option<Loop>,
     lock: Option<Box<dyn Any + Send + Sync>>,
 }
 
@@ -97,7 +97,8 @@ impl EmbeddedStore {
         whole(disk.as_ref(), dir)?;
         // Before everything else: on a full disk the rest opens only with the ballast's room.
         let space = Space::open(disk.clone(), dir, config.space).map_err(io_error("looking at the disk"))?;
-        let watching = space.start(config.look_every).map_err(io_error("starting a thread of the store"))?;
+        let watching =
+            space.start(config.loops, config.look_every).map_err(io_error("starting a thread of the store"))?;
         let opened = Self::open_locked(dir, &config, &disk, &space).map_err(|e| recover::set_aside(&disk, dir, e));
         let (shared, end, totals, index) = opened.inspect_err(|_| space.stop())?;
         let threads = Threads { index: Some(index), space: Some(watching), lock: Some(lock), ..Threads::default() };
@@ -122,8 +123,9 @@ impl EmbeddedStore {
         config: &EmbeddedConfig,
         disk: &Arc<dyn Disk>,
         space: &Arc<Space>,
-    ) -> Result<(Arc<Shared>, End, Totals, JoinHandle<()>), StoreError> {
-        let blobs = BlobStore::open(disk.clone(), &dir.join("blobs")).map_err(io_error("opening the bodies"))?;
+    ) -> Result<(Arc<Shared>, End, Totals, Loop), StoreError> {
+        let blobs =
+            BlobStore::open(disk.clone(), &dir.join("blobs"), config.loops).map_err(io_error("opening the bodies"))?;
         let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
         let segments = Segments::open(disk.clone(), &dir.join("journal"), config)?;
         recover::check_order(&segments, &evidence)?;
@@ -142,7 +144,7 @@ impl EmbeddedStore {
             Some((end, totals)) => (view, writer, end, totals),
             None => {
                 view.stop();
-                drop(writer.join());
+                let _failed_as_well = writer.join();
                 drop(view);
                 let (index, end, totals) = recovery.rebuild_at(dir, config, space)?;
                 let (view, writer) = start_view(index, config, space)?;
@@ -159,12 +161,13 @@ impl EmbeddedStore {
         let failed = io_error("starting a thread of the store");
         let (requests, queue) = mpsc::channel(self.config.queue_records.max(1));
         let (full, full_segments) = std::sync::mpsc::channel();
-        let settler = Settler {
+        let mut settler = Settler {
             shared: self.shared.clone(),
             config: self.config.clone(),
             requests: requests.downgrade(),
             full: full_segments,
             stuck: Default::default(),
+            committer: None,
         };
         let committer = Committer {
             journal: Journal::new(self.shared.segments.clone(), end.segment, end.next, end.marked),
@@ -180,6 +183,13 @@ impl EmbeddedStore {
         let mut threads = self.threads();
         threads.requests = Some(requests);
         let shared = &self.shared;
+        if let Loops::Tasks { disk } = self.config.loops {
+            let committer = Arc::new(Mutex::new(committer));
+            settler.committer = Some(committer.clone());
+            threads.committer = Some(Loops::task("committer", Committer::run_as_task(committer, disk)));
+            threads.settler = Some(Loops::task("settler", settler.run_as_task()));
+            return Ok(());
+        }
         threads.committer = Some(spawn("committer", shared, move || committer.run()).map_err(&failed)?);
         threads.settler = Some(spawn("settler", shared, move || settler.run()).map_err(&failed)?);
         Ok(())
@@ -254,10 +264,11 @@ impl EmbeddedStore {
             threads.requests = None;
             (threads.committer.take(), threads.settler.take(), threads.index.take(), threads.space.take())
         };
-        let joined = |thread: Option<JoinHandle<()>>| thread.is_none_or(|thread| thread.join().is_ok());
+        let joined = |thread: Option<Loop>| thread.is_none_or(Loop::join);
         let mut ended = joined(committer);
         ended &= joined(settler);
-        let flushed = if index.is_some() && self.shared.poison().is_none() { self.shared.view.flush() } else { Ok(()) };
+        let writes = matches!(index, Some(Loop::Thread(_)));
+        let flushed = if writes && self.shared.poison().is_none() { self.shared.view.flush() } else { Ok(()) };
         self.shared.view.stop();
         ended &= joined(index);
         self.shared.space.stop();
@@ -296,18 +307,15 @@ impl EmbeddedStore {
 }
 
 /// A thread of the store. If it panics, nothing is acknowledged any more: what it left half done is not known.
-fn spawn(
-    name: &'static str,
-    shared: &Arc<Shared>,
-    work: impl FnOnce() + Send + 'static,
-) -> std::io::Result<JoinHandle<()>> {
+fn spawn(name: &'static str, shared: &Arc<Shared>, work: impl FnOnce() + Send + 'static) -> std::io::Result<Loop> {
     let shared = shared.clone();
-    std::thread::Builder::new().name(name.into()).spawn(move || {
+    let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
         if let Err(panic) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
             shared.poison_with(&StoreError::Io { operation: name, found: "the thread panicked".to_owned() });
             std::panic::resume_unwind(panic);
         }
-    })
+    });
+    thread.map(Loop::Thread)
 }
 
 /// Refuses a folder in which a restore was broken off: it is neither the old data nor the new.
@@ -340,10 +348,11 @@ fn start_view(
     index: Arc<dyn Index>,
     config: &EmbeddedConfig,
     space: &Arc<Space>,
-) -> Result<(Arc<View>, JoinHandle<()>), StoreError> {
+) -> Result<(Arc<View>, Loop), StoreError> {
     let view = View::new(index, config.index_batch_rows);
-    let writer =
-        view.start_writer(config.index_every, space.clone()).map_err(io_error("starting the index's thread"))?;
+    let writer = view
+        .start_writer(config.loops, config.index_every, space.clone())
+        .map_err(io_error("starting the index's thread"))?;
     Ok((view, writer))
 }
 

@@ -7,17 +7,18 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use docaxis_protocol::Digest;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::space::Level;
 
 use super::apply::{apart_at, head_row, is_large, live_bytes};
-use super::committer::{Answer, Moved, Request};
+use super::committer::{Answer, Committer, Moved, Request};
 use super::config::EmbeddedConfig;
 use super::keys::{self, BodyPlace, Location, Stage, block_at};
 use super::layout::{FRAME_HEADER_BYTES, NO_LEAF};
@@ -41,6 +42,8 @@ pub struct Settler {
     /// Weak, so that the committer ends when the store is dropped.
     pub requests: mpsc::WeakSender<Request>,
     pub full: Receiver<u64>,
+    /// Where both are tasks, and none can wait for the other.
+    pub committer: Option<Arc<Mutex<Committer>>>,
     /// Live bytes that could not be copied forward, by segment, and how often bodies had been restored: damaged bodies. Tried
     /// again when either has changed.
     pub stuck: BTreeMap<u64, (u64, u64)>,
@@ -52,24 +55,42 @@ type Step = fn(&mut Settler) -> Result<(), StoreError>;
 impl Settler {
     /// Until the committer is gone.
     pub fn run(mut self) {
-        let tick = (self.config.idle / 2).max(Duration::from_millis(1));
+        let tick = self.tick();
         let mut seen = (self.shared.groups(), Instant::now());
         loop {
             match self.full.recv_timeout(tick) {
                 Ok(_) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if self.shared.poison().is_some() {
-                continue;
+            self.turn(&mut seen);
+        }
+    }
+
+    /// The same as a task beside the committer's.
+    pub async fn run_as_task(mut self) {
+        let tick = self.tick();
+        let mut seen = (self.shared.groups(), Instant::now());
+        loop {
+            tokio::time::sleep(tick).await;
+            self.turn(&mut seen);
+        }
+    }
+
+    fn tick(&self) -> Duration {
+        (self.config.idle / 2).max(Duration::from_millis(1))
+    }
+
+    fn turn(&mut self, seen: &mut (u64, Instant)) {
+        if self.shared.poison().is_some() {
+            return;
+        }
+        match self.round(seen) {
+            Ok(()) | Err(StoreError::Closed) => {}
+            Err(StoreError::DiskFull(what)) => {
+                self.shared.space.ran_out();
+                tracing::debug!(%what, "no room to settle full journal segments; it is tried again");
             }
-            match self.round(&mut seen) {
-                Ok(()) | Err(StoreError::Closed) => {}
-                Err(StoreError::DiskFull(what)) => {
-                    self.shared.space.ran_out();
-                    tracing::debug!(%what, "no room to settle full journal segments; it is tried again");
-                }
-                Err(error) => self.shared.stop_for(&error),
-            }
+            Err(error) => self.shared.stop_for(&error),
         }
     }
 
@@ -116,7 +137,11 @@ impl Settler {
     }
 
     fn ask(&self, request: impl FnOnce(Answer<()>) -> Request) -> Result<(), StoreError> {
-        let (to, answer) = oneshot::channel();
+        let (to, mut answer) = oneshot::channel();
+        if let Some(committer) = &self.committer {
+            committer.lock().unwrap_or_else(PoisonError::into_inner).at_once(request(to));
+            return answer.try_recv().unwrap_or(Err(StoreError::Closed));
+        }
         let requests = self.requests.upgrade().ok_or(StoreError::Closed)?;
         requests.blocking_send(request(to)).map_err(|_| StoreError::Closed)?;
         drop(requests);

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::index::{Changes, Index, Row};
+use crate::loops::{Loop, Loops};
 use crate::space::Space;
 use crate::store::StoreError;
 
@@ -53,6 +53,8 @@ pub struct View {
     progress: Mutex<Progress>,
     changed: Condvar,
     max_keys: usize,
+    /// The writer is a task, for which nobody can wait.
+    as_task: OnceLock<Arc<Space>>,
     /// Told when the index does not give back what it was given.
     unreadable: OnceLock<Unreadable>,
 }
@@ -67,6 +69,7 @@ impl View {
             progress: Mutex::default(),
             changed: Condvar::new(),
             max_keys: max_keys.max(1),
+            as_task: OnceLock::new(),
             unreadable: OnceLock::new(),
         })
     }
@@ -84,9 +87,22 @@ impl View {
     }
 
     /// Starts the thread that writes merges into the index, at the latest `every` after they were made.
-    pub fn start_writer(self: &Arc<Self>, every: Duration, space: Arc<Space>) -> std::io::Result<JoinHandle<()>> {
+    pub fn start_writer(self: &Arc<Self>, loops: Loops, every: Duration, space: Arc<Space>) -> std::io::Result<Loop> {
         let view = self.clone();
-        std::thread::Builder::new().name("index".into()).spawn(move || {
+        if loops != Loops::Threads {
+            let _set_before = self.as_task.set(space.clone());
+            let writing = async move {
+                loop {
+                    tokio::time::sleep(every).await;
+                    let progress = view.progress();
+                    if progress.stop || !view.write_batch(progress, &space) {
+                        return;
+                    }
+                }
+            };
+            return Ok(Loops::task("index", writing));
+        }
+        let thread = std::thread::Builder::new().name("index".into()).spawn(move || {
             let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| view.write_all(every, &space)));
             if let Err(panic) = written {
                 // Whoever waits for the writer, or merges next, must not wait for ever.
@@ -95,7 +111,8 @@ impl View {
                 view.changed.notify_all();
                 std::panic::resume_unwind(panic);
             }
-        })
+        });
+        thread.map(Loop::Thread)
     }
 
     fn progress(&self) -> MutexGuard<'_, Progress> {
@@ -126,6 +143,14 @@ impl View {
     /// Waits until the index has everything merged so far and keeps it if the process dies.
     pub fn flush(&self) -> Result<(), StoreError> {
         let mut progress = self.progress();
+        if let Some(space) = self.as_task.get() {
+            let behind = progress.merged > progress.written;
+            return if behind && !self.write_batch(progress, space) {
+                Err(StoreError::Closed)
+            } else {
+                self.base.flush()
+            };
+        }
         let wanted = progress.merged;
         progress.wanted = progress.wanted.max(wanted);
         self.changed.notify_all();
@@ -194,43 +219,45 @@ impl View {
                     break;
                 }
             }
-            if progress.stop {
-                return;
-            }
-            let upto = progress.merged;
-            let batch = {
-                let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
-                let batch = Arc::new(std::mem::take(&mut layers.active));
-                layers.frozen = Some(batch.clone());
-                batch
-            };
-            progress.keys = 0;
-            // Who waited for room has it now: the next batch fills while this one is written.
-            self.changed.notify_all();
-            drop(progress);
-            docaxis_failpoints::failpoint!("broker.index.writing");
-            let done = match self.reserve(batch.len(), space) {
-                Ok(true) => self.base.apply(&batch),
-                Ok(false) => return,
-                Err(error) => Err(error),
-            };
-            docaxis_failpoints::failpoint!("broker.index.written");
-            let mut progress = self.progress();
-            match done {
-                Ok(()) => {
-                    self.layers.write().unwrap_or_else(PoisonError::into_inner).frozen = None;
-                    progress.written = upto;
-                }
-                Err(e) => {
-                    tracing::error!(error = %e, "the index cannot be written");
-                    progress.failed = Some(e);
-                }
-            }
-            self.changed.notify_all();
-            if progress.failed.is_some() {
+            if progress.stop || !self.write_batch(progress, space) {
                 return;
             }
         }
+    }
+
+    /// Writes what was merged into the index; false if the writer must end.
+    fn write_batch(&self, mut progress: MutexGuard<'_, Progress>, space: &Space) -> bool {
+        let upto = progress.merged;
+        let batch = {
+            let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
+            let batch = Arc::new(std::mem::take(&mut layers.active));
+            layers.frozen = Some(batch.clone());
+            batch
+        };
+        progress.keys = 0;
+        // Who waited for room has it now: the next batch fills while this one is written.
+        self.changed.notify_all();
+        drop(progress);
+        docaxis_failpoints::failpoint!("broker.index.writing");
+        let done = match self.reserve(batch.len(), space) {
+            Ok(true) => self.base.apply(&batch),
+            Ok(false) => return false,
+            Err(error) => Err(error),
+        };
+        docaxis_failpoints::failpoint!("broker.index.written");
+        let mut progress = self.progress();
+        match done {
+            Ok(()) => {
+                self.layers.write().unwrap_or_else(PoisonError::into_inner).frozen = None;
+                progress.written = upto;
+            }
+            Err(e) => {
+                tracing::error!(error = %e, "the index cannot be written");
+                progress.failed = Some(e);
+            }
+        }
+        self.changed.notify_all();
+        progress.failed.is_none()
     }
 }
 
@@ -373,12 +400,12 @@ mod tests {
         let view = View::new(Arc::new(Panics), 10);
         let disk = Arc::new(SimDisk::new());
         let space = Space::open(disk, Path::new("data"), SpaceConfig::default()).unwrap();
-        let writer = view.start_writer(Duration::from_secs(3600), space).unwrap();
+        let writer = view.start_writer(Loops::Threads, Duration::from_secs(3600), space).unwrap();
         let change = || Changes::from([(vec![1], Some(vec![2]))]);
         view.merge(change()).unwrap();
         assert!(view.flush().is_err());
         assert!(view.merge(change()).is_err());
-        assert!(writer.join().is_err());
+        assert!(!writer.join());
     }
 
     #[test]

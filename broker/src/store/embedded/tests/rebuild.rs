@@ -250,7 +250,7 @@ fn what_a_start_puts_into_an_index_that_lacks_it_is_bounded_however_many_rows_a_
     assert!(recovery.catch_up(&view).unwrap().is_some());
     view.flush().unwrap();
     view.stop();
-    writer.join().unwrap();
+    assert!(writer.join());
     assert!(index.rows.rows() == whole.rows(), "rows differ from those of a rebuild");
     // A merge may meet what little the writer has not taken; the last record of it has a leaf and a delivery for each.
     let bound = ROWS_AT_ONCE + 2 * WAITING_ROWS + 2 * REFUSED + 10;

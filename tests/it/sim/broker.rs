@@ -1,0 +1,164 @@
+//! The broker as a host of the simulation, and what must hold of its store whenever it starts and while it runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use docaxis_broker::config::ConsoleListen;
+use docaxis_broker::dispatch::Exchange;
+use docaxis_broker::store::DeliveryState;
+use docaxis_broker::{Broker, BrokerConfig, Simulated};
+use docaxis_protocol::Event;
+use docaxis_protocol::space::SpaceConfig;
+use docaxis_protocol::tlog::checkpoint::Checkpoint;
+
+use super::ledger::{Delivery, REJECTED};
+use super::network::Ours;
+use super::world::{BROKER, World};
+
+/// How often the running broker is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+/// Small, so that the journal goes through several segments.
+const SEGMENT_BYTES: u64 = 1 << 20;
+
+fn config(world: &World) -> BrokerConfig {
+    let folder = world.folder.join(BROKER);
+    let mut config = BrokerConfig::new(folder.join("data"), folder);
+    config.broker.identity = world.folder.join(BROKER);
+    config.broker.listen = "0.0.0.0:4433".parse().unwrap();
+    config.console.listen = ConsoleListen::Off;
+    config.space = SpaceConfig { enough_free_gib: 0, ballast_mib: 0, ..SpaceConfig::default() };
+    config
+}
+
+/// Runs until the host is ended.
+pub async fn run(world: Arc<World>) -> turmoil::Result {
+    let config = config(&world);
+    std::fs::create_dir_all(&config.broker.data)?;
+    let host = world.hosts[BROKER].clone();
+    let simulated = {
+        let side = world.broker();
+        Simulated {
+            disk: Arc::new(side.disk.clone()),
+            index: side.index.clone(),
+            network: Arc::new(Ours(world.network.clone())),
+            disk_time: host.disk_time,
+            env: host,
+            segment_bytes: SEGMENT_BYTES,
+        }
+    };
+    let broker = match Broker::simulated(&config, &simulated) {
+        Ok(broker) => broker,
+        Err(error) => {
+            world.event(&format!("the broker does not start: {error}"));
+            // On a full disk a start may fail; it is tried again until there is room.
+            if !world.broker().full {
+                world.violation(format!("the broker does not start: {error}"));
+            }
+            world.broker().ended = true;
+            return std::future::pending().await;
+        }
+    };
+    let exchange = broker.exchange().clone();
+    world.event(&format!("the broker serves, {} leaves", exchange.store.counts().leaves));
+    check_all(&world, &exchange);
+    world.broker().exchange = Some(exchange.clone());
+    if let Err(error) = exchange.publish(world.identities.notices()).await {
+        world.event(&format!("the directory is not published: {error}"));
+    }
+    loop {
+        tokio::time::sleep(LOOK).await;
+        note_checkpoint(&world, &exchange);
+        if let Some(why) = broker.poisoned() {
+            world.event(&format!("the broker cannot go on: {why}"));
+            world.broker().ended = true;
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// A checkpoint may have left the broker as soon as it is there.
+pub fn note_checkpoint(world: &World, exchange: &Exchange) {
+    let (size, note) = exchange.log.checkpoint();
+    let Ok(checkpoint) = Checkpoint::parse(note.split("\n\n").next().map(|text| format!("{text}\n")).unwrap().as_str())
+    else {
+        return world.violation(format!("the checkpoint over {size} leaves does not read"));
+    };
+    let known = world.ledger().checkpoints.insert(size, checkpoint.root);
+    if known.is_some_and(|known| known != checkpoint.root) {
+        world.violation(format!("two checkpoints over {size} leaves have different roots"));
+    }
+}
+
+/// What must hold of the store whenever it is opened: whatever anybody was told is there.
+pub fn check_all(world: &World, exchange: &Exchange) {
+    let store = &exchange.store;
+    let entries = store.log_entries(0, usize::MAX).unwrap_or_default();
+    let (leaves, checkpoints, visible) = {
+        let ledger = world.ledger();
+        (ledger.leaves.clone(), ledger.checkpoints.clone(), ledger.visible.clone())
+    };
+    for (leaf, entry) in leaves {
+        let found = usize::try_from(leaf).ok().and_then(|at| entries.get(at));
+        if found != Some(&entry) {
+            world.violation(format!("leaf {leaf} was acknowledged and is lost: {entry} expected, {found:?} found"));
+        }
+    }
+    for (size, root) in checkpoints.into_iter().filter(|(size, _)| *size > 0) {
+        match exchange.log.root_at(size) {
+            Ok(found) if found == root => {}
+            other => world.violation(format!("the log does not lead to its checkpoint over {size} leaves: {other:?}")),
+        }
+    }
+    for delivery in visible {
+        check_recorded(world, exchange, &delivery);
+    }
+}
+
+/// What an officer sees was recorded before.
+pub fn check_recorded(world: &World, exchange: &Exchange, (id, recipient): &Delivery) {
+    let states = exchange.store.find(*id).unwrap_or_default().into_iter();
+    let states: Vec<_> =
+        states.filter_map(|seq| exchange.store.delivery(seq, recipient).ok()?).map(|delivery| delivery.state).collect();
+    let recorded = |state: &DeliveryState| {
+        matches!(state, DeliveryState::HandedOver | DeliveryState::Registered | DeliveryState::Refused)
+    };
+    if !states.iter().any(recorded) {
+        world.violation(format!("{id} is visible at {recipient} and not recorded: {states:?}"));
+    }
+}
+
+/// What must hold at the very end.
+pub fn check_end(world: &World, exchange: &Exchange) {
+    check_all(world, exchange);
+    let letters = world.ledger().letters.clone();
+    for letter in letters {
+        let Some(id) = letter.id else { continue };
+        let found = exchange.store.find(id).unwrap_or_default();
+        let [seq] = found[..] else {
+            world.violation(format!("letter {}, {id}, is at the broker {} times", letter.number, found.len()));
+            continue;
+        };
+        for recipient in &letter.to {
+            let delivery = (id, recipient.clone());
+            let seen = world.ledger().visible.contains(&delivery);
+            // Its rejection stands alone, and it has no delivery.
+            if world.ledger().outcomes.get(&delivery).is_some_and(|outcome| outcome == REJECTED) && !seen {
+                continue;
+            }
+            let chain = exchange.store.chain(seq, recipient).unwrap_or_default();
+            let terminal = |event: &Event| matches!(event, Event::ContentHandover | Event::ContentHandoverFailure);
+            let handovers = chain.iter().filter(|piece| piece.event == Event::ContentHandover).count();
+            if handovers > 1 || !chain.first().is_some_and(|piece| terminal(&piece.event)) {
+                let events: Vec<_> = chain.iter().map(|piece| piece.event).collect();
+                world.violation(format!("letter {}, {id}, to {recipient} has the evidence {events:?}", letter.number));
+            }
+            let handed_over = chain.first().is_some_and(|piece| piece.event == Event::ContentHandover);
+            if seen != handed_over {
+                world.violation(format!(
+                    "letter {}, {id}, to {recipient}: seen {seen}, handed over {handed_over}",
+                    letter.number
+                ));
+            }
+        }
+    }
+}
