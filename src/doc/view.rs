@@ -64,7 +64,8 @@ pub fn timeline(entries: &Value) -> String {
     for entry in entries.as_array().into_iter().flatten() {
         let text = |key: &str| entry[key].as_str().unwrap_or_default();
         let time = text("time").parse::<Timestamp>().map_or_else(|_| text("time").into(), Timestamp::to_vietnam);
-        words += &format!("{time}  {:<14} {}{}\n", text("agency"), text("event"), because(entry));
+        let acting = entry["acting"].as_str().map_or_else(String::new, |acting| format!(" by {acting}"));
+        words += &format!("{time}  {:<14} {}{acting}{}\n", text("agency"), text("event"), because(entry));
     }
     words
 }

@@ -15,6 +15,7 @@ mod link;
 mod load;
 mod memory;
 mod net;
+mod partial;
 mod proof;
 mod raw;
 #[cfg(debug_assertions)]
@@ -22,4 +23,5 @@ mod ready;
 mod refusals;
 mod resident;
 mod restore;
+mod succession;
 mod testnet;

@@ -8,11 +8,13 @@ use docaxis_protocol::frame::{self, Done};
 use docaxis_protocol::limits::{
     MAX_CONTROL_FRAME_BYTES, MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES, MAX_LARGE_FRAME_BYTES,
 };
-use docaxis_protocol::{Digest, Envelope, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence, Timestamp};
+use docaxis_protocol::{
+    AgencyCode, Digest, Envelope, Event, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence, Timestamp,
+};
 
 use super::{Exchange, ExchangeError};
-use crate::admission::{self, Refused, Situation, Standing};
-use crate::evidence::issuer::parts_of;
+use crate::admission::{self, Refused, Situation};
+use crate::evidence::issuer::{DeliveryEvidence, Submitted, parts_of};
 use crate::store::{Acceptance, Accepted, Answer, Body, Dispatch, Rejection};
 
 /// A dispatch that may be submitted: its seal and every rule have been checked, its bodies not yet.
@@ -136,7 +138,7 @@ impl Exchange {
     ) -> Result<Look, ExchangeError> {
         let now = self.now();
         let hosted = |code: &_| self.hosts(node, code);
-        let recipient = |code: &_| self.with_directory(|directory| directory.standing(code));
+        let recipient = |code: &_| self.with_directory(|directory| directory.standing(code, now));
         let situation = Situation {
             origin: &self.origin,
             node,
@@ -144,7 +146,7 @@ impl Exchange {
             max_part_bytes: self.max_part_bytes,
             hosted: &hosted,
             recipient: &recipient,
-            sender_locked: self.with_directory(|d| d.standing(&envelope.sender.agency)) == Standing::Locked,
+            sender_stopped: self.with_directory(|d| d.may_not_send(&envelope.sender.agency, now)),
         };
         let digest = sealed.digest();
         let turned = |refused: Refused, envelope: Envelope, sealed: SealedEnvelope| match refused {
@@ -308,6 +310,10 @@ impl Exchange {
     fn sign_acceptance(&self, admitted: Admitted, accepted: Timestamp) -> Result<Signed, ExchangeError> {
         let Admitted { envelope, digest, sealed, bodies, .. } = admitted;
         let evidence = self.issuer.acceptance(&envelope, digest, accepted)?;
+        let mut failed = match envelope.partial {
+            true => self.fail_unreachable(&envelope, digest, accepted, &evidence)?,
+            false => BTreeMap::new(),
+        };
         let acceptance = Acceptance {
             sender: envelope.sender.agency.clone(),
             id: envelope.id,
@@ -320,7 +326,7 @@ impl Exchange {
             parts: parts_of(&envelope),
             bodies: bodies.into_iter().map(|(sha256, bytes)| Body { sha256, bytes }).collect(),
             evidence,
-            recipients: envelope.recipients.iter().map(|code| (code.clone(), None)).collect(),
+            recipients: envelope.recipients.iter().map(|code| (code.clone(), failed.remove(code))).collect(),
         };
         let offered = acceptance.envelope.bytes.len() + acceptance.evidence.bytes.len() + OFFER_OVERHEAD_BYTES;
         if offered > MAX_LARGE_FRAME_BYTES {
@@ -338,6 +344,40 @@ impl Exchange {
         Ok(Ok(Box::new(Committing { envelope, digest, sealed, evidence, answer })))
     }
 
+    /// Evidence of each recipient that a partial submission does not reach: it stands in the same record as the acceptance,
+    /// which it follows.
+    fn fail_unreachable(
+        &self,
+        envelope: &Envelope,
+        digest: Digest,
+        accepted: Timestamp,
+        acceptance: &SignedEvidence,
+    ) -> Result<BTreeMap<AgencyCode, SignedEvidence>, ExchangeError> {
+        let standing = |code: &AgencyCode| self.with_directory(|directory| directory.standing(code, accepted));
+        let mut failed = BTreeMap::new();
+        for (recipient, reason) in admission::unreachable(envelope, &standing) {
+            let about = DeliveryEvidence {
+                event: Event::ContentHandoverFailure,
+                recipient: recipient.clone(),
+                previous: acceptance.digest(),
+                not_before: accepted,
+                reasons: vec![reason],
+                statement: None,
+                late_after: None,
+            };
+            let of = Submitted {
+                id: envelope.id,
+                envelope_sha256: digest,
+                sender: &envelope.sender.agency,
+                parts: parts_of(envelope),
+                accepted,
+                expires: envelope.expires,
+            };
+            failed.insert(recipient.clone(), self.issuer.delivery_of(of, about)?.0);
+        }
+        Ok(failed)
+    }
+
     /// The rules of admission at one time.
     fn judge(&self, envelope: &Envelope, now: Timestamp) -> Result<(), Refused> {
         let node = &envelope.sender.node;
@@ -347,8 +387,8 @@ impl Exchange {
             now,
             max_part_bytes: self.max_part_bytes,
             hosted: &|code| self.hosts(node, code),
-            recipient: &|code| self.with_directory(|directory| directory.standing(code)),
-            sender_locked: self.with_directory(|d| d.standing(&envelope.sender.agency)) == Standing::Locked,
+            recipient: &|code| self.with_directory(|directory| directory.standing(code, now)),
+            sender_stopped: self.with_directory(|d| d.may_not_send(&envelope.sender.agency, now)),
         };
         admission::may_speak(envelope, &situation)?;
         admission::admit(envelope, &situation)
