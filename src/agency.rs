@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use docaxis_certs::Authority;
-use docaxis_certs::authority::{Agency, DirectoryChangeError, ImportReport};
+use docaxis_certs::authority::{Agency, DirectoryChangeError, ImportOptions, ImportReport, RowNote, day_or_instant};
 use docaxis_protocol::directory::DirectoryEntry;
-use docaxis_protocol::{AgencyCode, ReasonCode};
-use serde_json::json;
+use docaxis_protocol::{AgencyCode, ReasonCode, Timestamp};
+use serde_json::{Value, json};
 
 use crate::ca::folder::{self, directory_failure, open};
 use crate::clock;
 use crate::confirm::Confirm;
+use crate::doc::AgentArg;
 use crate::out::{Failure, Out};
 
 #[derive(Debug, Subcommand)]
@@ -21,17 +22,18 @@ pub enum Command {
     Add(Add),
     /// List agencies.
     List(List),
-    /// Show one agency, by its code or another code of it.
-    Show(One),
+    /// Show one agency, by any of its codes or its name; the name may be without accents.
+    Show(Show),
     /// Lock an agency: it neither sends nor receives.
     Lock(Lock),
     /// Unlock an agency.
     Unlock(One),
-    /// Merge an agency into another. What is addressed to it is refused from now on, as it is not yet passed on.
+    /// Merge an agency into another: what is addressed to it goes there from now on, and that agency answers for it.
     Merge(Merge),
     /// Give an agency one more code.
     Alias(Alias),
-    /// Add the agencies of a CSV list with the columns organ_id, name and in_charge.
+    /// Add the agencies of a CSV list: organ_id and name; if there, in_charge, parent, node, aliases, valid_from,
+    /// valid_until, merged_into.
     Import(Import),
 }
 
@@ -63,15 +65,33 @@ pub struct Add {
     /// The organisation in charge, in words.
     #[arg(long, value_name = "TEXT")]
     in_charge: Option<String>,
+    /// The day from which on it sends and receives, such as 2026-07-01; from now on if absent.
+    #[arg(long, value_name = "DAY", value_parser = parse_day)]
+    valid_from: Option<Timestamp>,
+    /// The day from which on it no longer does.
+    #[arg(long, value_name = "DAY", value_parser = parse_day)]
+    valid_until: Option<Timestamp>,
     #[command(flatten)]
     dir: AuthorityArg,
 }
 
 #[derive(Debug, Args)]
 pub struct List {
-    /// Only agencies whose code, other codes, name or organisation in charge contain this.
+    /// Only agencies whose code, other codes, name or organisation in charge contain this, accents and case aside.
     #[arg(long, value_name = "TEXT")]
     q: Option<String>,
+    #[command(flatten)]
+    dir: AuthorityArg,
+}
+
+#[derive(Debug, Args)]
+pub struct Show {
+    /// A code, old or new, or a name.
+    #[arg(value_name = "CODE_OR_NAME")]
+    what: String,
+    /// Ask the running agent with this configuration for its copy of the directory, instead of the authority.
+    #[arg(long, value_name = "AGENT.TOML")]
+    agent: Option<PathBuf>,
     #[command(flatten)]
     dir: AuthorityArg,
 }
@@ -115,6 +135,12 @@ pub struct Alias {
 #[derive(Debug, Args)]
 pub struct Import {
     file: PathBuf,
+    /// Say what would be done with each row, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Take the good rows although others are refused; without it, one bad row keeps the whole list out.
+    #[arg(long)]
+    partial: bool,
     #[command(flatten)]
     dir: AuthorityArg,
 }
@@ -123,7 +149,7 @@ pub fn run(command: Command, out: Out) -> Result<(), Failure> {
     match command {
         Command::Add(args) => add(args, out),
         Command::List(args) => list(&args, out),
-        Command::Show(args) => show(&args, out),
+        Command::Show(args) => show(args, out),
         Command::Lock(args) => {
             args.confirm.ask(out, &format!("Lock {}, so that it neither sends nor receives?", args.code))?;
             change(&args.dir, &args.code, out, |a, now| a.lock_agency(&args.code, true, now))
@@ -138,6 +164,10 @@ pub fn run(command: Command, out: Out) -> Result<(), Failure> {
     }
 }
 
+fn parse_day(text: &str) -> Result<Timestamp, String> {
+    day_or_instant(text).ok_or_else(|| format!("{text:?} is no day such as 2026-07-01, nor an instant in UTC"))
+}
+
 fn add(args: Add, out: Out) -> Result<(), Failure> {
     let code = args.code.clone();
     let agency = Agency {
@@ -146,6 +176,9 @@ fn add(args: Add, out: Out) -> Result<(), Failure> {
         parent: args.parent,
         aliases: args.aliases,
         in_charge: args.in_charge,
+        node: None,
+        valid_from: args.valid_from,
+        valid_until: args.valid_until,
     };
     change(&args.dir, &code, out, |authority, now| authority.add_agency(&agency, now))
 }
@@ -162,15 +195,82 @@ fn change(
     print(&authority, code, out)
 }
 
-fn show(args: &One, out: Out) -> Result<(), Failure> {
-    print(&args.dir.open()?, &args.code, out)
+fn show(args: Show, out: Out) -> Result<(), Failure> {
+    if let Some(config) = args.agent {
+        let found = ask_agent(&AgentArg { config }, &args.what)?;
+        return out.data(&found, agents_words(&found));
+    }
+    let authority = args.dir.open()?;
+    match &authority.find_agencies(&args.what)[..] {
+        [entry] => out.data(entry, in_words(entry)),
+        [] => Err(unknown(&args.what)),
+        several => {
+            let codes: Vec<_> = several.iter().map(|entry| format!("{} ({})", entry.agency, entry.name)).collect();
+            Err(ambiguous(&args.what, &codes))
+        }
+    }
+}
+
+/// The one agency that an agent's directory has for a code or a name.
+pub fn ask_agent(agent: &AgentArg, what: &str) -> Result<Value, Failure> {
+    let found: Value = agent.control()?.get(&format!("/v1/agencies?q={}", percent(what)))?;
+    let all = found["agencies"].as_array().map(Vec::as_slice).unwrap_or_default();
+    match all {
+        [one] => Ok(one.clone()),
+        [] => Err(Failure::new(ReasonCode::NotFound, format!("the agent's directory has no agency {what:?}")).hint(
+            "`docaxis agency list` at the authority shows all. A change reaches a connected agent within seconds.",
+        )),
+        several => {
+            let text = |one: &Value, key: &str| one[key].as_str().unwrap_or_default().to_owned();
+            let codes: Vec<_> =
+                several.iter().map(|one| format!("{} ({})", text(one, "agency"), text(one, "name"))).collect();
+            Err(ambiguous(what, &codes))
+        }
+    }
+}
+
+/// A query's value: everything but plain letters and digits is escaped.
+fn percent(text: &str) -> String {
+    let escape = |byte: u8| match byte {
+        b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'.' | b'-' => char::from(byte).to_string(),
+        other => format!("%{other:02X}"),
+    };
+    text.bytes().map(escape).collect()
+}
+
+fn unknown(what: &str) -> Failure {
+    let message = format!("agency {what:?} is not in the directory");
+    match AgencyCode::lenient(what) {
+        Ok((code, _)) => folder::unknown_agency(message, &code),
+        Err(_) => {
+            Failure::new(ReasonCode::NotFound, message).hint("`docaxis agency list --q TEXT` searches all names.")
+        }
+    }
+}
+
+/// At most so many agencies are named where one was wanted.
+const NAMED: usize = 10;
+
+fn ambiguous(what: &str, found: &[String]) -> Failure {
+    let more = found.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let named = found.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    Failure { exit: 5, code: "ambiguous".into(), ..Failure::other(format!("{what:?} may be {named}{more}")) }
+        .hint("Give the code.")
+}
+
+fn agents_words(found: &Value) -> String {
+    match serde_json::from_value::<DirectoryEntry>(found.clone()) {
+        Ok(entry) => in_words(&entry),
+        Err(_) => format!("{found:#}"),
+    }
 }
 
 fn print(authority: &Authority, code: &AgencyCode, out: Out) -> Result<(), Failure> {
-    let Some(entry) = authority.agency(code) else {
-        return Err(folder::unknown_agency(format!("agency {code} is not in the directory"), code));
-    };
-    out.data(entry, in_words(entry))
+    match authority.agency(code) {
+        Some(entry) => out.data(entry, in_words(entry)),
+        None => Err(unknown(code.as_str())),
+    }
 }
 
 fn in_words(entry: &DirectoryEntry) -> String {
@@ -182,7 +282,14 @@ fn in_words(entry: &DirectoryEntry) -> String {
         line("locked", "yes".into());
     }
     if let Some(successor) = &entry.successor {
-        line("merged into", successor.to_string());
+        let since = entry.successions.last().map_or(String::new(), |last| format!(" since {}", last.said().since));
+        line("merged into", format!("{successor}{since}"));
+    }
+    if let Some(from) = entry.valid_from {
+        line("valid from", from.to_vietnam());
+    }
+    if let Some(until) = entry.valid_until {
+        line("valid until", until.to_vietnam());
     }
     if !entry.aliases.is_empty() {
         line("other codes", entry.aliases.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
@@ -198,9 +305,10 @@ fn in_words(entry: &DirectoryEntry) -> String {
 
 fn list(args: &List, out: Out) -> Result<(), Failure> {
     let authority = args.dir.open()?;
-    let wanted = args.q.as_ref().map(|text| text.to_lowercase());
-    let found: Vec<&DirectoryEntry> =
-        authority.agencies().filter(|entry| wanted.as_ref().is_none_or(|text| contains(entry, text))).collect();
+    let found: Vec<&DirectoryEntry> = match &args.q {
+        Some(text) => authority.find_agencies(text),
+        None => authority.agencies().collect(),
+    };
     let line = |entry: &&DirectoryEntry| {
         let node = entry.node.as_ref().map_or("-", |node| node.as_str());
         let locked = if entry.locked { "  (locked)" } else { "" };
@@ -210,39 +318,36 @@ fn list(args: &List, out: Out) -> Result<(), Failure> {
     out.data(&json!({"agencies": found}), found.iter().map(line).collect::<String>())
 }
 
-fn contains(entry: &DirectoryEntry, text: &str) -> bool {
-    let has = |field: &str| field.to_lowercase().contains(text);
-    has(entry.agency.as_str())
-        || has(&entry.name)
-        || entry.aliases.iter().any(|alias| has(alias.as_str()))
-        || entry.in_charge.as_deref().is_some_and(has)
-}
-
 fn import(args: &Import, out: Out) -> Result<(), Failure> {
     let list = read_list(&args.file)?;
     let mut authority = args.dir.open()?;
-    let report = authority.import_agencies(&list, clock::now()).map_err(|error| directory_failure(&error))?;
-    let lines = |rows: &[(u64, String)]| {
-        rows.iter().map(|(line, text)| json!({"line": line, "text": text})).collect::<Vec<_>>()
-    };
+    let options = ImportOptions { partial: args.partial, dry_run: args.dry_run };
+    let report = authority.import_agencies(&list, options, clock::now()).map_err(|error| directory_failure(&error))?;
+    let lines =
+        |rows: &[RowNote]| rows.iter().map(|(line, text)| json!({"line": line, "text": text})).collect::<Vec<_>>();
     let value = json!({
-        "added": report.added, "unchanged": report.unchanged, "respelled": lines(&report.respelled),
-        "refused": lines(&report.refused),
+        "taken": report.taken && !args.dry_run, "dry_run": args.dry_run, "added": report.added,
+        "unchanged": report.unchanged, "warnings": lines(&report.warnings), "refused": lines(&report.refused),
     });
-    out.data(&value, report_in_words(&report))?;
-    // A real list repeats a few rows, which is reported and no failure; one of which nothing was taken is.
-    let taken = report.added + report.unchanged > 0 || report.refused.is_empty();
-    if taken { Ok(()) } else { Err(Failure::told(5)) }
+    out.data(&value, report_in_words(&report, args.dry_run))?;
+    // A list of which nothing may be taken is a failure, also where the good rows alone were asked for.
+    let nothing = report.added + report.unchanged == 0 && !report.refused.is_empty();
+    if report.taken && !nothing { Ok(()) } else { Err(Failure::told(5)) }
 }
 
-fn report_in_words(report: &ImportReport) -> String {
-    let (respelled, refused) = (report.respelled.len(), report.refused.len());
-    let mut words = format!(
-        "{} added ({respelled} of the list under the canonical spelling), {} unchanged, {refused} refused\n",
-        report.added, report.unchanged
-    );
-    for (line, why) in &report.refused {
-        words += &format!("  line {line}: {why}\n");
+fn report_in_words(report: &ImportReport, dry_run: bool) -> String {
+    let did = match (report.taken, dry_run) {
+        (false, _) => "nothing was changed: correct the refused rows, or take the good ones with --partial; good are",
+        (true, true) => "nothing was changed; without --dry-run there would be",
+        (true, false) => "done:",
+    };
+    let (warned, refused) = (report.warnings.len(), report.refused.len());
+    let mut words =
+        format!("{did} {} added, {} unchanged, {refused} refused, {warned} warnings\n", report.added, report.unchanged);
+    for (what, rows) in [("refused", &report.refused), ("warning", &report.warnings)] {
+        for (line, why) in rows {
+            words += &format!("  line {line}: {what}: {why}\n");
+        }
     }
     words
 }

@@ -9,6 +9,8 @@ use docaxis_protocol::{AgencyCode, Envelope, NodeId, Origin, Reason, ReasonCode,
 pub enum Standing {
     Open,
     Locked,
+    /// Not yet, or no longer: the directory gives it a first and a last day.
+    NotValid,
     Unknown,
 }
 
@@ -54,8 +56,8 @@ pub struct Situation<'a> {
     /// Whether the directory lets the node act for this agency.
     pub hosted: &'a dyn Fn(&AgencyCode) -> bool,
     pub recipient: &'a dyn Fn(&AgencyCode) -> Standing,
-    /// Whether the sending agency is locked.
-    pub sender_locked: bool,
+    /// Why the sending agency may not send, if it may not: locked, merged, not valid now.
+    pub sender_stopped: Option<String>,
 }
 
 /// Who may speak, and for which exchange: what must hold before a signature is worth checking.
@@ -88,30 +90,48 @@ pub fn admit(envelope: &Envelope, situation: &Situation<'_>) -> Result<(), Refus
     if envelope.expires <= situation.now {
         return refuse(ReasonCode::Expired, format!("expired {}; it is {}", envelope.expires, situation.now));
     }
-    if situation.sender_locked {
-        return refuse(ReasonCode::SenderLocked, format!("{} is locked and may not send", envelope.sender.agency));
+    if let Some(why) = &situation.sender_stopped {
+        return refuse(ReasonCode::SenderLocked, why.clone());
     }
     if let Some(at) = envelope.not_before.filter(|at| *at >= envelope.expires) {
         let expires = envelope.expires;
         return refuse(ReasonCode::Malformed, format!("appointed for {at}, but it expires {expires}: never to be had"));
     }
-    let bad: Vec<(Standing, &AgencyCode)> = envelope
-        .recipients
-        .iter()
-        .map(|code| ((situation.recipient)(code), code))
-        .filter(|(standing, _)| *standing != Standing::Open)
-        .collect();
-    let names = |wanted: Standing| -> Vec<&str> {
-        bad.iter().filter(|(standing, _)| *standing == wanted).take(20).map(|(_, code)| code.as_str()).collect()
-    };
-    let (unknown, locked) = (names(Standing::Unknown), names(Standing::Locked));
-    if !unknown.is_empty() {
-        return refuse(ReasonCode::UnknownRecipient, format!("the directory does not know {}", unknown.join(", ")));
+    let bad = unreachable(envelope, situation.recipient);
+    if envelope.partial && bad.len() < envelope.recipients.len() {
+        return Ok(());
     }
-    if !locked.is_empty() {
-        return refuse(ReasonCode::RecipientLocked, format!("locked: {}", locked.join(", ")));
+    // One reason stands for all that share it; the first of the list's, as long as there is one.
+    for code in [ReasonCode::UnknownRecipient, ReasonCode::RecipientLocked] {
+        let texts: Vec<&str> =
+            bad.iter().filter(|(_, why)| why.known() == code).take(NAMED).map(|(_, why)| why.text.as_str()).collect();
+        if !texts.is_empty() {
+            return refuse(code, texts.join("; "));
+        }
     }
     Ok(())
+}
+
+/// Recipients that a refusal names, of those that share its reason.
+const NAMED: usize = 20;
+
+/// The recipients that a dispatch cannot reach now, and why.
+pub fn unreachable<'a>(
+    envelope: &'a Envelope,
+    standing: &dyn Fn(&AgencyCode) -> Standing,
+) -> Vec<(&'a AgencyCode, Reason)> {
+    let why = |code: &AgencyCode| match standing(code) {
+        Standing::Open => None,
+        Standing::Unknown => {
+            Some(ReasonCode::UnknownRecipient.because(format!("the directory knows no node that acts for {code}")))
+        }
+        Standing::Locked => Some(ReasonCode::RecipientLocked.because(format!("{code} is locked"))),
+        Standing::NotValid => {
+            let text = format!("{code} is not valid now: the directory gives it a first or a last day");
+            Some(ReasonCode::RecipientLocked.because(text))
+        }
+    };
+    envelope.recipients.iter().filter_map(|code| Some((code, why(code)?))).collect()
 }
 
 #[cfg(test)]
@@ -136,6 +156,7 @@ mod tests {
             expires: now().plus(Duration::from_secs(86_400)),
             sender: Sender { agency: "000.00.00.G22".parse().unwrap(), node: "g22".parse().unwrap() },
             recipients: vec!["H37.DN.001".parse().unwrap(), "000.00.01.A53".parse().unwrap()],
+            partial: false,
             kind: Kind::New,
             priority: 0,
             not_before: None,
@@ -175,7 +196,7 @@ mod tests {
                 code if code.starts_with('X') => Standing::Unknown,
                 _ => Standing::Open,
             },
-            sender_locked,
+            sender_stopped: sender_locked.then(|| "it is locked".to_owned()),
         };
         let refused = may_speak(&envelope, &situation).and_then(|()| admit(&envelope, &situation)).err()?;
         let how = if matches!(refused, Refused::Link(_)) { "link" } else { "evidence" };
@@ -193,6 +214,13 @@ mod tests {
         assert_eq!(case(|e| e.sender.node = "h37".parse().unwrap()), is("link", "not-hosted"));
         assert_eq!(case(|e| e.recipients.push("XYZ".parse().unwrap())), is("evidence", "unknown-recipient"));
         assert_eq!(case(|e| e.recipients.push("000.00.99.H99".parse().unwrap())), is("evidence", "recipient-locked"));
+        let bad = |code: &str| -> AgencyCode { code.parse().unwrap() };
+        let partial = |e: &mut Envelope, codes: [&str; 2]| {
+            e.partial = true;
+            e.recipients = codes.map(bad).to_vec();
+        };
+        assert_eq!(verdict(|e| partial(e, ["H37.DN.001", "XYZ"])), None);
+        assert_eq!(verdict(|e| partial(e, ["000.00.99.H99", "XYZ"])), is("evidence", "unknown-recipient"));
         assert_eq!(case(|e| e.recipients.push(e.recipients[0].clone())), is("evidence", "duplicate-recipient"));
         assert_eq!(case(|e| drop(e.document.insert("secret".into(), true.into()))), is("evidence", "secret-refused"));
         assert_eq!(case(|e| e.not_before = Some(e.expires)), is("link", "malformed"));

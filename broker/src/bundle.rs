@@ -1,9 +1,11 @@
 //! Puts the evidence bundle of a dispatch together from what the store, the log and the identity folder hold.
 
+use std::collections::BTreeMap;
+
 use docaxis_certs::BrokerIdentity;
-use docaxis_protocol::bundle::{self, BundleContents, BundleEvidence, BundleKeys, write};
+use docaxis_protocol::bundle::{self, BundleContents, BundleEvidence, BundleKeys, SignedSuccession, write};
 use docaxis_protocol::evidence::Cause;
-use docaxis_protocol::{AgencyCode, Reason, ReasonCode, SealedEnvelope};
+use docaxis_protocol::{AgencyCode, Evidence, Reason, ReasonCode, SealedEnvelope};
 
 use crate::dispatch::Exchange;
 use crate::store::{Seq, StoredEvidence};
@@ -42,6 +44,7 @@ pub fn export(exchange: &Exchange, keys: &Keys, seq: Seq, recipient: Option<&Age
     pieces.sort_by(|a, b| (&a.recipient, a.leaf).cmp(&(&b.recipient, b.leaf)));
     let cause = bundle::cause(pieces.iter().map(|piece| &piece.evidence))?;
     let cause = cause.map(|cause| recall(exchange, &cause)).transpose()?;
+    let successions = successions(exchange, &pieces)?;
     let evidence = pieces.into_iter().map(|piece| with_proof(exchange, piece)).collect::<Result<_, _>>()?;
     let mut keys = keys.0.clone();
     if let Some(crl) = exchange.seals.crl() {
@@ -51,7 +54,7 @@ pub fn export(exchange: &Exchange, keys: &Keys, seq: Seq, recipient: Option<&Age
         envelope: dispatch.envelope,
         evidence,
         cause,
-        successions: Vec::new(),
+        successions,
         keys,
         witnesses: Vec::new(),
         quorum: 0,
@@ -70,6 +73,22 @@ fn recall(exchange: &Exchange, cause: &Cause) -> Result<SealedEnvelope, Reason> 
         }
     }
     Err(ReasonCode::NotFound.because(format!("the recall {} is not here", cause.dispatch)))
+}
+
+/// What the authority signed of everybody who spoke for a merged recipient.
+fn successions(exchange: &Exchange, pieces: &[StoredEvidence]) -> Result<Vec<SignedSuccession>, Reason> {
+    let mut found = BTreeMap::new();
+    for piece in pieces {
+        let read = Evidence::parse(&piece.evidence.bytes).map_err(|e| ReasonCode::Other.because(e.to_string()))?;
+        let (Some(recipient), Some(acting)) = (read.recipient, read.acting) else { continue };
+        let sealed = exchange.with_directory(|directory| directory.succession(&recipient, &acting).cloned());
+        let Some(sealed) = sealed else {
+            let text = format!("the directory no longer says that {acting} answered for {recipient}");
+            return Err(ReasonCode::Other.because(text));
+        };
+        found.insert(recipient, sealed);
+    }
+    Ok(found.into_iter().map(|(agency, sealed)| SignedSuccession::of(agency, &sealed)).collect())
 }
 
 fn with_proof(exchange: &Exchange, piece: StoredEvidence) -> Result<BundleEvidence, Reason> {

@@ -247,7 +247,10 @@ async fn show(State(shared): Shares, UrlPath(id): UrlPath<String>) -> Result<Jso
             .deliveries(seq)?
             .iter()
             .map(|delivery| {
-                let node = exchange.with_directory(|d| d.node_of(&delivery.recipient).cloned());
+                let (node, answers) = exchange.with_directory(|d| {
+                    let answers = d.answers_for(&delivery.recipient).clone();
+                    (d.node_of(&answers).cloned(), Some(answers).filter(|code| *code != delivery.recipient))
+                });
                 let linked = node.as_ref().is_some_and(|node| exchange.links.nodes().contains(node));
                 let why =
                     match (delivery.state.is_waiting(), exchange.why_lost(seq).or_else(|| exchange.why_early(seq))) {
@@ -259,7 +262,7 @@ async fn show(State(shared): Shares, UrlPath(id): UrlPath<String>) -> Result<Jso
                         }
                     };
                 json!({"recipient": delivery.recipient, "state": format!("{:?}", delivery.state),
-                       "since": delivery.head_time, "node": node, "why": why})
+                       "since": delivery.head_time, "node": node, "successor": answers, "why": why})
             })
             .collect();
         all.push(json!({

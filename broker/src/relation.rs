@@ -118,6 +118,7 @@ mod tests {
             recipients: to.iter().map(|to| code(to)).collect(),
             kind,
             priority: 0,
+            partial: false,
             not_before: None,
             document: Default::default(),
             relates: vec![Relation { rel: rel.into(), dispatch: id(about), document_id: None }],

@@ -7,6 +7,7 @@ pub mod authority;
 mod chain;
 pub mod crl;
 pub mod encoding;
+pub mod entries;
 pub mod files;
 pub mod identity;
 pub mod join;

@@ -33,6 +33,8 @@ pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
 pub struct Draft {
     pub from: AgencyCode,
     pub to: Vec<AgencyCode>,
+    /// Let those have it who can, where some of the recipients cannot.
+    pub partial: bool,
     pub kind: Kind,
     /// 0 normal to 4.
     pub priority: u8,
@@ -58,6 +60,7 @@ impl Draft {
         Self {
             from,
             to,
+            partial: false,
             kind: Kind::New,
             priority: 0,
             not_before: None,
@@ -146,9 +149,15 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<Composed, R
     if draft.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > MAX_IDEMPOTENCY_KEY_BYTES) {
         return rule(ReasonCode::Malformed, "an idempotency key has 1 to 255 bytes");
     }
+    if let Some(own) = shared.mailbox.agency(draft.from.clone()).await?
+        && let Some(successor) = own.successor
+    {
+        let text = format!("{} was merged into {successor}, which sends in its place", draft.from);
+        return rule(ReasonCode::SenderLocked, text);
+    }
     // What is refused here is still with its sender, who can send it again; what is queued must be able to go out.
     shared.space.may_begin(size_of(&draft.parts)).map_err(Refused::Rule)?;
-    let recipients = resolve(shared, &draft.to).await?;
+    let recipients = resolve(shared, &draft.to, draft.partial).await?;
     let now = shared.env.now();
     let max_part_bytes = shared.config.inbox.max_part_bytes;
     let mut envelope = Envelope {
@@ -159,6 +168,7 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<Composed, R
         expires: draft.expires.unwrap_or_else(|| now.plus(shared.config.outbox.expires_after)),
         sender: Sender { agency: draft.from.clone(), node: identity.node.clone() },
         recipients,
+        partial: draft.partial,
         kind: draft.kind,
         priority: draft.priority,
         not_before: draft.not_before,
@@ -276,8 +286,9 @@ fn request_digest(envelope: &Envelope) -> Digest {
     hasher.finish()
 }
 
-/// Canonical codes in place of aliases. As long as there is no directory here, the exchange is left to judge.
-async fn resolve(shared: &Shared, to: &[AgencyCode]) -> Result<Vec<AgencyCode>, Refused> {
+/// Canonical codes in place of aliases. As long as there is no directory here, the exchange is left to judge; and where
+/// others shall have it anyway, it gives evidence of those who cannot.
+async fn resolve(shared: &Shared, to: &[AgencyCode], partial: bool) -> Result<Vec<AgencyCode>, Refused> {
     let mut canonical = Vec::with_capacity(to.len());
     let mut seen = BTreeSet::new();
     if to.len() > limits::MAX_RECIPIENTS {
@@ -285,13 +296,14 @@ async fn resolve(shared: &Shared, to: &[AgencyCode]) -> Result<Vec<AgencyCode>, 
     }
     for code in to {
         let found = match shared.mailbox.resolve(code.clone()).await? {
-            Resolved::Agency(agency) if agency.locked => {
+            Resolved::Agency(agency) if agency.locked && !partial => {
                 return rule(ReasonCode::RecipientLocked, format!("{code} ({}) is locked", agency.name));
             }
             Resolved::Agency(agency) => agency.code,
             Resolved::Ambiguous(several) => {
                 return rule(ReasonCode::UnknownRecipient, format!("{code} may be any of {several:?}"));
             }
+            Resolved::Unknown if partial => code.clone(),
             Resolved::Unknown => return rule(ReasonCode::UnknownRecipient, format!("the directory has no {code}")),
             Resolved::NoDirectory => code.clone(),
         };

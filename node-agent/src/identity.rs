@@ -18,6 +18,7 @@ use docaxis_protocol::evidence::EvidenceError;
 use docaxis_protocol::key::{PublicKey, SecretKey};
 use docaxis_protocol::seal_keys::SealKeys;
 use docaxis_protocol::statement::StatementError;
+use docaxis_protocol::succession::SealedSuccession;
 use docaxis_protocol::{
     AgencyCode, Digest, Evidence, NodeId, Origin, SealedStatement, SignedEvidence, Statement, Timestamp,
 };
@@ -131,8 +132,14 @@ impl Identity {
         Ok(self.chains.certified(leaf, &format!("docaxis://log/{}", self.origin), &[at])?)
     }
 
-    /// Checks a recipient's statement inside evidence: sealed by that recipient, about the same event.
-    pub fn check_statement(&self, evidence: &Evidence, chain: Option<&Chain>) -> Result<(), TrustError> {
+    /// Checks a recipient's statement inside evidence: about the same event, and sealed by that recipient, or by the agency
+    /// that the evidence says acts for it. Then `succession` is what the authority signed about that.
+    pub fn check_statement(
+        &self,
+        evidence: &Evidence,
+        chain: Option<&Chain>,
+        succession: Option<&SealedSuccession>,
+    ) -> Result<(), TrustError> {
         use base64::Engine as _;
         use base64::engine::general_purpose::STANDARD;
         let Some(inside) = &evidence.statement else {
@@ -145,7 +152,18 @@ impl Identity {
         let bytes = decode(&inside.bytes)?;
         let signature = docaxis_protocol::key::RawSignature::from_slice(&decode(&inside.signature)?)
             .map_err(|_| TrustError::OtherStatement)?;
-        let key = self.seal_key(chain, recipient, &[evidence.time])?;
+        let signer = match &evidence.acting {
+            None => recipient,
+            Some(acting) => {
+                let holds = |sealed: &&SealedSuccession| {
+                    let said = sealed.said();
+                    said.agency == *recipient && said.successor == *acting && said.since <= evidence.time
+                };
+                let none = || TrustError::NoSuccession { agency: recipient.clone(), acting: acting.clone() };
+                &succession.filter(holds).ok_or_else(none)?.said().successor
+            }
+        };
+        let key = self.seal_key(chain, signer, &[evidence.time])?;
         let sealed = SealedStatement { bytes, signature, chain: Chain::default() };
         sealed.verify(key.key()).map_err(EvidenceError::Signature)?;
         let said = Statement::parse(&sealed.bytes)?;
@@ -153,6 +171,7 @@ impl Identity {
             && said.dispatch == evidence.dispatch
             && said.envelope_sha256 == evidence.envelope_sha256
             && said.recipient == *recipient
+            && said.acting == evidence.acting
             && said.exchange == self.origin;
         if same { Ok(()) } else { Err(TrustError::OtherStatement) }
     }
@@ -188,6 +207,10 @@ pub enum TrustError {
     NoStatement,
     #[error("the statement inside the evidence says something else")]
     OtherStatement,
+    #[error("the directory here does not say that {acting} answered for {agency} then")]
+    NoSuccession { agency: AgencyCode, acting: AgencyCode },
+    #[error("the succession does not hold: {0}")]
+    Succession(String),
     #[error(transparent)]
     Statement(#[from] StatementError),
 }

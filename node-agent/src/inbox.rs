@@ -125,6 +125,7 @@ mod tests {
             expires: created.plus(std::time::Duration::from_secs(3600)),
             sender: Sender { agency: "000.00.00.G22".parse().unwrap(), node: "g22".parse().unwrap() },
             recipients: vec!["H37.DN.001".parse().unwrap()],
+            partial: false,
             kind: Kind::New,
             priority: 0,
             not_before: None,

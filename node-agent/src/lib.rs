@@ -4,6 +4,7 @@
 //! It promises: what was queued is sent until signed evidence says what became of it; what it signed for is durable and
 //! verified; nothing is shown before the exchange has recorded it.
 
+mod acting;
 mod agent;
 pub mod backup;
 mod bodies;

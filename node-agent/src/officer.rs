@@ -5,6 +5,7 @@ use docaxis_protocol::{
     AgencyCode, DispatchId, Envelope, Event, Kind, Reason, ReasonCode, SealedStatement, Statement, limits, statement,
 };
 
+use crate::acting;
 use crate::agent::{AgentHandle, Shared};
 use crate::compose::Refused;
 use crate::mailbox::Stated;
@@ -38,7 +39,8 @@ pub(crate) async fn state(
         return rule(ReasonCode::TooLarge, format!("a reason has at most {} bytes", limits::MAX_REASON_TEXT_BYTES));
     }
     let identity = shared.identity.load_full();
-    let Some(seal) = identity.seals.get(&recipient) else {
+    let signer = acting::signer_of(shared, &identity, id, &recipient).await?;
+    let Some((signer, seal)) = signer.and_then(|signer| identity.seals.get_key_value(&signer)) else {
         return rule(ReasonCode::NotHosted, format!("this node does not act for {recipient}"));
     };
     let none = || format!("{recipient} has no dispatch {id} that was handed over");
@@ -64,7 +66,7 @@ pub(crate) async fn state(
         // Never before the handover that it follows, even where our clock is a little behind.
         time: shared.env.now().max(row.since),
         reasons,
-        acting: None,
+        acting: Some(signer.clone()).filter(|signer| *signer != recipient),
     };
     let sealed = SealedStatement::seal(&said, &seal.key, seal.chain.clone())
         .map_err(|e| Refused::Rule(ReasonCode::Other.because(e.to_string())))?;

@@ -200,6 +200,7 @@ mod tests {
             recipients: vec!["H37.DN.001".parse().unwrap()],
             kind,
             priority: 0,
+            partial: false,
             not_before: None,
             document: Default::default(),
             relates: relates.iter().map(relation).collect(),

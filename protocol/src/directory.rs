@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{AgencyCode, NodeId, Origin};
 use crate::json::{self, JsonError};
 use crate::key::{Context, KeyError, PublicKey, SecretKey};
+use crate::succession::{MAX_SUCCESSIONS, SealedSuccession};
 use crate::time::Timestamp;
 
 /// An entry's bytes as they were signed, and the directory key's signature, as the link carries them.
@@ -63,6 +64,15 @@ pub struct DirectoryEntry {
     /// The organisation in charge, in words, where an imported list names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_charge: Option<String>,
+    /// The agency neither sends nor receives before this instant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_from: Option<Timestamp>,
+    /// Nor from this one on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_until: Option<Timestamp>,
+    /// Everybody who has ever answered for the agency since it was merged, the one of today last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub successions: Vec<SealedSuccession>,
 }
 
 impl DirectoryEntry {
@@ -93,7 +103,26 @@ impl DirectoryEntry {
         if self.aliases.len() > MAX_ALIASES {
             return wrong("aliases", self.aliases.len().to_string(), format!("at most {MAX_ALIASES}"));
         }
+        if self.successions.len() > MAX_SUCCESSIONS {
+            return wrong("successions", self.successions.len().to_string(), format!("at most {MAX_SUCCESSIONS}"));
+        }
+        if let Some(last) = self.successions.last()
+            && self.successor.as_ref() != Some(&last.said().successor)
+        {
+            let found = self.successor.as_ref().map_or("none".into(), ToString::to_string);
+            return wrong("successor", found, format!("{}, as the last succession says", last.said().successor));
+        }
         Ok(())
+    }
+
+    /// Whether the agency may send and receive at this time, its locks aside.
+    pub fn is_valid_at(&self, now: Timestamp) -> bool {
+        self.valid_from.is_none_or(|from| from <= now) && self.valid_until.is_none_or(|until| now < until)
+    }
+
+    /// What the authority said of the agency that acts, or acted, for this one.
+    pub fn succession_to(&self, acting: &AgencyCode) -> Option<&SealedSuccession> {
+        self.successions.iter().rev().find(|sealed| sealed.said().successor == *acting)
     }
 }
 
@@ -106,6 +135,9 @@ impl SignedEntry {
         key.verify(Context::Directory, &self.bytes, &self.signature).map_err(DirectoryError::Signature)?;
         let entry: DirectoryEntry = json::parse(&self.bytes).map_err(DirectoryError::Json)?;
         entry.check(exchange)?;
+        for sealed in &entry.successions {
+            sealed.verify(key, exchange, &entry.agency)?;
+        }
         Ok(VerifiedEntry { entry, signed: self })
     }
 }
@@ -126,6 +158,10 @@ impl VerifiedEntry {
     pub fn signed(&self) -> &SignedEntry {
         &self.signed
     }
+
+    pub fn into_parts(self) -> (DirectoryEntry, SignedEntry) {
+        (self.entry, self.signed)
+    }
 }
 
 impl std::ops::Deref for VerifiedEntry {
@@ -139,6 +175,7 @@ impl std::ops::Deref for VerifiedEntry {
 mod tests {
     use super::*;
     use crate::codec;
+    use crate::succession::Succession;
 
     fn exchange() -> Origin {
         "docaxis.example/vn".parse().unwrap()
@@ -162,6 +199,9 @@ mod tests {
             successor: None,
             parent: None,
             in_charge: None,
+            valid_from: None,
+            valid_until: None,
+            successions: vec![],
         }
     }
 
@@ -196,6 +236,39 @@ mod tests {
         assert!(matches!(long.sign(&key()), Err(DirectoryError::Field { field: "name", .. })));
         let many = DirectoryEntry { aliases: vec!["H37".parse().unwrap(); MAX_ALIASES + 1], ..entry() };
         assert!(matches!(many.sign(&key()), Err(DirectoryError::Field { field: "aliases", .. })));
+    }
+
+    fn merged_into(successor: &str, key: &SecretKey) -> DirectoryEntry {
+        let successor: AgencyCode = successor.parse().unwrap();
+        let (agency, since) = (entry().agency, entry().since);
+        let succession = Succession::new(exchange(), agency, successor.clone(), since).sign(key).unwrap();
+        DirectoryEntry { successor: Some(successor), successions: vec![succession], ..entry() }
+    }
+
+    #[test]
+    fn an_entry_carries_only_successions_that_the_directorys_key_signed_for_its_agency() {
+        let merged = merged_into("H37.DN.002", &key());
+        let read = merged.sign(&key()).unwrap().verify(&key().public(), &exchange()).unwrap();
+        let to: AgencyCode = "H37.DN.002".parse().unwrap();
+        assert_eq!(read.succession_to(&to).unwrap().said().since, entry().since);
+        assert_eq!(read.succession_to(&entry().agency), None);
+
+        let strangers = merged_into("H37.DN.002", &SecretKey::from_seed(&[1; 32])).sign(&key()).unwrap();
+        assert!(matches!(strangers.verify(&key().public(), &exchange()), Err(DirectoryError::Signature(_))));
+        let others = DirectoryEntry { agency: "H37.DN.003".parse().unwrap(), ..merged.clone() }.sign(&key()).unwrap();
+        assert!(matches!(others.verify(&key().public(), &exchange()), Err(DirectoryError::Field { .. })));
+        let contradicting = DirectoryEntry { successor: None, ..merged };
+        assert!(matches!(contradicting.sign(&key()), Err(DirectoryError::Field { field: "successor", .. })));
+    }
+
+    #[test]
+    fn an_agency_is_valid_from_its_first_instant_up_to_its_last() {
+        let at = |text: &str| -> Timestamp { text.parse().unwrap() };
+        let (from, until) = (at("2026-01-01T00:00:00Z"), at("2027-01-01T00:00:00Z"));
+        let entry = DirectoryEntry { valid_from: Some(from), valid_until: Some(until), ..entry() };
+        let day = std::time::Duration::from_secs(86_400);
+        let found = [from.minus(day), from, until.minus(day), until].map(|now| entry.is_valid_at(now));
+        assert_eq!(found, [false, true, true, false]);
     }
 
     #[test]

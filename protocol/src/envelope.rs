@@ -95,6 +95,10 @@ pub struct Envelope {
     pub expires: Timestamp,
     pub sender: Sender,
     pub recipients: Vec<AgencyCode>,
+    /// Whether the others shall have it although some of the recipients cannot. Those fail at once, with evidence of each;
+    /// without this, one of them has the whole submission rejected.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     pub kind: Kind,
     /// 0 normal to 4 (domain.md, section 3).
     #[serde(default)]
@@ -301,6 +305,7 @@ mod tests {
             expires: created.plus(std::time::Duration::from_secs(30 * 86_400)),
             sender: Sender { agency: "000.00.00.G22".parse().unwrap(), node: "g22".parse().unwrap() },
             recipients: vec!["H37.DN.001".parse().unwrap()],
+            partial: false,
             kind: Kind::New,
             priority: 0,
             not_before: None,
@@ -329,6 +334,15 @@ mod tests {
         let bytes = envelope.to_bytes().unwrap();
         assert_eq!(Envelope::parse(&bytes).unwrap(), envelope);
         assert!(bytes.starts_with(br#"{"type":"docaxis/envelope@1","exchange":"docaxis.example/vn","id":""#));
+    }
+
+    #[test]
+    fn the_choice_of_a_partial_submission_is_sealed_and_its_absence_changes_no_byte() {
+        let text = |envelope: &Envelope| String::from_utf8(envelope.to_bytes().unwrap()).unwrap();
+        assert!(!text(&letter()).contains("partial"));
+        let partial = Envelope { partial: true, ..letter() };
+        assert!(text(&partial).contains(r#""partial":true"#));
+        assert_eq!(Envelope::parse(text(&partial).as_bytes()).unwrap(), partial);
     }
 
     #[test]

@@ -19,8 +19,10 @@ pub mod key;
 pub mod limits;
 pub mod reason;
 pub mod seal_keys;
+pub mod search;
 pub mod space;
 pub mod statement;
+pub mod succession;
 pub mod time;
 pub mod tlog;
 

@@ -46,6 +46,7 @@ pub fn directory_failure(error: &DirectoryChangeError) -> Failure {
         E::Circle { .. } => {
             Failure { exit: 5, code: "circle".into(), ..Failure::other(message) }.hint("Merge the other way round.")
         }
+        E::TooManySuccessors { .. } => Failure::new(ReasonCode::TooLarge, message),
         E::TooLarge { .. } => Failure::new(ReasonCode::TooLarge, message),
         E::Columns { .. } | E::NotUtf8 | E::Csv(_) | E::Entry(_) => Failure::new(ReasonCode::Malformed, message),
         E::Authority(error) => authority_failure(error),

@@ -10,6 +10,7 @@ use docaxis_protocol::{AgencyCode, ReasonCode, Timestamp};
 use serde_json::{Value, json};
 
 use super::{AgentArg, parse_duration};
+use crate::agency::ask_agent;
 use crate::out::{Failure, Out};
 
 #[derive(Debug, Args)]
@@ -19,9 +20,13 @@ pub struct SendArgs {
     /// The sending agency; the agent must act for it.
     #[arg(long)]
     from: AgencyCode,
-    /// A recipient; repeat it for several.
-    #[arg(long, required = true)]
-    to: Vec<AgencyCode>,
+    /// A recipient, by any of its codes or by its name, which may be without accents; repeat it for several.
+    #[arg(long, required = true, value_name = "CODE_OR_NAME")]
+    to: Vec<String>,
+    /// Send it to those who can be reached, although others cannot: unknown, locked. Each of these fails at once, and
+    /// `doc show` says why. Without it, one of them keeps the whole dispatch back.
+    #[arg(long)]
+    partial: bool,
     /// The document's number.
     #[arg(long)]
     number: Option<String>,
@@ -63,6 +68,7 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
 
 pub fn run(args: &SendArgs, out: Out) -> Result<(), Failure> {
     let control = args.agent.control()?;
+    let to = args.to.iter().map(|text| recipient(&args.agent, text, out)).collect::<Result<Vec<_>, _>>()?;
     let mut parts = Vec::new();
     for (n, file) in args.files.iter().enumerate() {
         let path = file.canonicalize().map_err(|e| {
@@ -86,11 +92,14 @@ pub fn run(args: &SendArgs, out: Out) -> Result<(), Failure> {
         document["DocumentType"] = json!({"TypeName": name});
     }
     let mut draft = json!({
-        "from": args.from, "to": args.to, "kind": "new", "priority": args.priority, "document": document, "parts": parts,
+        "from": args.from, "to": to, "kind": "new", "priority": args.priority, "document": document, "parts": parts,
         "unless_sent_before": !args.again,
     });
     if let Some(at) = args.not_before {
         draft["not_before"] = json!(at);
+    }
+    if args.partial {
+        draft["partial"] = true.into();
     }
     if let Some(life) = args.expires_in {
         draft["expires"] = json!(SystemEnv.now().plus(life));
@@ -98,6 +107,17 @@ pub fn run(args: &SendArgs, out: Out) -> Result<(), Failure> {
     let queued: Value = control.post("/v1/dispatches", &draft, args.idempotency_key.as_deref())?;
     let id = queued["id"].as_str().unwrap_or_default().to_owned();
     out.data(&queued, id)
+}
+
+/// A code goes on as it is, in capitals: the agent knows whose other codes there are. Anything else is a name.
+fn recipient(agent: &AgentArg, text: &str, out: Out) -> Result<AgencyCode, Failure> {
+    if let Ok((code, _)) = AgencyCode::lenient(text) {
+        return Ok(code);
+    }
+    let found = ask_agent(agent, text)?;
+    let code = found["agency"].as_str().unwrap_or_default();
+    out.talk(format!("{text:?} is {code} ({})", found["name"].as_str().unwrap_or_default()));
+    code.parse().map_err(|error| Failure::other(format!("the agent answered something unexpected: {error}")))
 }
 
 /// What a file's name says that it is. The bytes are what counts; this only helps the reader's program.

@@ -106,7 +106,9 @@ pub fn timeline(entries: &Value) -> String {
     let mut words = String::new();
     for entry in entries.as_array().into_iter().flatten() {
         let text = |key: &str| entry[key].as_str().unwrap_or_default();
-        words += &format!("{}  {:<14} {}{}\n", vietnam(text("time")), text("agency"), text("event"), because(entry));
+        let acting = entry["acting"].as_str().map_or_else(String::new, |acting| format!(" by {acting}"));
+        let why = because(entry);
+        words += &format!("{}  {:<14} {}{acting}{why}\n", vietnam(text("time")), text("agency"), text("event"));
     }
     words
 }

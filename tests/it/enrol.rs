@@ -215,15 +215,23 @@ fn the_directory_is_changed_by_commands_and_says_what_it_refuses() {
 }
 
 #[test]
-fn a_list_is_imported_row_by_row() {
+fn a_list_is_imported_whole_or_its_good_rows_alone() {
     let exchange = Exchange::with(&["H37.DN.001"]);
     let list = exchange.path("list.csv");
-    std::fs::write(&list, "organ_id,name\nH37.DN.001,A\nH37.DN.002,B\nnot a code,C\nH37.DN.003,\n").unwrap();
-    let report = exchange.agency(&["import", list.to_str().unwrap()]).done();
+    let import = |more: &[&str]| exchange.agency(&[&["import", list.to_str().unwrap()], more].concat());
+    std::fs::write(&list, "organ_id,name\nH37.DN.001,A\nh37.dn.002,Sở Đắk\nnot a code,C\nH37.DN.003,\n").unwrap();
+    let (exit, report) = import(&[]).outcome();
     let refused: Vec<&Value> = report["refused"].as_array().unwrap().iter().map(|row| &row["line"]).collect();
-    assert_eq!((&report["added"], &report["unchanged"], refused), (&json!(1), &json!(1), vec![&json!(4), &json!(5)]));
+    assert_eq!((exit, &report["taken"], refused), (5, &json!(false), vec![&json!(4), &json!(5)]));
+    assert_eq!(exchange.agency(&["show", "H37.DN.002"]).refused(), (3, "not-found".into()));
+    let dry = import(&["--partial", "--dry-run"]).done();
+    assert_eq!((&dry["taken"], &dry["added"], &dry["unchanged"]), (&json!(false), &json!(1), &json!(1)));
+    assert_eq!(exchange.agency(&["show", "H37.DN.002"]).refused(), (3, "not-found".into()));
+    let taken = import(&["--partial"]).done();
+    assert_eq!((&taken["taken"], &taken["added"], &taken["unchanged"]), (&json!(true), &json!(1), &json!(1)));
+    assert_eq!(exchange.agency(&["show", "so dak"]).done()["agency"], "H37.DN.002");
     std::fs::write(&list, "organ_id,name\nnot a code,C\nnull,D\n").unwrap();
-    assert_eq!(exchange.agency(&["import", list.to_str().unwrap()]).0.status.code(), Some(5));
+    assert_eq!(import(&["--partial"]).outcome().0, 5);
     let absent = exchange.path("absent.csv");
     assert_eq!(exchange.agency(&["import", absent.to_str().unwrap()]).refused(), (3, "not-found".into()));
 }

@@ -16,6 +16,7 @@ mod link;
 mod load;
 mod memory;
 mod net;
+mod partial;
 mod proof;
 mod raw;
 #[cfg(debug_assertions)]
@@ -25,4 +26,5 @@ mod refusals;
 mod resident;
 mod restore;
 mod sim;
+mod succession;
 mod testnet;

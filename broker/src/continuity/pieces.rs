@@ -123,11 +123,13 @@ impl Checks<'_> {
     ) -> Result<Option<SealedStatement>, String> {
         let Some(stated) = &evidence.statement else { return Ok(None) };
         let recipient = evidence.recipient.as_ref().ok_or("it names no recipient")?;
+        // That this one may act for the recipient was looked at before our signature was put under it.
+        let speaker = evidence.acting.as_ref().unwrap_or(recipient);
         let decode = |text: &str| STANDARD.decode(text).map_err(|e| e.to_string());
         let signature = RawSignature::from_slice(&decode(&stated.signature)?).map_err(|e| e.to_string())?;
         let chain = chain.ok_or("the certificates of the recipient's seal are not with it")?;
         let sealed = SealedStatement { bytes: decode(&stated.bytes)?, signature, chain };
-        let key = self.seals.check_statement(recipient, &sealed, evidence.time).map_err(|e| e.to_string())?;
+        let key = self.seals.check_statement(speaker, &sealed, evidence.time).map_err(|e| e.to_string())?;
         if key.id() != stated.key {
             return Err("the certificates with it are of another key".to_owned());
         }

@@ -9,13 +9,14 @@ use docaxis_protocol::limits::{
     MAX_CONTROL_FRAME_BYTES, MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES, MAX_LARGE_FRAME_BYTES,
 };
 use docaxis_protocol::{
-    About, Digest, DispatchId, Envelope, Event, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence, Timestamp,
+    About, AgencyCode, Digest, DispatchId, Envelope, Event, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence,
+    Timestamp,
 };
 
 use super::{Exchange, ExchangeError};
-use crate::admission::{self, Refused, Situation, Standing};
+use crate::admission::{self, Refused, Situation};
 use crate::delivery::{Decision, on_recall};
-use crate::evidence::issuer::{DeliveryEvidence, parts_of};
+use crate::evidence::issuer::{DeliveryEvidence, Submitted, parts_of};
 use crate::relation::{self, Earlier, Known};
 use crate::store::{Acceptance, Accepted, Answer, Body, DeliveryState, Dispatch, Record, Rejection, Seq, StoreError};
 
@@ -142,7 +143,7 @@ impl Exchange {
     ) -> Result<Look, ExchangeError> {
         let now = self.now();
         let hosted = |code: &_| self.hosts(node, code);
-        let recipient = |code: &_| self.with_directory(|directory| directory.standing(code));
+        let recipient = |code: &_| self.with_directory(|directory| directory.standing(code, now));
         let situation = Situation {
             origin: &self.origin,
             node,
@@ -150,7 +151,7 @@ impl Exchange {
             max_part_bytes: self.max_part_bytes,
             hosted: &hosted,
             recipient: &recipient,
-            sender_locked: self.with_directory(|d| d.standing(&envelope.sender.agency)) == Standing::Locked,
+            sender_stopped: self.with_directory(|d| d.may_not_send(&envelope.sender.agency, now)),
         };
         let digest = sealed.digest();
         let turned = |refused: Refused, envelope: Envelope, sealed: SealedEnvelope| match refused {
@@ -404,6 +405,10 @@ impl Exchange {
     fn sign_acceptance(&self, admitted: Admitted, accepted: Timestamp) -> Result<Signed, ExchangeError> {
         let Admitted { envelope, digest, sealed, bodies, .. } = admitted;
         let evidence = self.issuer.acceptance(&envelope, digest, accepted)?;
+        let mut failed = match envelope.partial {
+            true => self.fail_unreachable(&envelope, digest, accepted, &evidence)?,
+            false => BTreeMap::new(),
+        };
         let acceptance = Acceptance {
             sender: envelope.sender.agency.clone(),
             id: envelope.id,
@@ -416,7 +421,7 @@ impl Exchange {
             parts: parts_of(&envelope),
             bodies: bodies.into_iter().map(|(sha256, bytes)| Body { sha256, bytes }).collect(),
             evidence,
-            recipients: envelope.recipients.iter().map(|code| (code.clone(), None)).collect(),
+            recipients: envelope.recipients.iter().map(|code| (code.clone(), failed.remove(code))).collect(),
         };
         let offered = acceptance.envelope.bytes.len() + acceptance.evidence.bytes.len() + OFFER_OVERHEAD_BYTES;
         if offered > MAX_LARGE_FRAME_BYTES {
@@ -445,6 +450,41 @@ impl Exchange {
         Ok(Ok(Box::new(Committing { envelope, digest, sealed, evidence, recalled, answer })))
     }
 
+    /// Evidence of each recipient that a partial submission does not reach: it stands in the same record as the acceptance,
+    /// which it follows.
+    fn fail_unreachable(
+        &self,
+        envelope: &Envelope,
+        digest: Digest,
+        accepted: Timestamp,
+        acceptance: &SignedEvidence,
+    ) -> Result<BTreeMap<AgencyCode, SignedEvidence>, ExchangeError> {
+        let standing = |code: &AgencyCode| self.with_directory(|directory| directory.standing(code, accepted));
+        let mut failed = BTreeMap::new();
+        for (recipient, reason) in admission::unreachable(envelope, &standing) {
+            let about = DeliveryEvidence {
+                event: Event::ContentHandoverFailure,
+                recipient: recipient.clone(),
+                previous: acceptance.digest(),
+                not_before: accepted,
+                reasons: vec![reason],
+                statement: None,
+                cause: None,
+                late_after: None,
+            };
+            let of = Submitted {
+                id: envelope.id,
+                envelope_sha256: digest,
+                sender: &envelope.sender.agency,
+                parts: parts_of(envelope),
+                accepted,
+                expires: envelope.expires,
+            };
+            failed.insert(recipient.clone(), self.issuer.delivery_of(of, about)?.0);
+        }
+        Ok(failed)
+    }
+
     /// The rules of admission at one time.
     fn judge(&self, envelope: &Envelope, now: Timestamp) -> Result<(), Refused> {
         let node = &envelope.sender.node;
@@ -454,8 +494,8 @@ impl Exchange {
             now,
             max_part_bytes: self.max_part_bytes,
             hosted: &|code| self.hosts(node, code),
-            recipient: &|code| self.with_directory(|directory| directory.standing(code)),
-            sender_locked: self.with_directory(|d| d.standing(&envelope.sender.agency)) == Standing::Locked,
+            recipient: &|code| self.with_directory(|directory| directory.standing(code, now)),
+            sender_stopped: self.with_directory(|d| d.may_not_send(&envelope.sender.agency, now)),
         };
         admission::may_speak(envelope, &situation)?;
         admission::admit(envelope, &situation)

@@ -171,10 +171,10 @@ impl Exchange {
     pub fn notices_since(&self, version: u64) -> Option<Notices> {
         self.with_directory(|directory| {
             let entries = directory.since(version, DIRECTORY_BATCH_BYTES);
-            let version = entries.last()?.version;
+            let (version, _) = *entries.last()?;
             Some(Notices {
                 version,
-                entries: entries.iter().map(|entry| entry.signed().clone()).collect(),
+                entries: entries.into_iter().map(|(_, signed)| signed.clone()).collect(),
                 crls: Vec::new(),
             })
         })
@@ -191,7 +191,10 @@ impl Exchange {
 
     /// Takes up what the authority signed: entries are verified, then durable, then in force.
     pub async fn publish(&self, notices: Notices) -> Result<u64, ExchangeError> {
-        let news = self.with_directory(|directory| directory.verify(notices.entries))?;
+        // Hundreds of signatures: not on the link's thread, and nobody waits for the directory meanwhile.
+        let (check, entries) = (self.with_directory(Directory::check), notices.entries);
+        let verified = self.workers.run(move || check.verify(entries)).await??;
+        let news = self.with_directory(|directory| directory.newer(verified));
         // A revocation takes effect at once, and one that does not verify must never become durable.
         for (name, pem) in &notices.crls {
             self.take_crl(name, pem)?;
@@ -245,17 +248,16 @@ impl Exchange {
                 entries.push(signed);
             }
         }
-        let mut directory = self.directory.write().unwrap_or_else(PoisonError::into_inner);
-        let verified = directory.verify(entries)?;
-        directory.take(verified);
+        let verified = self.with_directory(Directory::check).verify(entries)?;
+        self.directory.write().unwrap_or_else(PoisonError::into_inner).take(verified);
         Ok(())
     }
 
-    /// Rings at the nodes that host these agencies.
+    /// Rings at the nodes that these agencies' dispatches go to.
     fn ring_recipients<'a>(&self, recipients: impl Iterator<Item = &'a AgencyCode>) {
         self.with_directory(|directory| {
             for recipient in recipients {
-                if let Some(node) = directory.node_of(recipient) {
+                if let Some(node) = directory.serving_node(recipient) {
                     self.bells.offer(node, recipient);
                 }
             }
@@ -266,7 +268,7 @@ impl Exchange {
     pub fn ring_all(&self) {
         self.with_directory(|directory| {
             for node in directory.nodes() {
-                directory.hosted_by(&node).iter().for_each(|agency| self.bells.offer(&node, agency));
+                directory.served_by(&node).iter().for_each(|agency| self.bells.offer(&node, agency));
                 self.bells.evidence(&node);
             }
         });

@@ -14,6 +14,7 @@ use docaxis_protocol::{
 
 use super::{Exchange, ExchangeError};
 use crate::delivery::{Decision, Stated, on_statement, on_time};
+use crate::directory::Directory;
 use crate::evidence::issuer::DeliveryEvidence;
 use crate::store::{
     BodySource, Delivery, DeliveryState, Dispatch, Record, Recorded, Seq, StoreError, StoredEvidence, Waiting,
@@ -29,6 +30,8 @@ const EXPIRY_BATCH: usize = 256;
 struct Checked {
     stated: Stated,
     recipient: AgencyCode,
+    /// Who speaks for the recipient, if it was merged.
+    acting: Option<AgencyCode>,
     dispatch: Dispatch,
     sealed: SealedStatement,
     in_evidence: StatementInEvidence,
@@ -128,17 +131,29 @@ impl Exchange {
             let found = statement.exchange;
             return refuse(ReasonCode::Malformed, format!("stated for exchange {found}; this is {}", self.origin));
         }
-        if !self.hosts(node, &recipient) {
-            return refuse(ReasonCode::NotYours, format!("node {node} may not speak for {recipient}"));
+        let now = self.now();
+        let speaker = statement.acting.as_ref().unwrap_or(&recipient);
+        if !self.hosts(node, speaker) {
+            return refuse(ReasonCode::NotYours, format!("node {node} may not speak for {speaker}"));
+        }
+        if let Some(acting) = &statement.acting {
+            let since = |d: &Directory| d.succession(&recipient, acting).map(|sealed| sealed.said().since);
+            match self.with_directory(since) {
+                None => {
+                    let text = format!("the authority has not signed that {acting} answers for {recipient}");
+                    return refuse(ReasonCode::NotYours, text);
+                }
+                Some(since) if since > now => {
+                    return refuse(ReasonCode::Busy, format!("{acting} answers for {recipient} from {since} on"));
+                }
+                Some(_) => {}
+            }
         }
         // Whoever is not a recipient learns nothing about the dispatch, not even that it exists.
         let Some(dispatch) = self.dispatch_of(&statement.dispatch, statement.envelope_sha256, &recipient)? else {
             let text = format!("{recipient} is no recipient of dispatch {} with that envelope", statement.dispatch);
             return refuse(ReasonCode::NotYours, text);
         };
-        if statement.acting.is_some() {
-            return refuse(ReasonCode::NotYetSupported, "acting for another agency is not yet supported".into());
-        }
         if !matches!(statement.event, Event::ContentHandover | Event::ContentHandoverFailure) {
             let read = Envelope::parse(&dispatch.envelope.bytes);
             let read =
@@ -150,19 +165,18 @@ impl Exchange {
                 );
             }
         }
-        let now = self.now();
         let (earliest, latest) = (dispatch.accepted.minus(MAX_CLOCK_SKEW), now.plus(MAX_CLOCK_SKEW));
         if statement.time < earliest || statement.time > latest {
             let text = format!("stated at {}; expected between {earliest} and {latest}", statement.time);
             return refuse(ReasonCode::ClockSkew, text);
         }
-        let key = match self.seals.check_statement(&recipient, &sealed, now) {
+        let key = match self.seals.check_statement(speaker, &sealed, now) {
             Ok(key) => key,
             Err(error) => return refuse(ReasonCode::BadSeal, error.to_string()),
         };
         let stated = Stated { event: statement.event, reasons: statement.reasons };
         let in_evidence = StatementInEvidence::new(&sealed, &key);
-        Ok(Ok(Checked { stated, recipient, dispatch, sealed, in_evidence }))
+        Ok(Ok(Checked { stated, recipient, acting: statement.acting, dispatch, sealed, in_evidence }))
     }
 
     /// The accepted dispatch with this id and envelope that has a delivery to this recipient.
@@ -197,7 +211,7 @@ impl Exchange {
         checked: &Checked,
         Stand { delivery, chain }: Stand,
     ) -> Result<Option<Result<Outcome, Reason>>, ExchangeError> {
-        let Checked { stated, recipient, dispatch, sealed, in_evidence } = checked;
+        let Checked { stated, recipient, acting, dispatch, sealed, in_evidence } = checked;
         // Read one after the other: if an outcome came in between, both are read again.
         if chain.last().is_some_and(|(piece, _)| piece.evidence.digest() != delivery.head) {
             return Ok(None);
@@ -213,6 +227,14 @@ impl Exchange {
         {
             // Only the first opening counts.
             return Ok(Some(Ok(answer(piece, delivery.state))));
+        }
+        // Who took it answers for it to the end, whatever is merged meanwhile: a bundle proves one succession.
+        if let Some((_, earlier)) = chain.iter().find(|(_, evidence)| evidence.statement.is_some())
+            && earlier.acting != *acting
+        {
+            let (ours, theirs) = (acting.as_ref().unwrap_or(recipient), earlier.acting.as_ref().unwrap_or(recipient));
+            let text = format!("{theirs} answered about this dispatch before, so {ours} may not");
+            return Ok(Some(Err(ReasonCode::NotYours.because(text))));
         }
         let decision = on_statement(delivery.state, stated, self.now(), dispatch.expires);
         let mut about = DeliveryEvidence {
@@ -387,9 +409,10 @@ impl Exchange {
         let (next, found) = self.store.handovers(from, limit)?;
         let mut again = Vec::new();
         for StoredEvidence { leaf, seq, recipient, evidence, .. } in found {
-            let Some(recipient) = recipient.filter(|recipient| self.hosts(node, recipient)) else { continue };
-            let Evidence { time, dispatch, sender, late, .. } = Evidence::parse(&evidence.bytes)?;
-            if !late {
+            let may = |recipient: &AgencyCode| self.with_directory(|d| d.may_have_taken(node, recipient));
+            let Some(recipient) = recipient.filter(may) else { continue };
+            let Evidence { time, dispatch, sender, late, acting, .. } = Evidence::parse(&evidence.bytes)?;
+            if !late && self.hosts(node, acting.as_ref().unwrap_or(&recipient)) {
                 again.push(Again { leaf, seq, recipient, time, dispatch, sender });
             }
         }

@@ -9,7 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use docaxis_protocol::evidence::{self, Cause, EvidenceError, PartDigest, StatementInEvidence};
 use docaxis_protocol::key::SecretKey;
 use docaxis_protocol::{
-    AgencyCode, Digest, DispatchId, Envelope, Event, Evidence, EvidenceId, Origin, Reason, SignedEvidence, Timestamp,
+    AgencyCode, Digest, DispatchId, Envelope, Event, Evidence, EvidenceId, Origin, Reason, SignedEvidence, Statement,
+    Timestamp,
 };
 
 use crate::env::{Env, new_id};
@@ -38,6 +39,16 @@ pub struct DeliveryEvidence {
     pub cause: Option<Cause>,
     /// For a handover after a failure: the failure's evidence.
     pub late_after: Option<EvidenceId>,
+}
+
+/// What evidence about a delivery repeats of its dispatch.
+pub struct Submitted<'a> {
+    pub id: DispatchId,
+    pub envelope_sha256: Digest,
+    pub sender: &'a AgencyCode,
+    pub parts: Vec<PartDigest>,
+    pub accepted: Timestamp,
+    pub expires: Timestamp,
 }
 
 impl Issuer {
@@ -87,13 +98,32 @@ impl Issuer {
         dispatch: &Dispatch,
         about: DeliveryEvidence,
     ) -> Result<(SignedEvidence, Timestamp), EvidenceError> {
+        let of = Submitted {
+            id: dispatch.id,
+            envelope_sha256: dispatch.envelope_sha256,
+            sender: &dispatch.sender,
+            parts: dispatch.parts.clone(),
+            accepted: dispatch.accepted,
+            expires: dispatch.expires,
+        };
+        self.delivery_of(of, about)
+    }
+
+    /// The same, where the dispatch is only about to be accepted.
+    pub fn delivery_of(
+        &self,
+        of: Submitted<'_>,
+        about: DeliveryEvidence,
+    ) -> Result<(SignedEvidence, Timestamp), EvidenceError> {
         let time = self.env.now().max(about.not_before);
-        let mut evidence = self.blank(about.event, time, dispatch.id, dispatch.envelope_sha256, &dispatch.sender);
+        let mut evidence = self.blank(about.event, time, of.id, of.envelope_sha256, of.sender);
         evidence.recipient = Some(about.recipient);
-        evidence.parts = dispatch.parts.clone();
-        evidence.submitted = Some(dispatch.accepted);
-        evidence.expires = Some(dispatch.expires);
+        evidence.parts = of.parts;
+        evidence.submitted = Some(of.accepted);
+        evidence.expires = Some(of.expires);
         evidence.reasons = about.reasons;
+        // Beside the merged recipient the evidence names who spoke for it.
+        evidence.acting = about.statement.as_ref().and_then(acting_in);
         evidence.statement = about.statement;
         evidence.cause = about.cause;
         evidence.late = about.late_after.is_some();
@@ -139,6 +169,12 @@ impl Issuer {
             salt: STANDARD.encode(salt),
         }
     }
+}
+
+/// Who spoke for the recipient, as the statement says; none if the recipient did.
+fn acting_in(statement: &StatementInEvidence) -> Option<AgencyCode> {
+    let bytes = STANDARD.decode(&statement.bytes).ok()?;
+    Statement::parse(&bytes).ok()?.acting
 }
 
 /// The parts of an envelope as evidence lists them.

@@ -35,7 +35,9 @@ type Key = (Seq, AgencyCode);
 /// Runs until the connection is gone.
 pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, bell: Arc<Bell>) {
     // Agencies that may have something waiting. At first all; afterwards those for whom the bell rang.
-    let mut active: BTreeSet<AgencyCode> = exchange.with_directory(|d| d.hosted_by(&node)).into_iter().collect();
+    let served = || -> BTreeSet<AgencyCode> { exchange.with_directory(|d| d.served_by(&node)).into_iter().collect() };
+    let mut ours = served();
+    let mut active = ours.clone();
     let mut under_way: BTreeSet<Key> = BTreeSet::new();
     let mut offers: JoinSet<Key> = JoinSet::new();
     let mut last = None;
@@ -64,9 +66,15 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
             biased;
             _ = connection.closed() => return,
             // A bell may be lost with the request that was to ring it; the queue is the truth.
-            _ = round.tick() => active.extend(exchange.with_directory(|d| d.hosted_by(&node))),
-            // An agency that moved to this node may bring a queue with it.
-            Ok(()) = directory.changed() => active.extend(exchange.with_directory(|d| d.hosted_by(&node))),
+            _ = round.tick() => active.extend(ours.iter().cloned()),
+            // An agency that moved to this node, or was merged into one of this node, may bring a queue with it; one that
+            // left has taken its own along. Of a whole country's import most is about others.
+            Ok(()) = directory.changed() => {
+                let now = served();
+                active.extend(now.difference(&ours).cloned());
+                active.retain(|agency| now.contains(agency));
+                ours = now;
+            }
             Some(ended) = offers.join_next() => {
                 // Outcomes are committed in groups: the queues are looked at once for all that ended together.
                 let mut ended = Some(ended);

@@ -1,18 +1,17 @@
 //! The directory's changes: who decides them is the authority's administrator, and each becomes a signed entry.
 
-use std::collections::BTreeSet;
+use std::time::Duration;
 
-use docaxis_protocol::directory::{DirectoryEntry, DirectoryError, MAX_NAME_CHARS, SignedEntry, TYPE};
+use docaxis_protocol::directory::{DirectoryEntry, DirectoryError, SignedEntry, TYPE};
 use docaxis_protocol::frame::Notices;
-use docaxis_protocol::id::InvalidName;
+use docaxis_protocol::search::{clean, fold};
+use docaxis_protocol::succession::{MAX_SUCCESSIONS, Succession};
 use docaxis_protocol::{AgencyCode, NodeId, Timestamp};
 
+use super::import::MAX_IMPORT_BYTES;
 use super::records::{Record, State};
 use super::{Authority, AuthorityError, Keys, Which};
 use crate::encoding::pem;
-
-/// Largest list of agencies that is imported, in bytes; the largest known one has 111,339 rows and 10 MiB.
-pub const MAX_IMPORT_BYTES: usize = 64 << 20;
 
 /// An agency to be added.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,11 +21,24 @@ pub struct Agency {
     pub parent: Option<AgencyCode>,
     pub aliases: Vec<AgencyCode>,
     pub in_charge: Option<String>,
+    /// The node that shall host it; an invitation gives it one as well.
+    pub node: Option<NodeId>,
+    pub valid_from: Option<Timestamp>,
+    pub valid_until: Option<Timestamp>,
 }
 
 impl Agency {
     pub fn new(code: AgencyCode, name: impl Into<String>) -> Self {
-        Self { code, name: name.into(), parent: None, aliases: Vec::new(), in_charge: None }
+        Self {
+            code,
+            name: name.into(),
+            parent: None,
+            aliases: Vec::new(),
+            in_charge: None,
+            node: None,
+            valid_from: None,
+            valid_until: None,
+        }
     }
 }
 
@@ -40,6 +52,8 @@ pub enum DirectoryChangeError {
     Taken { code: AgencyCode, agency: AgencyCode },
     #[error("agency {code} is merged into {successor}; it cannot also succeed it")]
     Circle { code: AgencyCode, successor: AgencyCode },
+    #[error("agency {code} has had {MAX_SUCCESSIONS} successors; the limit is {MAX_SUCCESSIONS}")]
+    TooManySuccessors { code: AgencyCode },
     #[error("the list's columns are {found:?}; expected organ_id and name among them")]
     Columns { found: Vec<String> },
     #[error("the list is {found} bytes; the limit is {MAX_IMPORT_BYTES}")]
@@ -54,18 +68,6 @@ pub enum DirectoryChangeError {
     Authority(#[from] AuthorityError),
 }
 
-/// What an import did with each row.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ImportReport {
-    pub added: usize,
-    /// Already there under the same code; left as they are.
-    pub unchanged: usize,
-    /// Added under the canonical spelling: line and what the list says.
-    pub respelled: Vec<(u64, String)>,
-    /// Not taken: line, and why.
-    pub refused: Vec<(u64, String)>,
-}
-
 impl Authority {
     /// Adds one agency, hosted by nobody yet.
     pub fn add_agency(&mut self, agency: &Agency, now: Timestamp) -> Result<(), DirectoryChangeError> {
@@ -76,33 +78,11 @@ impl Authority {
             for code in agency.aliases.iter().chain([&agency.code]) {
                 free(state, code)?;
             }
+            if let Some(parent) = agency.parent.as_ref().filter(|parent| !state.entries.contains_key(*parent)) {
+                return Err(DirectoryChangeError::Unknown { code: parent.clone() });
+            }
             let entry = new_entry(keys, agency, now);
             Ok((sign_all(keys, state, [entry])?, ()))
-        })
-    }
-
-    /// Takes a list with the columns `organ_id,name,in_charge,type,version`. Rows that cannot be taken are reported
-    /// and do no harm to the others; the rows that can are one change.
-    pub fn import_agencies(&mut self, list: &[u8], now: Timestamp) -> Result<ImportReport, DirectoryChangeError> {
-        if list.len() > MAX_IMPORT_BYTES {
-            return Err(DirectoryChangeError::TooLarge { found: list.len() });
-        }
-        let (agencies, report) = read_list(list)?;
-        self.write(|keys, state| {
-            let mut report = report;
-            let mut entries = Vec::new();
-            for (line, agency) in &agencies {
-                if state.entries.contains_key(&agency.code) {
-                    report.unchanged += 1;
-                } else if let Err(error) = free(state, &agency.code) {
-                    report.refused.push((*line, error.to_string()));
-                } else {
-                    entries.push(new_entry(keys, agency, now));
-                }
-            }
-            report.added = entries.len();
-            report.refused.sort();
-            Ok((sign_all(keys, state, entries)?, report))
         })
     }
 
@@ -141,26 +121,42 @@ impl Authority {
         })
     }
 
-    /// Merges an agency into another: what is addressed to it goes there from now on.
+    /// Merges an agency into another: what is addressed to it goes there from now on. If that one was merged itself, to
+    /// where it went; and whatever was merged into the agency before goes along.
     pub fn merge_agency(
         &mut self,
         code: &AgencyCode,
         successor: &AgencyCode,
         now: Timestamp,
     ) -> Result<(), DirectoryChangeError> {
-        self.change(code, now, |state, entry| {
-            let mut next = Some(successor.clone());
-            while let Some(at) = next {
-                if at == *code {
-                    let (code, successor) = (code.clone(), successor.clone());
-                    return Err(DirectoryChangeError::Circle { code: successor, successor: code });
-                }
-                let (found, _) =
-                    state.entries.get(&at).ok_or_else(|| DirectoryChangeError::Unknown { code: at.clone() })?;
-                next = found.successor.clone();
+        self.write(|keys, state| {
+            let entry = |code: &AgencyCode| {
+                let found = state.entries.get(code).map(|(entry, _)| entry);
+                found.ok_or_else(|| DirectoryChangeError::Unknown { code: code.clone() })
+            };
+            let before = entry(code)?;
+            let mut last = entry(successor)?;
+            while last.agency != *code
+                && let Some(next) = &last.successor
+            {
+                last = entry(next)?;
             }
-            entry.successor = Some(successor.clone());
-            Ok(())
+            if last.agency == *code {
+                let (code, successor) = (code.clone(), successor.clone());
+                return Err(DirectoryChangeError::Circle { code: successor, successor: code });
+            }
+            // What it answered for goes on to the same place, and comes first: nobody is ever sent to a closed agency.
+            let followers = state.entries.values().map(|(entry, _)| entry);
+            let followers = followers.filter(|entry| entry.successor.as_ref() == Some(code));
+            let mut changed = Vec::new();
+            for before in followers.chain([before]) {
+                let mut entry = before.clone();
+                succeed(keys, &mut entry, &last.agency, now)?;
+                if entry != *before {
+                    changed.push(DirectoryEntry { since: now, ..entry });
+                }
+            }
+            Ok((sign_all(keys, state, changed)?, ()))
         })
     }
 
@@ -193,6 +189,29 @@ impl Authority {
     pub fn agency(&self, code: &AgencyCode) -> Option<&DirectoryEntry> {
         let code = self.state.aliases.get(code).unwrap_or(code);
         self.state.entries.get(code).map(|(entry, _)| entry)
+    }
+
+    /// Agencies by one of their codes, or by a name that contains `text`, accents and case aside; in the order of their
+    /// codes. A code or a whole name finds its agency alone.
+    pub fn find_agencies(&self, text: &str) -> Vec<&DirectoryEntry> {
+        if let Ok((code, _)) = AgencyCode::lenient(&clean(text))
+            && let Some(found) = self.agency(&code)
+        {
+            return vec![found];
+        }
+        let (wanted, code) = (fold(text), clean(text).to_uppercase());
+        let named: Vec<(String, &DirectoryEntry)> = self.agencies().map(|entry| (fold(&entry.name), entry)).collect();
+        let whole: Vec<_> = named.iter().filter(|(name, _)| *name == wanted).map(|(_, entry)| *entry).collect();
+        if !whole.is_empty() {
+            return whole;
+        }
+        let has = |entry: &DirectoryEntry, name: &str| {
+            let codes = entry.aliases.iter().chain([&entry.agency]);
+            name.contains(&wanted)
+                || codes.into_iter().any(|known| known.as_str().contains(&code))
+                || entry.in_charge.as_deref().is_some_and(|text| fold(text).contains(&wanted))
+        };
+        named.iter().filter(|(name, entry)| has(entry, name)).map(|(_, entry)| *entry).collect()
     }
 
     /// The version of the newest entry; zero for an empty directory.
@@ -236,7 +255,35 @@ impl Authority {
     }
 }
 
-fn free(state: &State, code: &AgencyCode) -> Result<(), DirectoryChangeError> {
+/// A day in Vietnam (its first moment), or an instant in UTC.
+pub fn day_or_instant(text: &str) -> Option<Timestamp> {
+    if text.len() != 10 {
+        return text.parse().ok();
+    }
+    let in_utc: Timestamp = format!("{text}T00:00:00Z").parse().ok()?;
+    Some(in_utc.minus(Duration::from_secs(7 * 3600)))
+}
+
+/// Makes `successor` answer for the agency from now on, unless it does already.
+pub(super) fn succeed(
+    keys: &Keys,
+    entry: &mut DirectoryEntry,
+    successor: &AgencyCode,
+    now: Timestamp,
+) -> Result<(), DirectoryChangeError> {
+    entry.successor = Some(successor.clone());
+    if entry.successions.last().is_some_and(|last| last.said().successor == *successor) {
+        return Ok(());
+    }
+    if entry.successions.len() >= MAX_SUCCESSIONS {
+        return Err(DirectoryChangeError::TooManySuccessors { code: entry.agency.clone() });
+    }
+    let said = Succession::new(entry.exchange.clone(), entry.agency.clone(), successor.clone(), now);
+    entry.successions.push(said.sign(&keys.directory)?);
+    Ok(())
+}
+
+pub(super) fn free(state: &State, code: &AgencyCode) -> Result<(), DirectoryChangeError> {
     let owner = state.aliases.get(code).or_else(|| state.entries.contains_key(code).then_some(code));
     match owner {
         Some(agency) => Err(DirectoryChangeError::Taken { code: code.clone(), agency: agency.clone() }),
@@ -244,22 +291,28 @@ fn free(state: &State, code: &AgencyCode) -> Result<(), DirectoryChangeError> {
     }
 }
 
-fn new_entry(keys: &Keys, agency: &Agency, now: Timestamp) -> DirectoryEntry {
+pub(super) fn new_entry(keys: &Keys, agency: &Agency, now: Timestamp) -> DirectoryEntry {
     DirectoryEntry {
         kind: TYPE.into(),
         exchange: keys.settings.origin.clone(),
         version: 0,
         agency: agency.code.clone(),
-        name: agency.name.clone(),
-        node: None,
+        name: clean(&agency.name),
+        node: agency.node.clone(),
         since: now,
         aliases: agency.aliases.clone(),
         locked: false,
         successor: None,
         parent: agency.parent.clone(),
         in_charge: agency.in_charge.clone(),
+        valid_from: agency.valid_from,
+        valid_until: agency.valid_until,
+        successions: Vec::new(),
     }
 }
+
+/// Entries from which on more than one thread signs them.
+const MANY_ENTRIES: usize = 2_000;
 
 /// Numbers and signs entries as the directory's next versions.
 pub(super) fn sign_all(
@@ -267,66 +320,29 @@ pub(super) fn sign_all(
     state: &State,
     entries: impl IntoIterator<Item = DirectoryEntry>,
 ) -> Result<Vec<Record>, DirectoryError> {
-    let mut version = state.version;
-    entries
+    let numbered: Vec<DirectoryEntry> = entries
         .into_iter()
-        .map(|entry| {
-            version += 1;
-            let signed = DirectoryEntry { version, ..entry }.sign(&keys.directory)?;
+        .zip(state.version + 1..)
+        .map(|(entry, version)| DirectoryEntry { version, ..entry })
+        .collect();
+    let sign = |entries: &[DirectoryEntry]| -> Result<Vec<Record>, DirectoryError> {
+        let sign = |entry: &DirectoryEntry| {
+            let signed = entry.sign(&keys.directory)?;
             Ok(Record::Entry { bytes: signed.bytes, signature: signed.signature.0.to_vec() })
-        })
-        .collect()
-}
-
-fn read_list(list: &[u8]) -> Result<(Vec<(u64, Agency)>, ImportReport), DirectoryChangeError> {
-    let list = list.strip_prefix(b"\xef\xbb\xbf").unwrap_or(list);
-    // The reader counts lines wrongly where they end in CR LF.
-    let list = String::from_utf8(list.to_vec()).map_err(|_| DirectoryChangeError::NotUtf8)?.replace("\r\n", "\n");
-    let mut reader = csv::ReaderBuilder::new().flexible(true).trim(csv::Trim::All).from_reader(list.as_bytes());
-    let columns = reader.headers().map_err(DirectoryChangeError::Csv)?.clone();
-    let column = |name: &str| columns.iter().position(|found| found.eq_ignore_ascii_case(name));
-    let (Some(code_at), Some(name_at)) = (column("organ_id"), column("name")) else {
-        let found = columns.iter().take(16).map(|text| text.chars().take(40).collect()).collect();
-        return Err(DirectoryChangeError::Columns { found });
-    };
-    let charge_at = column("in_charge");
-    let mut report = ImportReport::default();
-    let mut agencies = Vec::new();
-    let mut seen = BTreeSet::new();
-    for row in reader.records() {
-        let row = row.map_err(DirectoryChangeError::Csv)?;
-        let line = row.position().map_or(0, csv::Position::line);
-        let text = |at: Option<usize>| at.and_then(|at| row.get(at)).unwrap_or("");
-        let found = text(Some(code_at));
-        let (code, changed) = match AgencyCode::lenient(found) {
-            Ok(code) => code,
-            Err(error @ InvalidName { .. }) => {
-                report.refused.push((line, error.to_string()));
-                continue;
-            }
         };
-        if let Some(why) = unusable_name(text(Some(name_at))) {
-            report.refused.push((line, format!("name of {code}: {why}")));
-            continue;
-        }
-        if !seen.insert(code.clone()) {
-            report.refused.push((line, format!("agency {code} stands in the list twice; the first row was taken")));
-            continue;
-        }
-        if changed {
-            report.respelled.push((line, found.chars().take(80).collect()));
-        }
-        let in_charge = Some(text(charge_at)).filter(|text| unusable_name(text).is_none()).map(str::to_owned);
-        agencies.push((line, Agency { in_charge, ..Agency::new(code, text(Some(name_at))) }));
+        entries.iter().map(sign).collect()
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    if numbered.len() < MANY_ENTRIES || threads < 2 {
+        return sign(&numbered);
     }
-    Ok((agencies, report))
-}
-
-fn unusable_name(text: &str) -> Option<&'static str> {
-    match text.chars().count() {
-        0 => Some("empty"),
-        count if count > MAX_NAME_CHARS => Some("over 200 characters"),
-        _ if text.chars().any(char::is_control) => Some("has control characters"),
-        _ => None,
-    }
+    std::thread::scope(|scope| {
+        let chunks = numbered.chunks(numbered.len().div_ceil(threads));
+        let signing: Vec<_> = chunks.map(|chunk| scope.spawn(move || sign(chunk))).collect();
+        let mut records = Vec::with_capacity(numbered.len());
+        for signed in signing {
+            records.extend(signed.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(records)
+    })
 }

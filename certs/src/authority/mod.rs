@@ -7,6 +7,7 @@
 mod broker_files;
 mod directory;
 mod enrol;
+mod import;
 mod ledger;
 mod records;
 mod revoke;
@@ -26,8 +27,9 @@ use crate::name::{Facts, FactsError, Subject};
 use crate::profile::{self, Ca, ProfileError, Validity};
 use crate::seal::{SealError, load_secret_key};
 
-pub use directory::{Agency, DirectoryChangeError, ImportReport};
+pub use directory::{Agency, DirectoryChangeError, day_or_instant};
 pub use enrol::{JoinError, JoinReply, Pending, RenewError};
+pub use import::{ImportOptions, ImportReport, RowNote};
 pub use ledger::LedgerError;
 pub use records::{Issued, RevocationReason, StateError, Which};
 pub use revoke::{RevokeError, Target};

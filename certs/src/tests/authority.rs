@@ -7,7 +7,8 @@ use docaxis_protocol::directory::DirectoryEntry;
 
 use super::{DAY, Exchange, NOW, code, node};
 use crate::authority::{
-    Agency, Authority, AuthorityError, DirectoryChangeError, ImportReport, RevocationReason, RevokeError, Target, Which,
+    Agency, Authority, AuthorityError, DirectoryChangeError, ImportOptions, ImportReport, RevocationReason,
+    RevokeError, RowNote, Target, Which,
 };
 use crate::crl::RevocationList;
 use crate::{AuthorityConfig, BrokerIdentity};
@@ -140,39 +141,158 @@ fn every_change_of_an_agency_is_the_next_version_and_deltas_hold_only_the_newest
 fn agencies_are_not_merged_in_a_circle() {
     let mut exchange = Exchange::new();
     let (g22, h37) = (code("000.00.00.G22"), code("H37.DN.001"));
+    exchange.authority.add_agency(&Agency::new(code("H37.DN.002"), "hai"), NOW).unwrap();
     exchange.authority.merge_agency(&g22, &h37, NOW).unwrap();
-    assert_eq!(exchange.authority.agency(&g22).unwrap().successor, Some(h37.clone()));
-    for (from, to) in [(&h37, &g22), (&h37, &h37)] {
+    let back = exchange.authority.merge_agency(&h37, &g22, NOW).unwrap_err();
+    assert!(matches!(back, DirectoryChangeError::Circle { .. }), "{back}");
+    exchange.authority.merge_agency(&h37, &code("H37.DN.002"), NOW).unwrap();
+    let before = exchange.authority.directory_version();
+    for (from, to) in [(&h37, &h37), (&code("H37.DN.002"), &g22), (&code("H37.DN.002"), &h37)] {
         let circle = exchange.authority.merge_agency(from, to, NOW).unwrap_err();
-        assert!(matches!(circle, DirectoryChangeError::Circle { .. }), "{circle}");
+        assert!(matches!(circle, DirectoryChangeError::Circle { .. }), "{from} into {to}: {circle}");
     }
+    assert_eq!(exchange.authority.directory_version(), before);
+}
+
+/// Who answers for an agency, one after the other, as the authority signed it for that agency.
+fn successors(authority: &Authority, agency: &str) -> Vec<String> {
+    let (key, origin) = (authority.directory_key(), authority.origin().clone());
+    let entry = authority.agency(&code(agency)).unwrap();
+    for sealed in &entry.successions {
+        sealed.verify(&key, &origin, &entry.agency).unwrap();
+    }
+    assert_eq!(entry.successor.as_ref(), entry.successions.last().map(|last| &last.said().successor));
+    entry.successions.iter().map(|sealed| sealed.said().successor.to_string()).collect()
 }
 
 #[test]
-fn a_list_is_imported_row_by_row_and_says_what_it_did_with_each() {
+fn a_chain_of_merges_ends_at_its_last_agency_whichever_merge_came_first() {
+    let mut exchange = Exchange::new();
+    let authority = &mut exchange.authority;
+    for text in ["AAA", "BBB", "CCC", "DDD"] {
+        authority.add_agency(&Agency::new(code(text), text), NOW).unwrap();
+    }
+    authority.merge_agency(&code("AAA"), &code("BBB"), NOW).unwrap();
+    authority.merge_agency(&code("BBB"), &code("CCC"), NOW.plus(DAY)).unwrap();
+    assert_eq!(successors(authority, "AAA"), ["BBB", "CCC"]);
+    assert_eq!(successors(authority, "BBB"), ["CCC"]);
+    // Into one that was merged already: to where that one went.
+    authority.merge_agency(&code("DDD"), &code("AAA"), NOW.plus(DAY)).unwrap();
+    assert_eq!(successors(authority, "DDD"), ["CCC"]);
+    let since = |agency: &str| authority.agency(&code(agency)).unwrap().successions.last().unwrap().said().since;
+    assert_eq!((since("AAA"), since("DDD")), (NOW.plus(DAY), NOW.plus(DAY)));
+    // Said again, it changes nothing.
+    let before = authority.directory_version();
+    authority.merge_agency(&code("DDD"), &code("AAA"), NOW.plus(DAY)).unwrap();
+    assert_eq!(authority.directory_version(), before);
+}
+
+fn import(exchange: &mut Exchange, list: &str, options: ImportOptions) -> ImportReport {
+    exchange.authority.import_agencies(list.as_bytes(), options, NOW).unwrap()
+}
+
+fn lines(notes: &[RowNote]) -> Vec<u64> {
+    notes.iter().map(|(line, _)| *line).collect()
+}
+
+const WHOLE: ImportOptions = ImportOptions { partial: false, dry_run: false };
+const PARTIAL: ImportOptions = ImportOptions { partial: true, dry_run: false };
+
+#[test]
+fn a_list_is_judged_row_by_row_and_says_what_it_did_with_each() {
     let mut exchange = Exchange::new();
     let list = "\u{feff}organ_id,name,in_charge,type,version\r\n\
                 000.00.00.H53,UBND Tỉnh Tây Ninh,Tây Ninh,,\r\n\
-                vxp.saas.03,\"Trung tâm, một\",,,\r\n\
+                vxp.saas.03,\"Trung tâm, một\",NULL,,\r\n\
                 null,Không,,,\r\n\
                 000.00.00.H53,Hai lần,,,\r\n\
                 000.00.00.G22,Văn phòng Chính phủ,,,\r\n\
-                000.00.01.H53,,,,\r\n";
-    let report = exchange.authority.import_agencies(list.as_bytes(), NOW).unwrap();
-    let refused: Vec<u64> = report.refused.iter().map(|(line, _)| *line).collect();
-    assert_eq!(refused, [4, 5, 7], "{report:?}");
-    let respelled = vec![(3, "vxp.saas.03".to_owned())];
-    assert_eq!(
-        ImportReport { refused: vec![], ..report },
-        ImportReport { added: 2, unchanged: 1, respelled, refused: vec![] }
-    );
+                000.00.01.H53,NULL,,,\r\n\
+                không mã,Tên,,,\r\n";
+    let report = import(&mut exchange, list, PARTIAL);
+    assert_eq!((lines(&report.refused), lines(&report.warnings)), (vec![4, 7, 8], vec![3, 5]), "{report:#?}");
+    assert!(report.refused.iter().all(|(_, why)| why.contains("write") || why.contains("correct")), "{report:#?}");
+    assert_eq!((report.taken, report.added, report.unchanged), (true, 2, 1));
     assert_eq!(exchange.authority.agency(&code("VXP.SAAS.03")).unwrap().name, "Trung tâm, một");
     let entry = exchange.authority.agency(&code("000.00.00.H53")).unwrap();
     assert_eq!((entry.version, entry.in_charge.as_deref()), (3, Some("Tây Ninh")));
     assert!(matches!(
-        exchange.authority.import_agencies(b"a,b\n1,2\n", NOW),
+        exchange.authority.import_agencies(b"a,b\n1,2\n", WHOLE, NOW),
         Err(DirectoryChangeError::Columns { .. })
     ));
+}
+
+#[test]
+fn a_list_with_a_bad_row_changes_nothing_and_neither_does_a_dry_run() {
+    let mut exchange = Exchange::new();
+    let before = exchange.authority.directory_version();
+    let bad = import(&mut exchange, "organ_id,name\nAAA,Một\nnull,Hai\n", WHOLE);
+    assert_eq!((bad.taken, bad.added, lines(&bad.refused)), (false, 1, vec![3]));
+    let dry = import(&mut exchange, "organ_id,name\nAAA,Một\n", ImportOptions { dry_run: true, ..WHOLE });
+    assert_eq!((dry.taken, dry.added), (true, 1));
+    assert_eq!(exchange.authority.directory_version(), before);
+    assert_eq!(import(&mut exchange, "organ_id,name\nAAA,Một\n", WHOLE), dry);
+    assert_eq!(exchange.authority.directory_version(), before + 1);
+}
+
+#[test]
+fn a_list_may_name_parents_nodes_other_codes_days_and_successors() {
+    let mut exchange = Exchange::new();
+    let list = "organ_id,name,parent,node,aliases,valid_from,valid_until,merged_into\n\
+                H37.DN.010,Sở Một,000.00.00.G22,H37,000.12.31.H37; 000.12.32.h37,2026-07-01,2027-07-01,\n\
+                H37.DN.011,Sở Hai,H37.DN.010,,,,,H37.DN.012\n\
+                H37.DN.012,Sở Ba,,,,,,H37.DN.010\n";
+    let report = import(&mut exchange, list, WHOLE);
+    assert_eq!((report.added, lines(&report.refused), lines(&report.warnings)), (3, vec![], vec![2]), "{report:#?}");
+    let authority = &exchange.authority;
+    let first = authority.agency(&code("000.12.32.H37")).unwrap();
+    let at = |text: &str| text.parse().ok();
+    assert_eq!((first.agency.as_str(), first.node.clone()), ("H37.DN.010", Some(node("h37"))));
+    assert_eq!((first.valid_from, first.valid_until), (at("2026-06-30T17:00:00Z"), at("2027-06-30T17:00:00Z")));
+    assert_eq!(authority.agency(&code("H37.DN.011")).unwrap().parent, Some(code("H37.DN.010")));
+    // Whom the list merged into one that it merged as well goes to the last.
+    assert_eq!(successors(authority, "H37.DN.011"), ["H37.DN.010"]);
+    assert_eq!(successors(authority, "H37.DN.012"), ["H37.DN.010"]);
+}
+
+#[test]
+fn rows_that_contradict_the_directory_or_each_other_are_refused() {
+    let mut exchange = Exchange::new();
+    exchange.authority.add_alias(&code("H37.DN.001"), &code("OLD.001"), NOW).unwrap();
+    let list = "organ_id,name,parent,aliases,valid_from,valid_until,merged_into\n\
+                OLD.001,another's other code,,,,,\n\
+                AAA,parent that is nowhere,NOWHERE,,,,\n\
+                BBB,parent that is refused,AAA,,,,\n\
+                CCC,its other code is another's,,DDD,,,\n\
+                DDD,good,,,,,\n\
+                EEE,circle of two,,,,,FFF\n\
+                FFF,circle of two,,,,,EEE\n\
+                GGG,no such day,,,2026-13-01,,\n\
+                HHH,ends before it begins,,,2027-01-01,2026-01-01,\n\
+                III,into itself,,,,,III\n";
+    let report = import(&mut exchange, list, PARTIAL);
+    assert_eq!((report.added, lines(&report.refused)), (1, vec![2, 3, 4, 5, 7, 8, 9, 10, 11]), "{report:#?}");
+    assert!(exchange.authority.agency(&code("DDD")).is_some());
+}
+
+#[test]
+fn complaint_14_an_agency_is_found_by_old_code_new_code_and_its_name_without_accents_or_in_nfd() {
+    let mut exchange = Exchange::new();
+    // As exported from a word processor: letters apart from their accents, a zero-width space, two spaces.
+    let name = "So\u{31b}\u{309} Nội vụ\u{200b}  tỉnh Đồng Nai";
+    let list = format!("organ_id,name,aliases\nH19.DN.010,{name},000.12.31.H19\nH19.DN.011,Sở Nội vụ tỉnh Đắk Lắk,\n");
+    let report = import(&mut exchange, &list, WHOLE);
+    assert_eq!(lines(&report.warnings), [2], "{report:?}");
+    let authority = &exchange.authority;
+    assert_eq!(authority.agency(&code("H19.DN.010")).unwrap().name, "Sở Nội vụ tỉnh Đồng Nai");
+    for asked in
+        ["H19.DN.010", "h19.dn.010", "000.12.31.H19", name, "so noi vu tinh dong nai", "SỞ NỘI VỤ TỈNH ĐỒNG NAI"]
+    {
+        let found: Vec<_> = authority.find_agencies(asked).into_iter().map(|entry| entry.agency.as_str()).collect();
+        assert_eq!(found, ["H19.DN.010"], "{asked:?}");
+    }
+    assert_eq!(authority.find_agencies("noi vu tinh").len(), 2);
+    assert_eq!(authority.find_agencies("không có").len(), 0);
 }
 
 #[test]
@@ -184,15 +304,16 @@ fn a_real_list_is_imported_whole() {
         return;
     };
     let mut exchange = Exchange::new();
-    let report = exchange.authority.import_agencies(&list, NOW).unwrap();
+    let report = exchange.authority.import_agencies(&list, WHOLE, NOW).unwrap();
     let text = String::from_utf8(list).unwrap();
-    let rows = text.lines().count() - 1;
-    assert_eq!(report.added + report.unchanged + report.refused.len(), rows, "{report:?}");
     // The real list names a few agencies twice: each code is taken once, and every other row is reported as a repetition.
     let codes: std::collections::BTreeSet<&str> =
         text.lines().skip(1).filter_map(|row| row.split(',').next()).collect();
     assert_eq!(report.added + report.unchanged, codes.len(), "{report:?}");
-    assert!(report.refused.iter().all(|(_, why)| why.contains("stands in the list twice")), "{:?}", report.refused);
+    assert_eq!((report.taken, &report.refused), (true, &vec![]));
+    let rows = text.lines().count() - 1;
+    let repeated = report.warnings.iter().filter(|(_, why)| why.contains("stands in line")).count();
+    assert_eq!(report.added + report.unchanged + repeated, rows, "{:?}", report.warnings);
     assert_eq!(entries(&Authority::open(&folder(&exchange)).unwrap()).len(), report.added + 2);
 }
 
@@ -242,7 +363,7 @@ fn no_certificate_outlives_its_issuer() {
 fn notices_hand_over_every_agency_once_in_pieces_that_fit_a_frame() {
     let mut exchange = Exchange::new();
     let rows: String = (0..3000).map(|i| format!("H{i:04},{}\n", "tên cơ quan ".repeat(8))).collect();
-    exchange.authority.import_agencies(format!("organ_id,name\n{rows}").as_bytes(), NOW).unwrap();
+    import(&mut exchange, &format!("organ_id,name\n{rows}"), WHOLE);
     let (mut at, mut pieces, mut found) = (0, 0, Vec::new());
     loop {
         let notices = exchange.authority.notices_since(at, NOW).unwrap();

@@ -262,6 +262,7 @@ struct AgenciesQuery {
 
 async fn agencies(State(shared): State<Arc<Shared>>, Query(asked): Query<AgenciesQuery>) -> Answer<Value> {
     let found = shared.mailbox.find_agencies(&asked.q, query::PAGE).await.map_err(compose::Refused::from)?;
-    let found: Vec<AgencyJson> = found.into_iter().map(AgencyJson::from).collect();
+    let found = found.into_iter().map(AgencyJson::try_from).collect::<Result<Vec<_>, _>>();
+    let found = found.map_err(compose::Refused::from)?;
     Ok(Json(json!({ "agencies": found })))
 }

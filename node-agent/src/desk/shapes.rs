@@ -4,14 +4,15 @@ use std::path::PathBuf;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use docaxis_protocol::directory::DirectoryEntry;
 use docaxis_protocol::envelope::{Chain, Kind, PartRole, Relation, StatusReport};
-use docaxis_protocol::{AgencyCode, DispatchId, Event, NodeId, Timestamp};
+use docaxis_protocol::{AgencyCode, DispatchId, Event, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::problem::Problem;
 use crate::compose::{Draft, DraftPart, Source};
-use crate::mailbox::{AgencyRow, EvidenceRow};
+use crate::mailbox::{AgencyRow, EvidenceRow, MailboxError};
 
 fn new() -> Kind {
     Kind::New
@@ -31,6 +32,8 @@ fn octets() -> String {
 pub(super) struct DraftJson {
     from: AgencyCode,
     to: Vec<AgencyCode>,
+    #[serde(default)]
+    partial: bool,
     #[serde(default = "new")]
     kind: Kind,
     #[serde(default)]
@@ -73,6 +76,7 @@ impl DraftJson {
         Ok(Draft {
             from: self.from,
             to: self.to,
+            partial: self.partial,
             kind: self.kind,
             priority: self.priority,
             not_before: self.not_before,
@@ -180,27 +184,19 @@ fn ders(chain: &Chain) -> Vec<String> {
     chain.0.iter().map(|certificate| STANDARD.encode(&certificate.0)).collect()
 }
 
+/// The directory's entry as it was signed.
 #[derive(Debug, Serialize)]
 pub(super) struct AgencyJson {
     code: AgencyCode,
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    node: Option<NodeId>,
-    locked: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    successor: Option<AgencyCode>,
-    version: u64,
+    #[serde(flatten)]
+    entry: DirectoryEntry,
 }
 
-impl From<AgencyRow> for AgencyJson {
-    fn from(row: AgencyRow) -> Self {
-        Self {
-            code: row.code,
-            name: row.name,
-            node: row.node,
-            locked: row.locked,
-            successor: row.successor,
-            version: row.version,
-        }
+impl TryFrom<AgencyRow> for AgencyJson {
+    type Error = MailboxError;
+
+    fn try_from(row: AgencyRow) -> Result<Self, MailboxError> {
+        let entry = row.entry()?;
+        Ok(Self { code: row.code, entry })
     }
 }

@@ -1,19 +1,25 @@
 //! Follows the directory and the revocation lists. The broker only relays them: every entry is checked under the
 //! directory's key, every list under its authority.
 
-use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
 
 use docaxis_certs::encoding::crl_from_pem;
-use docaxis_protocol::directory::SignedEntry;
-use docaxis_protocol::frame::{Class, Frame, Notices};
-use tokio::sync::watch;
+use docaxis_certs::entries::verify_all;
+use docaxis_protocol::directory::VerifiedEntry;
+use docaxis_protocol::frame::{Class, Frame};
+use tokio::sync::{mpsc, watch};
 
 use super::LinkError;
+use super::io::Stream;
 use super::session::Session;
 use crate::agent::told_to_stop;
 use crate::mailbox::AgencyRow;
+use crate::parts::Parts;
 use crate::uplink::back_off;
+
+/// Frames whose entries are checked while earlier ones are stored, of half a MiB each.
+const FRAMES_AHEAD: usize = 2;
 
 pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
     let link = &session.shared.config.link;
@@ -30,7 +36,7 @@ pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> R
                 failures += 1;
                 tracing::warn!(%error, failures, "the directory cannot be followed; it is asked for again");
             }
-            Ok(never) => match never {},
+            Ok(()) => {}
         }
         let pause = back_off(failures, link.retry_min, link.retry_max, session.shared.env.jitter());
         tokio::select! {
@@ -41,55 +47,80 @@ pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> R
     }
 }
 
-async fn follow_once(session: &Session, failures: &mut u32) -> Result<Infallible, LinkError> {
+/// Reads until the stream ends. What was read is checked while what came before it is stored.
+async fn follow_once(session: &Session, failures: &mut u32) -> Result<(), LinkError> {
     let since = session.shared.mailbox.directory_version().await?;
     let mut stream = session.open().await?;
     stream.write(&Frame::Directory(since)).await?;
-    loop {
-        match stream.read_unhurried(Class::Large).await? {
-            Frame::Notices(notices) => take(session, notices).await?,
-            other => return Err(LinkError::Unexpected { found: other.name(), expected: "Notices" }),
-        }
-        *failures = 0;
+    let (found, news) = mpsc::channel(FRAMES_AHEAD);
+    let (mut storing, mut reading) = (pin!(store(session, news, failures)), pin!(read_ahead(session, stream, found)));
+    tokio::select! {
+        ended = &mut storing => ended,
+        ended = &mut reading => storing.await.and(ended),
     }
 }
 
-async fn take(session: &Session, notices: Notices) -> Result<(), LinkError> {
+/// Entries whose signatures hold, and the directory's version after them.
+struct News {
+    version: u64,
+    entries: Vec<AgencyRow>,
+}
+
+async fn read_ahead(session: &Session, mut stream: Stream, found: mpsc::Sender<News>) -> Result<(), LinkError> {
     let shared = &session.shared;
-    let identity = &session.identity;
-    // First, and whatever the entries are like: a revocation must not wait for a directory that is in order.
-    for (issuer, pem) in notices.crls {
-        take_crl(session, &issuer, &pem);
-    }
-    docaxis_failpoints::failpoint!("agent.directory.read");
-    let mut entries = Vec::with_capacity(notices.entries.len());
-    for signed in notices.entries {
-        let entry = SignedEntry { bytes: signed.bytes.clone(), signature: signed.signature };
-        let verified = match entry.verify(&identity.directory_key, &identity.origin) {
+    loop {
+        let notices = match stream.read_unhurried(Class::Large).await? {
+            Frame::Notices(notices) => notices,
+            other => return Err(LinkError::Unexpected { found: other.name(), expected: "Notices" }),
+        };
+        // First, and whatever the entries are like: a revocation must not wait for a directory that is in order.
+        for (issuer, pem) in notices.crls {
+            take_crl(session, &issuer, &pem);
+        }
+        docaxis_failpoints::failpoint!("agent.directory.read");
+        let (identity, entries) = (session.identity.clone(), notices.entries);
+        let check = move |_: Arc<Parts>| verify_all(entries, &identity.directory_key, &identity.origin);
+        let verified = match shared.blocking(check).await {
             Ok(verified) => verified,
             Err(error) => {
                 shared.alarm(format!("an entry of the directory was not taken: {error}"));
                 return Err(LinkError::Protocol(error.to_string()));
             }
         };
-        entries.push(AgencyRow {
-            code: verified.agency.clone(),
-            version: verified.version,
-            name: verified.name.clone(),
-            node: verified.node.clone(),
-            locked: verified.locked,
-            successor: verified.successor.clone(),
-            aliases: verified.aliases.clone(),
-            signed,
-        });
+        let news = News { version: notices.version, entries: verified.into_iter().map(row).collect() };
+        if found.send(news).await.is_err() {
+            // Whoever stores them has ended, and says why.
+            return Ok(());
+        }
     }
-    let ours = entries.iter().any(|entry| entry.node.as_ref() == Some(&identity.node));
-    shared.mailbox.store_agencies(notices.version, entries).await?;
-    docaxis_failpoints::failpoint!("agent.directory.stored");
-    if ours {
-        session.hosting.notify_one();
+}
+
+fn row(verified: VerifiedEntry) -> AgencyRow {
+    let (entry, signed) = verified.into_parts();
+    AgencyRow {
+        code: entry.agency,
+        version: entry.version,
+        name: entry.name,
+        node: entry.node,
+        locked: entry.locked,
+        successor: entry.successor,
+        aliases: entry.aliases,
+        signed,
     }
-    shared.changed();
+}
+
+async fn store(session: &Session, mut news: mpsc::Receiver<News>, failures: &mut u32) -> Result<(), LinkError> {
+    let (shared, node) = (&session.shared, &session.identity.node);
+    while let Some(News { version, entries }) = news.recv().await {
+        let ours = entries.iter().any(|entry| entry.node.as_ref() == Some(node));
+        shared.mailbox.store_agencies(version, entries).await?;
+        docaxis_failpoints::failpoint!("agent.directory.stored");
+        if ours {
+            session.hosting.notify_one();
+        }
+        shared.changed();
+        *failures = 0;
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use docaxis_protocol::frame::{Class, EvidenceItem, Follow, Frame};
 use docaxis_protocol::limits::MAX_BATCH;
+use docaxis_protocol::succession::SealedSuccession;
 use docaxis_protocol::tlog::{Checkpoint, OpenedCheckpoint, TlogProof};
 use docaxis_protocol::{AgencyCode, Evidence, ReasonCode};
 use tokio::sync::{mpsc, watch};
@@ -16,6 +17,7 @@ use super::LinkError;
 use super::io::Stream;
 use super::offer::row_of;
 use super::session::Session;
+use crate::acting;
 use crate::agent::{Shared, told_to_stop};
 use crate::identity::{Identity, TrustError};
 use crate::mailbox::{EvidenceRow, Follows, MissingProof};
@@ -153,7 +155,8 @@ async fn verify_all(session: &Session, items: Vec<EvidenceItem>) -> (Vec<Follows
         let read = async {
             let claimed = Evidence::parse(&item.evidence.bytes).map_err(TrustError::from)?;
             certify(session, &claimed).await?;
-            Ok::<_, LinkError>((item, claimed))
+            let succession = succession(session, &claimed).await?;
+            Ok::<_, LinkError>((item, claimed, succession))
         };
         match read.await {
             Ok(read) => readable.push(read),
@@ -166,8 +169,8 @@ async fn verify_all(session: &Session, items: Vec<EvidenceItem>) -> (Vec<Follows
     let (shared, identity) = (session.shared.clone(), session.shared.identity.load_full());
     let judge_all = move |_parts| {
         let mut good = Vec::with_capacity(readable.len());
-        for (item, claimed) in readable {
-            match judge(&shared, &identity, item, claimed) {
+        for (item, claimed, succession) in readable {
+            match judge(&shared, &identity, item, (claimed, succession)) {
                 Ok(judged) => good.push(judged),
                 Err(error) => return (good, Some(error)),
             }
@@ -188,12 +191,17 @@ fn does_not_verify(leaf: u64, error: &LinkError) -> String {
 }
 
 /// Checks the exchange's signature, without which a piece is nothing; then whether the piece may move a delivery.
-fn judge(shared: &Shared, identity: &Identity, item: EvidenceItem, claimed: Evidence) -> Result<Follows, LinkError> {
+fn judge(
+    shared: &Shared,
+    identity: &Identity,
+    item: EvidenceItem,
+    (claimed, succession): (Evidence, Option<SealedSuccession>),
+) -> Result<Follows, LinkError> {
     let leaf = item.leaf;
     let signed = shared.keys.check(identity, &item.evidence, claimed).map_err(LinkError::from);
     let evidence = signed.inspect_err(|error| shared.alarm(does_not_verify(leaf, error)))?;
     let mut believed = true;
-    if let Err(error) = identity.check_statement(&evidence, item.statement_chain.as_ref()) {
+    if let Err(error) = identity.check_statement(&evidence, item.statement_chain.as_ref(), succession.as_ref()) {
         shared.alarm(format!("evidence at leaf {leaf} is the exchange's word alone and moves nothing: {error}"));
         believed = false;
     }
@@ -224,6 +232,14 @@ async fn certify(session: &Session, claimed: &Evidence) -> Result<(), LinkError>
         shared.keys.add(session.identity.evidence_key(&chain, claimed.time)?);
     }
     Ok(())
+}
+
+/// What the authority signed of whoever acts for the recipient. Where the directory does not say so, or not yet, the
+/// evidence is asked for again.
+async fn succession(session: &Session, claimed: &Evidence) -> Result<Option<SealedSuccession>, LinkError> {
+    let (Some(recipient), Some(acting)) = (&claimed.recipient, &claimed.acting) else { return Ok(None) };
+    let identity = session.shared.identity.load_full();
+    Ok(Some(acting::succession(&session.shared, &identity, recipient, acting).await??))
 }
 
 pub async fn fetch_proofs(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {

@@ -4,12 +4,13 @@
 use docaxis_protocol::envelope::Envelope;
 use docaxis_protocol::frame::{Class, Frame, Need, Offer, Outcome, Standing};
 use docaxis_protocol::{
-    Digest, Event, Evidence, Reason, ReasonCode, SealedStatement, Statement, Timestamp, limits, statement,
+    AgencyCode, Digest, Event, Evidence, Reason, ReasonCode, SealedStatement, Statement, Timestamp, limits, statement,
 };
 
 use super::LinkError;
 use super::io::Stream;
 use super::session::Session;
+use crate::acting;
 use crate::bodies::Kept;
 use crate::inbox::{self, NotTaken};
 use crate::mailbox::{
@@ -143,7 +144,8 @@ async fn take(
         let key = identity.seal_key(&offer.envelope.chain, &envelope.sender.agency, &at).map_err(|e| e.to_string())?;
         offer.envelope.verify(key.key()).map_err(|e| e.to_string())
     };
-    let hosted = identity.seals.contains_key(who);
+    let signer = acting::signer_soon(shared, &identity, who).await?;
+    let hosted = signer.is_some();
     let max = shared.config.inbox.max_part_bytes;
     let judged = inbox::judge(who, hosted, &identity.origin, (envelope, sha256), &acceptance, seal_holds, max);
     let mut fault = match judged {
@@ -180,7 +182,8 @@ async fn take(
         }
     });
     // Until it is answered, what was stored for this offer must not be cleared away by another's withdrawal: `kept` holds it.
-    state(session, (offer, envelope, sha256), &acceptance, fault, (body, &mut kept)).await
+    let signer = signer.unwrap_or_else(|| who.clone());
+    state(session, (offer, envelope, sha256), (&acceptance, &signer), fault, (body, &mut kept)).await
 }
 
 fn conflict(envelope: &Envelope) -> Reason {
@@ -191,7 +194,7 @@ fn conflict(envelope: &Envelope) -> Reason {
 async fn state(
     session: &Session,
     (offer, envelope, sha256): (&Offer, &Envelope, Digest),
-    acceptance: &Evidence,
+    (acceptance, signer): (&Evidence, &AgencyCode),
     mut fault: Option<Reason>,
     (mut body, kept): (Option<TakeBody>, &mut Kept),
 ) -> Result<SealedStatement, Problem> {
@@ -199,7 +202,7 @@ async fn state(
     loop {
         let event = if fault.is_some() { Event::ContentHandoverFailure } else { Event::ContentHandover };
         let time = inbox::statement_time(shared.env.now(), acceptance.time);
-        let statement = seal_statement(session, offer, envelope, sha256, event, time, fault.clone())?;
+        let statement = seal_statement(session, (offer, signer), envelope, sha256, (event, time), fault.clone())?;
         let take = Take {
             id: envelope.id,
             recipient: offer.recipient.clone(),
@@ -243,16 +246,15 @@ async fn state(
 
 fn seal_statement(
     session: &Session,
-    offer: &Offer,
+    (offer, signer): (&Offer, &AgencyCode),
     envelope: &Envelope,
     sha256: Digest,
-    event: Event,
-    time: Timestamp,
+    (event, time): (Event, Timestamp),
     fault: Option<Reason>,
 ) -> Result<SealedStatement, Problem> {
     let identity = session.shared.identity.load();
-    let Some(seal) = identity.seals.get(&offer.recipient) else {
-        let text = format!("this node has no seal of {}", offer.recipient);
+    let Some(seal) = identity.seals.get(signer) else {
+        let text = format!("this node has no seal of {signer}");
         return Err(Problem::Unsigned(ReasonCode::NotHosted.because(text)));
     };
     let statement = Statement {
@@ -264,7 +266,7 @@ fn seal_statement(
         recipient: offer.recipient.clone(),
         time,
         reasons: fault.into_iter().collect(),
-        acting: None,
+        acting: Some(signer.clone()).filter(|signer| *signer != offer.recipient),
     };
     SealedStatement::seal(&statement, &seal.key, seal.chain.clone())
         .map_err(|e| Problem::Unsigned(ReasonCode::Other.because(e.to_string())))
@@ -404,9 +406,13 @@ pub async fn record(session: &Session, sealed: SealedStatement, outcome: Outcome
         return Err(LinkError::Protocol(text));
     }
     let moved = inbox::after_recorded(said.event, outcome.standing);
+    let succession = match &evidence.acting {
+        Some(acting) => acting::succession(shared, &identity, &said.recipient, acting).await?.ok(),
+        None => None,
+    };
     // Other words under our own seal are ours as well: a mailbox that was restored states anew.
-    let ours = is_statement(&evidence, &sealed)
-        || (evidence.statement.is_some() && identity.check_statement(&evidence, Some(&sealed.chain)).is_ok());
+    let sealed_by_us = || identity.check_statement(&evidence, Some(&sealed.chain), succession.as_ref()).is_ok();
+    let ours = is_statement(&evidence, &sealed) || (evidence.statement.is_some() && sealed_by_us());
     if !inbox::rests_on(moved, said.event, &evidence, ours) {
         let text = format!(
             "its {} of dispatch {} does not bear that this is {:?}",

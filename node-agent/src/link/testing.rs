@@ -32,6 +32,7 @@ pub fn envelope(from: &str, to: &[&str]) -> Envelope {
         expires: created.plus(std::time::Duration::from_secs(3600)),
         sender: Sender { agency: from.parse().unwrap(), node: "g22".parse().unwrap() },
         recipients: to.iter().map(|code| code.parse().unwrap()).collect(),
+        partial: false,
         kind: Kind::New,
         priority: 0,
         not_before: None,

@@ -1,9 +1,10 @@
 //! The local copy of the directory: entries whose signature was checked, kept with it.
 
+use docaxis_protocol::directory::DirectoryEntry;
 use docaxis_protocol::frame::SignedBytes;
+use docaxis_protocol::search::{clean, fold};
 use docaxis_protocol::{AgencyCode, NodeId};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
-use unicode_normalization::UnicodeNormalization as _;
 
 use super::rows;
 use super::{Mailbox, MailboxError};
@@ -20,6 +21,13 @@ pub struct AgencyRow {
     pub successor: Option<AgencyCode>,
     /// Other codes; filled in on the way in, and left empty on the way out.
     pub aliases: Vec<AgencyCode>,
+}
+
+impl AgencyRow {
+    /// The entry as the authority signed it; its signature was checked before it was stored.
+    pub fn entry(&self) -> Result<DirectoryEntry, MailboxError> {
+        docaxis_protocol::json::parse(&self.signed.bytes).map_err(|e| rows::damaged("directory entry")(e.to_string()))
+    }
 }
 
 /// Whom a code stands for.
@@ -119,16 +127,44 @@ impl Mailbox {
         .await
     }
 
-    /// Agencies whose code begins with `query` or whose name contains it, accents and case aside.
+    /// The agency with exactly this code.
+    pub async fn agency(&self, code: AgencyCode) -> Result<Option<AgencyRow>, MailboxError> {
+        self.read(move |connection| by_code(connection, &code)).await
+    }
+
+    /// Agencies by one of their codes, or by a name that contains `query`, accents and case aside. A code or a whole name
+    /// finds its agency alone.
     pub async fn find_agencies(&self, query: &str, limit: u32) -> Result<Vec<AgencyRow>, MailboxError> {
-        let code = escape_like(&query.trim().to_ascii_uppercase()) + "%";
-        let name = format!("%{}%", escape_like(&fold(query.trim())));
+        let query = clean(query);
+        if let Ok((code, _)) = AgencyCode::lenient(&query)
+            && let Resolved::Agency(found) = self.resolve(code).await?
+        {
+            return Ok(vec![found]);
+        }
+        let (whole, code) = (fold(&query), escape_like(&query.to_uppercase()) + "%");
+        let part = format!("%{}%", escape_like(&whole));
         self.read(move |connection| {
-            let sql = format!(
-                "SELECT {COLUMNS} FROM agencies WHERE code LIKE ?1 ESCAPE '\\' OR folded LIKE ?2 ESCAPE '\\' \
-                 ORDER BY code LIMIT ?3"
+            // Only the narrow tables are searched; the entries that are meant are looked up one by one.
+            let found = |sql: &str, text: &[&str]| -> Result<Vec<AgencyRow>, MailboxError> {
+                let codes: Vec<String> = connection
+                    .prepare_cached(sql)?
+                    .query_map(rusqlite::params_from_iter(text), |row| row.get(0))?
+                    .collect::<Result<_, _>>()?;
+                let row = |code: &String| by_code(connection, &rows::name("agency code", code)?);
+                codes.iter().filter_map(|code| row(code).transpose()).collect()
+            };
+            let named = format!("SELECT code FROM agencies WHERE folded = ?1 ORDER BY code LIMIT {limit}");
+            let named = found(&named, &[&whole])?;
+            if !named.is_empty() {
+                return Ok(named);
+            }
+            let containing = format!(
+                "SELECT code FROM agencies WHERE code LIKE ?1 ESCAPE '\\' \
+                 UNION SELECT agency FROM aliases WHERE alias LIKE ?1 ESCAPE '\\' \
+                 UNION SELECT code FROM agencies INDEXED BY agencies_folded WHERE folded LIKE ?2 ESCAPE '\\' \
+                 ORDER BY 1 LIMIT {limit}"
             );
-            connection.prepare_cached(&sql)?.query_map(params![code, name, limit], agency)?.map(|row| row?).collect()
+            found(&containing, &[&code, &part])
         })
         .await
     }
@@ -173,22 +209,12 @@ fn escape_like(text: &str) -> String {
     text.chars().flat_map(|c| matches!(c, '%' | '_' | '\\').then_some('\\').into_iter().chain([c])).collect()
 }
 
-/// Letters without accents, in lower case: what people type when they search.
-fn fold(text: &str) -> String {
-    text.nfd()
-        .filter(|c| !unicode_normalization::char::is_combining_mark(*c))
-        .flat_map(char::to_lowercase)
-        .map(|c| if c == 'đ' { 'd' } else { c })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn search_ignores_accents_case_and_the_stroke_of_d() {
-        assert_eq!(fold("Sở Nội vụ tỉnh Đồng Nai"), "so noi vu tinh dong nai");
+    fn a_search_takes_the_characters_of_patterns_as_they_are() {
         assert_eq!(escape_like("50%_a\\"), "50\\%\\_a\\\\");
     }
 }

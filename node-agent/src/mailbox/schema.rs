@@ -192,6 +192,13 @@ fn relate_what_was_not_accepted(connection: &Connection) -> Result<(), MailboxEr
     Ok(())
 }
 
+/// What the directory is searched by: a country's agencies are not read whole for one name, or for one node.
+const AGENCIES: &str = "
+CREATE INDEX IF NOT EXISTS agencies_folded ON agencies (folded);
+CREATE INDEX IF NOT EXISTS agencies_node ON agencies (node) WHERE node IS NOT NULL;
+CREATE INDEX IF NOT EXISTS aliases_agency ON aliases (agency);
+";
+
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
     connection.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000; PRAGMA foreign_keys=ON;",
@@ -225,9 +232,10 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
             documents::fill(&transaction)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
+            connection.execute_batch(AGENCIES)?;
             Ok(())
         }
-        VERSION => Ok(()),
+        VERSION => Ok(connection.execute_batch(AGENCIES)?),
         found => Err(MailboxError::Newer { found, known: VERSION }),
     }
 }

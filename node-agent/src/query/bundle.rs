@@ -1,11 +1,14 @@
 //! What this node can prove about a dispatch, put together for an auditor. A node has the evidence that it was given:
 //! the sender's about every recipient, a recipient's about itself.
 
-use docaxis_protocol::bundle::{self, BundleContents, BundleEvidence, BundleKeys};
+use std::collections::BTreeMap;
+
+use docaxis_protocol::bundle::{self, BundleContents, BundleEvidence, BundleKeys, SignedSuccession};
 use docaxis_protocol::envelope::Chain;
-use docaxis_protocol::{AgencyCode, DispatchId, Kind, Origin, ReasonCode, SealedEnvelope};
+use docaxis_protocol::{AgencyCode, DispatchId, Evidence, Kind, Origin, ReasonCode, SealedEnvelope};
 
 use super::{find, no_such};
+use crate::acting;
 use crate::agent::Shared;
 use crate::compose::Refused;
 use crate::mailbox::EvidenceRow;
@@ -21,6 +24,8 @@ pub struct BundleMaterial {
     pub evidence_chains: Vec<Chain>,
     /// The certificate of the log's key, if the exchange has shown it.
     pub log_chain: Option<Chain>,
+    /// What the authority signed of everybody who spoke for a merged recipient.
+    pub successions: Vec<SignedSuccession>,
     pub common: docaxis_certs::identity::Common,
     pub origin: Origin,
 }
@@ -33,8 +38,15 @@ pub(crate) async fn bundle(shared: &Shared, id: DispatchId) -> Result<BundleMate
     let evidence = shared.mailbox.evidence_of(id).await?;
     let identity = shared.identity.load_full();
     let mut keys = std::collections::BTreeSet::new();
+    let mut successions = BTreeMap::new();
     for row in &evidence {
-        keys.extend(crate::identity::claimed_key(&row.signed).ok());
+        let Ok(said) = Evidence::parse(&row.signed.bytes) else { continue };
+        keys.insert(said.key);
+        if let (Some(recipient), Some(acting)) = (said.recipient, said.acting)
+            && let Ok(sealed) = acting::succession(shared, &identity, &recipient, &acting).await?
+        {
+            successions.insert(recipient, sealed);
+        }
     }
     let mut recalls = Vec::new();
     for row in shared.mailbox.related(id).await? {
@@ -42,6 +54,7 @@ pub(crate) async fn bundle(shared: &Shared, id: DispatchId) -> Result<BundleMate
             recalls.extend(shared.mailbox.outgoing(row.related.dispatch).await?.map(|recall| recall.sealed));
         }
     }
+    let successions = successions.into_iter().map(|(agency, sealed)| SignedSuccession::of(agency, &sealed)).collect();
     let mut evidence_chains = Vec::new();
     for key in keys {
         evidence_chains.extend(shared.mailbox.certificates(key).await?);
@@ -52,6 +65,7 @@ pub(crate) async fn bundle(shared: &Shared, id: DispatchId) -> Result<BundleMate
         recalls,
         evidence_chains,
         log_chain: shared.mailbox.log_certificates().await?,
+        successions,
         common: identity.common.clone(),
         origin: identity.origin.clone(),
     })
@@ -85,7 +99,12 @@ impl BundleMaterial {
             envelope: self.envelope.clone(),
             evidence: evidence.collect::<Result<_, Refused>>()?,
             cause: cause.transpose()?,
-            successions: vec![],
+            successions: self
+                .successions
+                .iter()
+                .filter(|one| recipient.is_none_or(|r| one.agency == *r))
+                .cloned()
+                .collect(),
             keys: BundleKeys {
                 root: self.common.root.clone(),
                 seals_cas: vec![self.common.seals_ca.clone()],

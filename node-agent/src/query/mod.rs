@@ -241,12 +241,14 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
 }
 
 fn plain(time: Timestamp, agency: AgencyCode, event: &str) -> TimelineEntry {
-    TimelineEntry { time, agency, event: event.into(), reason: None, leaf: None, proven: false }
+    TimelineEntry { time, agency, acting: None, event: event.into(), reason: None, leaf: None, proven: false }
 }
 
 fn entry(row: &EvidenceRow, envelope: &Envelope) -> TimelineEntry {
-    let reason = docaxis_protocol::Evidence::parse(&row.signed.bytes).ok().and_then(|e| e.reasons.first().cloned());
+    let said = docaxis_protocol::Evidence::parse(&row.signed.bytes).ok();
+    let reason = said.as_ref().and_then(|e| e.reasons.first().cloned());
     TimelineEntry {
+        acting: said.and_then(|e| e.acting),
         time: row.time,
         agency: row.recipient.clone().unwrap_or_else(|| envelope.sender.agency.clone()),
         event: row.event.to_string(),

@@ -109,6 +109,9 @@ pub struct InView {
 pub struct TimelineEntry {
     pub time: Timestamp,
     pub agency: AgencyCode,
+    /// Who spoke for the agency, if it was merged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub acting: Option<AgencyCode>,
     pub event: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,

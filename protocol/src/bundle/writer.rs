@@ -13,6 +13,7 @@ use crate::evidence::{Cause, Evidence, EvidenceError, SignedEvidence};
 use crate::id::AgencyCode;
 use crate::key::{KeyError, PublicKey, RawSignature};
 use crate::reason::{Reason, ReasonCode};
+use crate::succession::SealedSuccession;
 use crate::tlog::note::{KeyKind, NoteError, VerifierKey};
 use crate::tlog::unbase64;
 
@@ -45,6 +46,12 @@ pub struct SignedSuccession {
     pub agency: AgencyCode,
     pub bytes: Vec<u8>,
     pub signature: RawSignature,
+}
+
+impl SignedSuccession {
+    pub fn of(agency: AgencyCode, sealed: &SealedSuccession) -> Self {
+        Self { agency, bytes: sealed.bytes().to_vec(), signature: *sealed.signature() }
+    }
 }
 
 /// The certificates, in DER, and revocation lists, in DER or PEM.

@@ -94,6 +94,7 @@ impl Exchange {
             expires: at(9000),
             sender: Sender { agency: code(SENDER), node: "g22".parse().unwrap() },
             recipients: vec![code(RECEIVER)],
+            partial: false,
             kind,
             priority: 0,
             not_before: None,

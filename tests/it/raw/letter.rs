@@ -53,6 +53,7 @@ impl Letter {
             expires: created.plus(Duration::from_secs(86_400)),
             sender: Sender { agency: code(agency), node: node_id(node) },
             recipients: to.iter().map(|text| code(text)).collect(),
+            partial: false,
             kind: Kind::New,
             priority: 0,
             not_before: None,

@@ -1,5 +1,7 @@
 //! Answers to questions. Reads see every committed change and wait for nobody but the disk.
 
+use std::collections::BTreeMap;
+
 use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEvidence, Timestamp};
@@ -7,8 +9,8 @@ use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEv
 use super::apply::{apart_at, delivery, head_row, is_large, is_queued, log_entry, remembered, with_id};
 use super::chains;
 use super::keys::{
-    self, BLOCK_LEAVES, BodyPlace, BodyRow, HeadRow, Intake, LeafRow, NoticeRow, Queued, Stage, block_at, end_of,
-    in_minute, last_number, read_row,
+    self, BLOCK_LEAVES, BodyPlace, BodyRow, HeadRow, Intake, LeafRow, Location, NoticeRow, Queued, Stage, block_at,
+    end_of, in_minute, last_number, read_row,
 };
 use super::record::{RecordV1, id_of};
 use super::shared::{MAX_MOVES, Shared};
@@ -58,16 +60,34 @@ impl Reads<'_> {
         }
     }
 
+    /// All notices in the order of their names. A record holds hundreds: each is read once for all of them.
     pub fn notices(&self) -> Result<Vec<(String, Vec<u8>)>, StoreError> {
-        let mut found = Vec::new();
+        let mut places: BTreeMap<Location, Vec<(u32, String)>> = BTreeMap::new();
         let prefix = keys::notice("");
-        self.each_row(&prefix, prefix.clone(), PAGE_ROWS, |key, _| {
+        self.each_row(&prefix, prefix.clone(), PAGE_ROWS, |key, value| {
             let name = std::str::from_utf8(&key[1..]).map_err(|e| damaged(format!("a notice's name: {e}")))?;
-            if let Some(bytes) = self.notice(name)? {
-                found.push((name.to_owned(), bytes));
-            }
+            let row: NoticeRow = read_row(value)?;
+            places.entry(row.at).or_default().push((row.item, name.to_owned()));
             Ok(true)
         })?;
+        let mut found = Vec::new();
+        for (at, wanted) in places {
+            let mut there: Vec<_> = match self.0.record_at(at) {
+                Ok(Found { prepared, .. }) => match prepared.record {
+                    RecordV1::Notices(list) => list.into_iter().map(Some).collect(),
+                    _ => vec![],
+                },
+                Err(_) => vec![],
+            };
+            for (item, name) in wanted {
+                match there.get_mut(item as usize).and_then(Option::take).filter(|notice| notice.name == name) {
+                    Some(notice) => found.push((name, notice.bytes)),
+                    // The record has moved since its place was read, or is damaged: looked up anew, and told.
+                    None => found.extend(self.notice(&name)?.map(|bytes| (name, bytes))),
+                }
+            }
+        }
+        found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         Ok(found)
     }
 
