@@ -2,7 +2,7 @@
 //! goes out. The seal has been checked before, because that costs a signature check.
 
 use docaxis_protocol::limits::MAX_CLOCK_SKEW;
-use docaxis_protocol::{AgencyCode, Envelope, NodeId, Origin, Reason, ReasonCode, Timestamp};
+use docaxis_protocol::{AgencyCode, Envelope, Kind, NodeId, Origin, Reason, ReasonCode, Timestamp};
 
 /// What the directory says of an agency as a recipient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,7 +98,8 @@ pub fn admit(envelope: &Envelope, situation: &Situation<'_>) -> Result<(), Refus
         return refuse(ReasonCode::Malformed, format!("appointed for {at}, but it expires {expires}: never to be had"));
     }
     let bad = unreachable(envelope, situation.recipient);
-    if envelope.partial && bad.len() < envelope.recipients.len() {
+    // A recall withdraws also where nobody can be told of it now.
+    if envelope.partial && (bad.len() < envelope.recipients.len() || envelope.kind == Kind::Recall) {
         return Ok(());
     }
     // One reason stands for all that share it; the first of the list's, as long as there is one.
@@ -139,7 +140,7 @@ mod tests {
     use std::time::Duration;
 
     use docaxis_protocol::envelope::{Sender, TYPE};
-    use docaxis_protocol::{Digest, DispatchId, Kind, Part, PartRole};
+    use docaxis_protocol::{Digest, DispatchId, Part, PartRole};
 
     use super::*;
 

@@ -159,14 +159,14 @@ mod tests {
         let one = calendar("1 working day", &["2027-01-01"]);
         let expected = |at: &str, vietnam: &str| assert!(due(&one, at).starts_with(vietnam), "{at}: {}", due(&one, at));
         // Thursday, Friday, Saturday; and 23:30 UTC on a Thursday is Friday morning in Hanoi.
-        expected("2026-11-26T03:00:00Z", "2026-11-27T10:00");
-        expected("2026-11-27T09:00:00Z", "2026-11-30T16:00");
-        expected("2026-11-28T03:00:00Z", "2026-12-01T00:00");
-        expected("2026-11-26T23:30:00Z", "2026-11-30T06:30");
+        expected("2026-11-26T03:00:00Z", "2026-11-27 10:00");
+        expected("2026-11-27T09:00:00Z", "2026-11-30 16:00");
+        expected("2026-11-28T03:00:00Z", "2026-12-01 00:00");
+        expected("2026-11-26T23:30:00Z", "2026-11-30 06:30");
         // New Year's Eve is a Thursday; the day after is a holiday, then comes the weekend.
-        expected("2026-12-31T03:00:00Z", "2027-01-04T10:00");
-        assert!(due(&calendar("3 working days", &[]), "2026-11-26T03:00:00Z").starts_with("2026-12-01T10:00"));
-        assert!(due(&calendar("36h", &[]), "2026-11-27T09:00:00Z").starts_with("2026-11-29T04:00"));
+        expected("2026-12-31T03:00:00Z", "2027-01-04 10:00");
+        assert!(due(&calendar("3 working days", &[]), "2026-11-26T03:00:00Z").starts_with("2026-12-01 10:00"));
+        assert!(due(&calendar("36h", &[]), "2026-11-27T09:00:00Z").starts_with("2026-11-29 04:00"));
         assert_eq!(due(&calendar("off", &[]), "2026-11-27T09:00:00Z"), "never");
     }
 

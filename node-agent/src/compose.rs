@@ -50,6 +50,8 @@ pub struct Draft {
     pub idempotency_key: Option<String>,
     /// Whether a document that was sent under the same name before keeps this one back.
     pub unless_sent_before: bool,
+    /// Whether `related.rs` made it: a recall of what was sent, or a recipient's status, whose rules stand there.
+    pub(crate) checked: bool,
     /// The document that its recipient gives up by this.
     pub(crate) gives_up: Option<GivesUp>,
 }
@@ -71,6 +73,7 @@ impl Draft {
             status: None,
             idempotency_key: None,
             unless_sent_before: false,
+            checked: false,
             gives_up: None,
         }
     }
@@ -157,7 +160,9 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<Composed, R
     }
     // What is refused here is still with its sender, who can send it again; what is queued must be able to go out.
     shared.space.may_begin(size_of(&draft.parts)).map_err(Refused::Rule)?;
-    let recipients = resolve(shared, &draft.to, draft.partial).await?;
+    // A recall names them as the document did, whatever the directory says of them since.
+    let as_sent = draft.checked && draft.kind == Kind::Recall;
+    let recipients = if as_sent { draft.to.clone() } else { resolve(shared, &draft.to, draft.partial).await? };
     let now = shared.env.now();
     let max_part_bytes = shared.config.inbox.max_part_bytes;
     let mut envelope = Envelope {
@@ -181,7 +186,7 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<Composed, R
     };
     // Before any byte is stored: a secret document must not touch the disk, nor a hundred files for nothing.
     check(&envelope, max_part_bytes)?;
-    let about = (related::check(shared, &envelope).await?, draft.gives_up, draft.unless_sent_before);
+    let about = (related::check(shared, &envelope, draft.checked).await?, draft.gives_up, draft.unless_sent_before);
     if draft.parts.len() > limits::MAX_PARTS {
         return rule(
             ReasonCode::TooManyParts,
@@ -198,9 +203,15 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<Composed, R
     match queued {
         Ok(QueuedAs { id, destroyed: Destroyed { unreferenced }, sent_before }) => {
             docaxis_failpoints::failpoint!("agent.compose.queued");
-            shared.clear(unreferenced).await??;
             shared.outbox.notify_one();
             shared.changed();
+            // It is queued whatever comes of this; what cannot be cleared away now is by the next start.
+            let cleared = shared.clear(unreferenced).await.map_err(|error| error.to_string());
+            if let Err(error) = cleared.and_then(|cleared| cleared.map_err(|error| error.to_string())) {
+                shared.alarm(format!(
+                    "bodies that dispatch {id} gave up are still on the disk: {error}; restart the agent to clear them"
+                ));
+            }
             Ok(Composed { id, sent_before })
         }
         Err(refused) => {
@@ -251,6 +262,9 @@ async fn queue(
                     before.join(", ")
                 );
                 return rule(ReasonCode::DuplicateDocument, text);
+            }
+            Err(NotQueued::Said(code)) => {
+                return rule(ReasonCode::IdConflict, format!("{from} has said {code} already; this does not go back"));
             }
             Err(NotQueued::NotHere) => {
                 return rule(ReasonCode::NotFound, "the document that would be given up is not here, or no longer");

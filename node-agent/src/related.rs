@@ -63,8 +63,14 @@ fn relation(rel: &str, dispatch: DispatchId, document: &Map<String, Value>) -> R
 
 /// Looks at what a new dispatch says about earlier ones of ours. Whatever is not here is left to the exchange to judge: an
 /// agency may have sent it from another node.
-pub(crate) async fn check(shared: &Shared, envelope: &Envelope) -> Result<Vec<Related>, Refused> {
+pub(crate) async fn check(shared: &Shared, envelope: &Envelope, checked: bool) -> Result<Vec<Related>, Refused> {
     let about = envelope.about().map_err(Refused::Rule)?;
+    if let (About::Status(code, id), false) = (&about, checked || about.is_senders()) {
+        let text = format!(
+            "{code} about dispatch {id} is reported as a status of it (`/v1/dispatches/{id}/status`), not sent by itself"
+        );
+        return rule(ReasonCode::Malformed, text);
+    }
     let sender = &envelope.sender.agency;
     for id in about.earlier().iter().filter(|_| about.is_senders()) {
         let Some(row) = shared.mailbox.outgoing(*id).await? else { continue };
@@ -127,7 +133,9 @@ pub(crate) async fn recall(
         .collect();
     let mut earlier = None;
     for recall in recalls_of(shared, id).await? {
-        let asked = shared.mailbox.deliveries(recall.related.dispatch).await?;
+        let mut asked = shared.mailbox.deliveries(recall.related.dispatch).await?;
+        // A recall that did not reach somebody in its time may be made again.
+        asked.retain(|delivery| delivery.state != DeliveryState::Failed);
         open.retain(|code| asked.iter().all(|delivery| delivery.recipient != *code));
         let wanted = from.is_empty() || asked.iter().any(|delivery| from.contains(&delivery.recipient));
         earlier = wanted.then_some(recall.related.dispatch).or(earlier);
@@ -142,13 +150,20 @@ pub(crate) async fn recall(
     let bussiness = json!({"BussinessDocType": "1", "BussinessDocReason": why, "Paper": "0"});
     document.insert("Bussiness".into(), bussiness);
     let names: Vec<&str> = open.iter().map(AgencyCode::as_str).collect();
-    let key = docaxis_protocol::Digest::of(format!("recall {id} {}", names.join(" ")).as_bytes()).to_string();
+    let tries = shared.mailbox.related(id).await?;
+    let tries = tries.iter().filter(|row| row.related.kind == Kind::Recall && !row.related.incoming).count();
+    // Two officers at the same moment make one recall; one that was rejected or came too late is followed by another.
+    let key = format!("recall {id} {tries} {}", names.join(" "));
+    let key = docaxis_protocol::Digest::of(key.as_bytes()).to_string();
     let draft = Draft {
         kind: Kind::Recall,
         priority: envelope.priority.clamp(RECALL_PRIORITY, FLASH),
         relates: vec![relation(rel::RECALLS, id, &envelope.document)],
         document,
         idempotency_key: Some(key),
+        // Whoever cannot be reached now must not keep it from being taken back from the others.
+        partial: true,
+        checked: true,
         ..Draft::new(row.sender, open.into_iter().collect())
     };
     Ok(compose(shared, draft).await?.id)
@@ -178,10 +193,6 @@ pub(crate) async fn report(
         return rule(ReasonCode::Malformed, format!("nothing is reported about a dispatch of kind {kind}"));
     }
     let rows: Vec<RelatedRow> = shared.mailbox.related(id).await?;
-    let ours = |row: &&RelatedRow| {
-        !row.related.incoming && row.related.agency == recipient && row.state != OutState::Rejected.as_str()
-    };
-    let said: Vec<&Related> = rows.iter().filter(ours).map(|row| &row.related).collect();
     let mut relates = vec![relation(rel::CONCERNS, id, &envelope.document)];
     let mut gives_up = None;
     match code {
@@ -190,35 +201,16 @@ pub(crate) async fn report(
             let Some(request) = request_of(&rows, &recipient, &envelope.sender.agency) else {
                 return rule(ReasonCode::NotFound, format!("nobody has asked {recipient} for dispatch {id}"));
             };
-            let answers = said.iter().rev().find(|said| {
-                matches!(said.code, Some(StatusCode::Agreed | StatusCode::Declined)) && said.time >= request.time
-            });
-            match answers {
-                Some(same) if same.code == Some(code) => return Ok(same.dispatch),
-                // What was declined may still be agreed to: the sender goes on asking.
-                Some(Related { code: Some(StatusCode::Agreed), .. }) => {
-                    return rule(
-                        ReasonCode::IdConflict,
-                        format!("{recipient} has agreed already; the document is gone"),
-                    );
-                }
-                _ => {}
-            }
             relates.push(Relation { rel: rel::REPLIES_TO.into(), dispatch: request.dispatch, document_id: None });
-            if code == StatusCode::Agreed && request.kind != Kind::Update {
+            if code == StatusCode::Declined && row.state == InState::Recalled {
+                return rule(ReasonCode::IdConflict, format!("{recipient} has agreed already; the document is gone"));
+            }
+            if code == StatusCode::Agreed && request.kind != Kind::Update && row.state.is_visible() {
                 let since = shared.env.now();
                 gives_up = Some(GivesUp { dispatch: id, recipient: recipient.clone(), since });
             }
         }
         StatusCode::Assigned | StatusCode::InProcess | StatusCode::Finished => {
-            if let Some(same) = said.iter().find(|said| said.code == Some(code)) {
-                return Ok(same.dispatch);
-            }
-            let further = said.iter().filter_map(|said| said.code).find(|said| said.is_progress() && *said > code);
-            if let Some(further) = further {
-                let text = format!("{recipient} has reported {further} about dispatch {id}; {code} would go back");
-                return rule(ReasonCode::IdConflict, text);
-            }
             if row.state != InState::Registered {
                 let text = format!("dispatch {id} is {}; {code} follows its registration (03)", row.state.as_str());
                 return rule(ReasonCode::NotYours, text);
@@ -235,6 +227,7 @@ pub(crate) async fn report(
         document,
         status: Some(StatusReport { code: code.as_str().into(), description: text, time }),
         gives_up,
+        checked: true,
         ..Draft::new(recipient, vec![envelope.sender.agency])
     };
     Ok(compose(shared, draft).await?.id)

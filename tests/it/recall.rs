@@ -182,6 +182,41 @@ fn a_recall_that_is_declined_leaves_the_document_and_may_still_be_agreed_to() {
 }
 
 #[test]
+fn an_agreement_to_an_update_is_no_answer_to_a_later_recall_and_destroys_nothing() {
+    let net = TestNet::start(NODES);
+    let sent = net.send(G22, &[DN], letter());
+    net.wait_handed_over(&sent);
+    let mut update = Draft::new(code(G22), codes(&[DN]));
+    update.kind = Kind::Update;
+    update.relates = vec![Relation { rel: rel::UPDATES.into(), dispatch: sent.id, document_id: None }];
+    net.block_on(net.agent("g22").compose(update)).unwrap();
+    wait_asked(&net, &sent, DN);
+    let h37 = net.agent("h37");
+    net.block_on(h37.report(sent.id, code(DN), StatusCode::Agreed, "")).unwrap();
+    assert!(net.inbox(DN).contains(&sent.received()), "only a recall takes it away");
+    recall(&net, &sent);
+    wait_asked(&net, &sent, DN);
+    wait_at_sender(&net, &sent, DN, (DeliveryState::HandedOver, Some(Recall::Asked)));
+    net.block_on(h37.report(sent.id, code(DN), StatusCode::Agreed, "")).unwrap();
+    wait_at_sender(&net, &sent, DN, (DeliveryState::HandedOver, Some(Recall::Agreed)));
+    assert_eq!(net.block_on(h37.part(sent.id, 0)).err().map(|gone| gone.code()), Some(ReasonCode::Withdrawn));
+}
+
+#[test]
+fn a_recipient_that_was_locked_since_does_not_keep_a_recall_from_the_others() {
+    let mut net = TestNet::start(NODES);
+    net.stop_node("h37");
+    let sent = net.send(G22, &[DN, TC], letter());
+    net.wait_settled(&sent);
+    net.authority.lock_agency(&code(TC), true, net.broker().exchange().now()).unwrap();
+    net.publish();
+    recall(&net, &sent);
+    for who in [DN, TC] {
+        wait_at_sender(&net, &sent, who, (DeliveryState::Withdrawn, None));
+    }
+}
+
+#[test]
 fn nobody_but_the_sender_recalls_and_nobody_but_a_recipient_reports() {
     let net = TestNet::start(NODES);
     let sent = net.send(G22, &[DN], letter());
@@ -196,16 +231,19 @@ fn nobody_but_the_sender_recalls_and_nobody_but_a_recipient_reports() {
             time: net.broker().exchange().now(),
         });
         let agent = net.agent_of(from);
-        let id = net.block_on(agent.compose(draft)).unwrap();
-        net.until(agent, async || {
-            let out = agent.show(id).await.unwrap().outgoing.unwrap();
-            (out.state == OutState::Rejected).then(|| out.reason.unwrap().code)
-        })
+        match net.block_on(agent.compose(draft)) {
+            Ok(id) => net.until(agent, async || {
+                let out = agent.show(id).await.unwrap().outgoing.unwrap();
+                (out.state == OutState::Rejected).then(|| out.reason.unwrap().code)
+            }),
+            Err(refused) => refused.code().as_str().to_owned(),
+        }
     };
     assert_eq!(attempt(A53, Kind::Recall, rel::RECALLS, DN, None), "not-yours");
     assert_eq!(attempt(A53, Kind::Replace, rel::REPLACES, DN, None), "not-yours");
-    assert_eq!(attempt(A53, Kind::Status, rel::CONCERNS, G22, Some("06")), "not-yours");
-    assert_eq!(attempt(DN, Kind::Status, rel::CONCERNS, A53, Some("05")), "wrong-addressee");
+    // Past the rules of its own agent nobody sends a status: what is said to be destroyed must be.
+    assert_eq!(attempt(A53, Kind::Status, rel::CONCERNS, G22, Some("06")), "malformed");
+    assert_eq!(attempt(DN, Kind::Status, rel::CONCERNS, G22, Some("15")), "malformed");
     assert_eq!(attempt(A53, Kind::Status, rel::CONCERNS, DN, Some("13")), "not-yours");
     let mut shown = net.block_on(net.agent("h37").show(sent.id)).unwrap();
     shown.related.retain(|related| related.state != OutState::Rejected.as_str());
@@ -228,6 +266,18 @@ fn a_document_that_was_sent_before_under_the_same_number_is_warned_of_at_both_en
     assert_eq!(refused.code(), ReasonCode::DuplicateDocument);
     assert!(refused.to_string().contains(&first.to_string()), "{refused}");
     let second = numbered("lần hai", false).unwrap();
+    // What nobody was sent does not count: this one the exchange rejects.
+    let mut rejected = Draft::new(code(G22), codes(&[DN]));
+    let document = serde_json::json!({"Subject": "x", "DocumentId": "ID-1"});
+    rejected.document = document.as_object().cloned().unwrap();
+    let mut corrected = rejected.clone();
+    corrected.unless_sent_before = true;
+    let at = net.broker().exchange().now();
+    (rejected.expires, rejected.not_before) =
+        (Some(at.plus(std::time::Duration::from_secs(60))), Some(at.plus(std::time::Duration::from_secs(90))));
+    let id = net.block_on(g22.compose(rejected)).unwrap();
+    net.until(g22, async || (g22.show(id).await.unwrap().outgoing.unwrap().state == OutState::Rejected).then_some(()));
+    net.block_on(g22.compose(corrected)).unwrap();
     let (at_sender, h37) = (net.block_on(g22.show(second)).unwrap(), net.agent("h37"));
     assert_eq!(at_sender.same_document, [first]);
     let received = net.until(h37, async || h37.show(second).await.ok().filter(|shown| !shown.same_document.is_empty()));

@@ -3,22 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use docaxis_protocol::evidence::{Cause, PartDigest};
+use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::frame::{self, Done};
 use docaxis_protocol::limits::{
     MAX_CONTROL_FRAME_BYTES, MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES, MAX_LARGE_FRAME_BYTES,
 };
 use docaxis_protocol::{
-    About, AgencyCode, Digest, DispatchId, Envelope, Event, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence,
-    Timestamp,
+    About, AgencyCode, Digest, Envelope, Event, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence, Timestamp,
 };
 
 use super::{Exchange, ExchangeError};
 use crate::admission::{self, Refused, Situation};
-use crate::delivery::{Decision, on_recall};
 use crate::evidence::issuer::{DeliveryEvidence, Submitted, parts_of};
-use crate::relation::{self, Earlier, Known};
-use crate::store::{Acceptance, Accepted, Answer, Body, DeliveryState, Dispatch, Record, Rejection, Seq, StoreError};
+use crate::store::{Acceptance, Accepted, Answer, Body, Dispatch, Rejection, Seq, StoreError};
 
 /// A dispatch that may be submitted: its seal and every rule have been checked, its bodies not yet.
 pub struct Admitted {
@@ -289,89 +286,6 @@ impl Exchange {
             Ok(()) => self.may_relate(&admitted.envelope),
             Err(refused) => Ok(Err(refused.reason().clone())),
         }
-    }
-
-    /// Whether the dispatch may recall, update, replace or report on what it names.
-    fn may_relate(&self, envelope: &Envelope) -> Result<Result<(), Reason>, StoreError> {
-        let about = match envelope.about() {
-            Ok(about) => about,
-            Err(reason) => return Ok(Err(reason)),
-        };
-        let mut known = Known::new();
-        for id in about.earlier() {
-            if let Some(earlier) = self.earlier(*id, envelope, about.is_senders())? {
-                let read = Envelope::parse(&earlier.envelope.bytes);
-                let read = read.map_err(|error| StoreError::Damaged(format!("dispatch {id} as stored: {error}")))?;
-                let deliveries = self.store.deliveries(earlier.seq)?;
-                let deliveries = deliveries.into_iter().map(|one| (one.recipient, one.state)).collect();
-                known.insert(*id, Earlier { kind: read.kind, sender: earlier.sender, deliveries });
-            }
-        }
-        Ok(relation::may_relate(envelope, &about, &known))
-    }
-
-    /// The accepted dispatch of this id that the envelope's sender sent, or received.
-    fn earlier(&self, id: DispatchId, envelope: &Envelope, sent: bool) -> Result<Option<Dispatch>, StoreError> {
-        let who = &envelope.sender.agency;
-        // By id, however long ago: what keeps an id from being used twice is forgotten after its time.
-        for seq in self.store.find(id)? {
-            let Some(found) = self.store.dispatch(seq)? else { continue };
-            let theirs = match sent {
-                // A rejected one of that id has no recipients here.
-                true => found.sender == *who && !self.store.deliveries(seq)?.is_empty(),
-                false => self.store.delivery(seq, who)?.is_some(),
-            };
-            if theirs {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
-    }
-
-    /// What a recall accepted now withdraws: whatever waits for its recipients. The store leaves out what has moved on
-    /// when it commits them.
-    fn withdrawals(
-        &self,
-        recall: &Envelope,
-        digest: Digest,
-        recalled: &Dispatch,
-        now: Timestamp,
-    ) -> Result<Vec<Record>, ExchangeError> {
-        let mut why = format!("recalled by {} with dispatch {}", recall.sender.agency, recall.id);
-        if !recall.business_reason().is_empty() {
-            why = format!("{why}: {}", recall.business_reason());
-        }
-        let cause = Cause { dispatch: recall.id, envelope_sha256: digest };
-        let mut withdrawals = Vec::new();
-        for recipient in &recall.recipients {
-            let Some(delivery) = self.store.delivery(recalled.seq, recipient)? else { continue };
-            let decision = on_recall(delivery.state, why.clone(), now, recalled.expires);
-            let Decision::Record { event, state: state @ DeliveryState::Withdrawn, reasons } = decision else {
-                continue;
-            };
-            let about = DeliveryEvidence {
-                event,
-                recipient: recipient.clone(),
-                previous: delivery.head,
-                not_before: delivery.head_time.max(now),
-                reasons,
-                statement: None,
-                cause: Some(cause.clone()),
-                late_after: None,
-            };
-            let (evidence, time) = self.issuer.delivery(recalled, about)?;
-            withdrawals.push(Record {
-                seq: recalled.seq.0,
-                recipient: recipient.clone(),
-                event: Event::ContentHandoverFailure,
-                time,
-                previous: delivery.head,
-                evidence,
-                statement: None,
-                state,
-            });
-        }
-        Ok(withdrawals)
     }
 
     /// Waits for the commit. The receipt leaves only after it.

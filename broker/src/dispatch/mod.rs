@@ -6,6 +6,7 @@
 mod appointed;
 mod intake;
 mod outcome;
+mod recall;
 mod repair;
 mod unanswered;
 

@@ -33,6 +33,17 @@ enum Look {
     Overdue(Box<(crate::store::Dispatch, DeliveryEvidence, crate::store::DeliveryState)>),
 }
 
+/// What is damaged is told once, and keeps nobody behind it from being looked at.
+fn pass_damage(leaf: u64, error: ExchangeError) -> Result<Look, ExchangeError> {
+    match error {
+        ExchangeError::Store(StoreError::Damaged(_)) | ExchangeError::Evidence(_) => {
+            tracing::error!(leaf, %error, "whether this handover was answered cannot be told; it is passed over");
+            Ok(Look::Passed)
+        }
+        error => Err(error),
+    }
+}
+
 impl Exchange {
     /// Records NoAnswer for what is overdue. Returns whether there may be more at once.
     pub async fn no_answers_due(self: &Arc<Self>, walk: &mut Unanswered) -> Result<bool, ExchangeError> {
@@ -49,7 +60,8 @@ impl Exchange {
             let leaf = piece.leaf;
             loop {
                 let (exchange, looked_at) = (self.clone(), piece.clone());
-                match self.workers.run(move || exchange.look_for_answer(&looked_at)).await?? {
+                let look = self.workers.run(move || exchange.look_for_answer(&looked_at)).await?;
+                match look.or_else(|error| pass_damage(leaf, error))? {
                     Look::Passed => break,
                     Look::NotDue(due) => {
                         walk.next_due = Some(due);

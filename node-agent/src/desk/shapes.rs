@@ -87,6 +87,7 @@ impl DraftJson {
             status: self.status,
             idempotency_key,
             unless_sent_before: self.unless_sent_before,
+            checked: false,
             gives_up: None,
         })
     }

@@ -68,7 +68,11 @@ pub(super) fn same(
     let mut found = Vec::new();
     for key in &keys.0 {
         let mut query = connection.prepare_cached(
-            "SELECT dispatch FROM documents WHERE agency = ?1 AND incoming = ?2 AND key = ?3 AND dispatch <> ?4 LIMIT 20",
+            // What nobody was sent, or was taken back from all before they had it, was not sent.
+            "SELECT d.dispatch FROM documents d LEFT JOIN outgoing o ON d.incoming = 0 AND o.id = d.dispatch \
+             WHERE d.agency = ?1 AND d.incoming = ?2 AND d.key = ?3 AND d.dispatch <> ?4 AND coalesce(o.state, '') <> 'rejected' \
+             AND (d.incoming = 1 OR EXISTS (SELECT 1 FROM deliveries w WHERE w.dispatch = d.dispatch \
+             AND w.state NOT IN ('withdrawn', 'failed'))) LIMIT 20",
         )?;
         let rows = query.query_map(params![agency.as_str(), incoming, key, id.as_bytes()], |row| row.get(0))?;
         for dispatch in rows {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use docaxis_protocol::{AgencyCode, Digest, DispatchId, Reason, SealedEnvelope, Timestamp};
+use docaxis_protocol::{AgencyCode, Digest, DispatchId, Reason, SealedEnvelope, StatusCode, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 
 use super::incoming::Destroyed;
 use super::proofs::insert_evidence;
+use super::related::Before;
 use super::rows::{self, DeliveryState, OutState};
 use super::{
     DocumentKeys, EvidenceRow, GivesUp, Mailbox, MailboxError, Related, SmallBodies, bodies, documents, related,
@@ -120,6 +121,15 @@ impl Mailbox {
             }
             if let Some(sha256) = bodies::known_one(connection, &new.small)? {
                 return Ok(Err(NotQueued::LookAt(sha256)));
+            }
+            for said in &new.related {
+                match related::said_before(connection, said)? {
+                    Before::Nothing => {}
+                    Before::Same(id) => {
+                        return Ok(Ok(QueuedAs { id, destroyed: Destroyed::default(), sent_before: vec![] }));
+                    }
+                    Before::Further(code) => return Ok(Err(NotQueued::Said(code))),
+                }
             }
             let sent_before = documents::same(connection, &new.document, &new.sender, false, new.id)?;
             if new.unless_sent_before && !sent_before.is_empty() {
@@ -322,6 +332,8 @@ pub enum NotQueued {
     Conflict(DispatchId),
     /// The document that would go with it is not here, or no longer.
     NotHere,
+    /// The agency has said this before, after which the new status cannot be said.
+    Said(StatusCode),
     /// A document was sent under a name of this one before.
     SentBefore(Vec<DispatchId>),
     /// This small body is here already: whether it is whole there is to be looked at first.

@@ -1,7 +1,7 @@
 //! What was sent about an earlier dispatch: recalls, updates, replacements and statuses, of ours and to us. Each row stands
 //! beside the dispatch that says it and is durable with it.
 
-use docaxis_protocol::about::About;
+use docaxis_protocol::about::{About, rel};
 use docaxis_protocol::{AgencyCode, DispatchId, Envelope, Kind, StatusCode, Timestamp};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
@@ -25,6 +25,8 @@ pub struct Related {
     pub code: Option<StatusCode>,
     /// Why, in the sender's words.
     pub text: String,
+    /// The request that it answers.
+    pub answers: Option<DispatchId>,
     /// When it was made, by its sender's clock.
     pub time: Timestamp,
 }
@@ -48,6 +50,7 @@ impl Related {
             Some(status) => status.description.as_str(),
             None => envelope.business_reason(),
         };
+        let answers = envelope.relates.iter().find(|relation| relation.rel == rel::REPLIES_TO);
         let related = |target: &DispatchId| Self {
             target: *target,
             dispatch: envelope.id,
@@ -57,6 +60,7 @@ impl Related {
             kind: envelope.kind,
             code,
             text: text.to_owned(),
+            answers: answers.map(|relation| relation.dispatch),
             time: envelope.created,
         };
         about.earlier().iter().map(related).collect()
@@ -78,7 +82,8 @@ fn related(row: &Row<'_>) -> rusqlite::Result<Result<RelatedRow, MailboxError>> 
     let (agency, sender, kind): (String, String, String) = (row.get("agency")?, row.get("sender")?, row.get("kind")?);
     let (incoming, code, text): (bool, Option<String>, String) =
         (row.get("incoming")?, row.get("code")?, row.get("text")?);
-    let (time, state): (i64, String) = (row.get("time")?, row.get("state")?);
+    let (answers, time, state): (Option<Vec<u8>>, i64, String) =
+        (row.get("answers")?, row.get("time")?, row.get("state")?);
     Ok((|| {
         let found = KINDS.into_iter().find(|known| known.as_str() == kind);
         let related = Related {
@@ -90,6 +95,7 @@ fn related(row: &Row<'_>) -> rusqlite::Result<Result<RelatedRow, MailboxError>> 
             kind: found.ok_or_else(|| rows::damaged("kind")(kind))?,
             code: code.map(|code| rows::name("status code", &code)).transpose()?,
             text,
+            answers: answers.map(rows::dispatch).transpose()?,
             time: rows::time(time),
         };
         Ok(RelatedRow { related, state })
@@ -104,7 +110,8 @@ impl Mailbox {
                 "SELECT r.*, coalesce(o.state, i.state) AS state FROM related r \
                  LEFT JOIN outgoing o ON r.incoming = 0 AND o.id = r.dispatch \
                  LEFT JOIN incoming i ON r.incoming = 1 AND i.id = r.dispatch AND i.recipient = r.agency \
-                 WHERE r.target = ?1 AND coalesce(o.state, i.state, 'taken') <> 'taken' ORDER BY r.time, r.dispatch",
+                 WHERE r.target = ?1 AND coalesce(o.state, i.state, 'taken') NOT IN ('taken', 'destroyed') \
+                 ORDER BY r.time, r.dispatch",
             )?;
             query.query_map([target.as_bytes()], related)?.map(|row| row?).collect()
         })
@@ -115,7 +122,7 @@ impl Mailbox {
 pub(super) fn insert(connection: &Connection, all: &[Related]) -> Result<(), MailboxError> {
     for one in all {
         connection
-            .prepare_cached("INSERT OR IGNORE INTO related VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?
+            .prepare_cached("INSERT OR IGNORE INTO related VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)")?
             .execute(params![
                 one.target.as_bytes(),
                 one.dispatch.as_bytes(),
@@ -125,10 +132,56 @@ pub(super) fn insert(connection: &Connection, all: &[Related]) -> Result<(), Mai
                 one.kind.as_str(),
                 one.code.map(StatusCode::as_str),
                 one.text,
+                one.answers.as_ref().map(DispatchId::as_bytes),
                 one.time.unix_ms()
             ])?;
     }
     Ok(())
+}
+
+/// What a recipient of ours has said before about the same document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Before {
+    Nothing,
+    /// This very status, with this dispatch.
+    Same(DispatchId),
+    /// One after which this cannot be said.
+    Further(StatusCode),
+}
+
+/// Looks in the transaction that would say it, so that of two officers one is first. Progress goes on and never back; an
+/// agreement is final, as its document is gone; what was declined may still be agreed to.
+pub(super) fn said_before(connection: &Connection, new: &Related) -> Result<Before, MailboxError> {
+    let Some(code) = new.code.filter(|code| code.is_recipients() && !new.incoming) else { return Ok(Before::Nothing) };
+    let mut query = connection.prepare_cached(
+        "SELECT r.code, r.dispatch FROM related r JOIN outgoing o ON o.id = r.dispatch \
+         WHERE r.target = ?1 AND r.agency = ?2 AND r.incoming = 0 AND r.code IS NOT NULL AND o.state <> 'rejected' \
+         AND (?3 OR r.answers IS ?4) ORDER BY r.time DESC, o.seq DESC",
+    )?;
+    let key = params![
+        new.target.as_bytes(),
+        new.agency.as_str(),
+        code.is_progress(),
+        new.answers.as_ref().map(DispatchId::as_bytes)
+    ];
+    let said = query.query_map(key, |row| Ok((row.get::<_, String>(0)?, row.get::<_, Vec<u8>>(1)?)))?;
+    let mut before = Before::Nothing;
+    for row in said {
+        let (earlier, dispatch) = row?;
+        let earlier: StatusCode = rows::name("status code", &earlier)?;
+        if earlier.is_progress() != code.is_progress() {
+            continue;
+        }
+        let further =
+            if code.is_progress() { earlier > code } else { earlier == StatusCode::Agreed && code != earlier };
+        if earlier == code {
+            return Ok(Before::Same(rows::dispatch(dispatch)?));
+        }
+        if further {
+            before = Before::Further(earlier);
+        }
+    }
+    Ok(before)
 }
 
 /// What a dispatch that was set aside said is said no longer.

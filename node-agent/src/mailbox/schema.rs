@@ -166,6 +166,7 @@ CREATE TABLE related (
   kind TEXT NOT NULL,
   code TEXT,
   text TEXT NOT NULL,
+  answers BLOB,
   time INTEGER NOT NULL,
   PRIMARY KEY (target, dispatch, agency, incoming)
 ) STRICT, WITHOUT ROWID;

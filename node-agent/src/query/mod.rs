@@ -13,6 +13,7 @@ pub use views::{
 
 pub(crate) use bundle::bundle;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use docaxis_protocol::envelope::{Envelope, Part};
@@ -265,10 +266,15 @@ fn out_view(
     (link, now): (&LinkState, Timestamp),
 ) -> OutView {
     let waiting = (row.state == OutState::Queued).then(|| recalls.held().unwrap_or_else(|| why_queued(row, link)));
+    let overdue: BTreeMap<AgencyCode, Timestamp> = evidence
+        .iter()
+        .filter(|row| row.event == Event::NoAnswer)
+        .filter_map(|row| Some((row.recipient.clone()?, row.time)))
+        .collect();
     let deliver = |delivery: DeliveryRow| DeliveryView {
         waiting: recalls
             .unanswered(&delivery)
-            .or_else(|| why_undelivered(row.state, &delivery, envelope, (evidence, now))),
+            .or_else(|| why_undelivered(row.state, &delivery, envelope, (&overdue, now))),
         recall: recalls.with(&delivery),
         progress: recalls.progress(&delivery.recipient),
         recipient: delivery.recipient,
@@ -311,10 +317,8 @@ fn why_undelivered(
     state: OutState,
     delivery: &DeliveryRow,
     envelope: &Envelope,
-    (evidence, now): (&[EvidenceRow], Timestamp),
+    (overdue, now): (&BTreeMap<AgencyCode, Timestamp>, Timestamp),
 ) -> Option<Waiting> {
-    let overdue =
-        evidence.iter().find(|row| row.event == Event::NoAnswer && row.recipient.as_ref() == Some(&delivery.recipient));
     let why = match (state, delivery.state) {
         (OutState::Accepted, DeliveryState::Waiting) if let Some(at) = envelope.not_before.filter(|at| *at > now) => {
             let why = format!("it is handed over from {at} on, as appointed");
@@ -326,10 +330,9 @@ fn why_undelivered(
         (OutState::Accepted, DeliveryState::HandedOver | DeliveryState::Opened)
             if !matches!(envelope.kind, Kind::Status | Kind::Recall) =>
         {
-            match overdue {
-                Some(row) => format!(
-                    "the recipient's officer has not registered or refused it in time (NoAnswer recorded {})",
-                    row.time
+            match overdue.get(&delivery.recipient) {
+                Some(recorded) => format!(
+                    "the recipient's officer has not registered or refused it in time (NoAnswer recorded {recorded})",
                 ),
                 None => "the recipient's officer has not registered or refused it yet".into(),
             }

@@ -1,7 +1,7 @@
 //! What was sent about a dispatch, as its sender and its recipients here see it: whether it was asked back, what was
-//! answered, how far the work has come.
+//! answered, how far the work has come. A circular may have thousands of each: every map is made once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use docaxis_protocol::envelope::Envelope;
 use docaxis_protocol::{AgencyCode, DispatchId, Kind, StatusCode};
@@ -13,10 +13,16 @@ use crate::mailbox::{DeliveryRow, DeliveryState, OutState, Related, RelatedRow};
 use crate::related::request_of;
 use crate::uplink::Whose;
 
+/// The newest of what was sent about a dispatch that is shown.
+const SHOWN: usize = 1_000;
+
 pub struct Recalls {
     rows: Vec<RelatedRow>,
-    /// Of each recipient, where the newest of our requests for it stands.
-    asked: BTreeMap<AgencyCode, DeliveryState>,
+    /// Of each recipient, the newest of our requests for it and where that stands.
+    asked: BTreeMap<AgencyCode, (DispatchId, DeliveryState)>,
+    /// What each recipient has answered to each request.
+    answers: BTreeMap<(AgencyCode, DispatchId), Recall>,
+    progress: BTreeMap<AgencyCode, StatusCode>,
     /// Our dispatch that this one is about, as long as the exchange has not decided about that.
     held_by: Option<DispatchId>,
     sender: AgencyCode,
@@ -26,18 +32,29 @@ impl Recalls {
     /// What is here about this dispatch; `sent` is whoever of ours sent it.
     pub async fn of(shared: &Shared, envelope: &Envelope, sent: Option<&AgencyCode>) -> Result<Self, Refused> {
         let mut rows = shared.mailbox.related(envelope.id).await?;
+        let recipients: BTreeSet<&AgencyCode> = envelope.recipients.iter().collect();
         // The exchange lets nobody else speak about it; neither do we.
         rows.retain(|RelatedRow { related, .. }| match related.kind {
-            Kind::Status if related.code.is_some_and(StatusCode::is_recipients) => {
-                envelope.recipients.contains(&related.sender)
-            }
+            Kind::Status if related.code.is_some_and(StatusCode::is_recipients) => recipients.contains(&related.sender),
             _ => related.sender == envelope.sender.agency,
         });
+        let (mut answers, mut progress) = (BTreeMap::new(), BTreeMap::new());
         let mut asked = BTreeMap::new();
-        for RelatedRow { related, state } in rows.iter().filter(|_| sent.is_some()) {
-            if !related.incoming && related.kind == Kind::Recall && *state != OutState::Rejected.as_str() {
+        for RelatedRow { related, state } in rows.iter().filter(|row| row.state != OutState::Rejected.as_str()) {
+            let by = related.sender.clone();
+            match (related.code, related.answers) {
+                (Some(StatusCode::Agreed), Some(request)) => drop(answers.insert((by, request), Recall::Agreed)),
+                (Some(StatusCode::Declined), Some(request)) => drop(answers.insert((by, request), Recall::Declined)),
+                (Some(code), _) if code.is_progress() => {
+                    let furthest = progress.entry(by).or_insert(code);
+                    *furthest = code.max(*furthest);
+                }
+                _ => {}
+            }
+            let ours = sent.is_some() && !related.incoming && related.kind == Kind::Recall;
+            if ours && *state != OutState::Rejected.as_str() {
                 for delivery in shared.mailbox.deliveries(related.dispatch).await? {
-                    asked.insert(delivery.recipient, delivery.state);
+                    asked.insert(delivery.recipient, (related.dispatch, delivery.state));
                 }
             }
         }
@@ -49,7 +66,7 @@ impl Recalls {
                 held_by = Some(target);
             }
         }
-        Ok(Self { rows, asked, held_by, sender: envelope.sender.agency.clone() })
+        Ok(Self { rows, asked, answers, progress, held_by, sender: envelope.sender.agency.clone() })
     }
 
     /// Why a dispatch of ours that is about another one is not sent yet.
@@ -59,32 +76,22 @@ impl Recalls {
         Some(Waiting { why, whose_move: Whose::Agent, next_attempt: None })
     }
 
-    /// What a recipient has answered.
-    fn answer(&self, recipient: &AgencyCode) -> Option<Recall> {
-        self.rows.iter().rev().map(|row| &row.related).filter(|said| said.sender == *recipient).find_map(|said| {
-            match said.code? {
-                StatusCode::Agreed => Some(Recall::Agreed),
-                StatusCode::Declined => Some(Recall::Declined),
-                _ => None,
-            }
-        })
+    fn answer(&self, recipient: &AgencyCode, request: DispatchId) -> Recall {
+        self.answers.get(&(recipient.clone(), request)).copied().unwrap_or(Recall::Asked)
     }
 
     /// Where our recall stands with a recipient that has the document. Whoever does not have it is not asked.
     pub fn with(&self, delivery: &DeliveryRow) -> Option<Recall> {
         use DeliveryState as S;
-        self.asked.get(&delivery.recipient)?;
+        let (request, _) = self.asked.get(&delivery.recipient)?;
         match delivery.state {
             S::Waiting | S::Withdrawn | S::Failed => None,
-            S::HandedOver | S::Opened | S::Registered | S::Refused => {
-                Some(self.answer(&delivery.recipient).unwrap_or(Recall::Asked))
-            }
+            S::HandedOver | S::Opened | S::Registered | S::Refused => Some(self.answer(&delivery.recipient, *request)),
         }
     }
 
     pub fn progress(&self, recipient: &AgencyCode) -> Option<StatusCode> {
-        let said = self.rows.iter().map(|row| &row.related).filter(|said| said.sender == *recipient);
-        said.filter_map(|said| said.code).filter(|code| code.is_progress()).max()
+        self.progress.get(recipient).copied()
     }
 
     /// Why nobody has answered our recall yet.
@@ -92,21 +99,28 @@ impl Recalls {
         if self.with(delivery) != Some(Recall::Asked) {
             return None;
         }
-        let why = match self.asked.get(&delivery.recipient)? {
-            DeliveryState::Waiting => "it is asked back; the recipient's node has not taken the recall yet",
-            DeliveryState::Failed | DeliveryState::Withdrawn => return None,
-            _ => "it was asked back; the recipient's officer has not agreed (15) or declined (16) yet",
+        let (why, whose_move) = match self.asked.get(&delivery.recipient)?.1 {
+            DeliveryState::Waiting => {
+                ("it is asked back; the recipient's node has not taken the recall yet", Whose::Recipient)
+            }
+            DeliveryState::Failed | DeliveryState::Withdrawn => {
+                ("the recall did not reach the recipient in its time; recall it again", Whose::Administrator)
+            }
+            _ => {
+                let why = "it was asked back; the recipient's officer has not agreed (15) or declined (16) yet";
+                (why, Whose::Recipient)
+            }
         };
-        Some(Waiting { why: why.into(), whose_move: Whose::Recipient, next_attempt: None })
+        Some(Waiting { why: why.into(), whose_move, next_attempt: None })
     }
 
     fn request(&self, recipient: &AgencyCode) -> Option<&Related> {
         request_of(&self.rows, recipient, &self.sender)
     }
 
-    /// What has become of the sender's request to this recipient of ours.
+    /// What has become of the sender's newest request to this recipient of ours.
     pub fn asked_of(&self, recipient: &AgencyCode) -> Option<Recall> {
-        self.request(recipient).map(|_| self.answer(recipient).unwrap_or(Recall::Asked))
+        self.request(recipient).map(|request| self.answer(recipient, request.dispatch))
     }
 
     pub fn is_asked(&self, recipient: &AgencyCode) -> bool {
@@ -135,6 +149,7 @@ impl Recalls {
             let which = if incoming { Box::In } else { Box::Out };
             RelatedView { time, dispatch, kind, code, sender, which, agency, state, text }
         };
-        self.rows.into_iter().map(view).collect()
+        let older = self.rows.len().saturating_sub(SHOWN);
+        self.rows.into_iter().skip(older).map(view).collect()
     }
 }

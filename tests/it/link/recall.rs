@@ -1,7 +1,7 @@
 //! A recall against a handover, on the link itself: exactly one wins, and the evidence says which.
 
 use docaxis_protocol::about::rel;
-use docaxis_protocol::envelope::Relation;
+use docaxis_protocol::envelope::{Relation, StatusReport};
 use docaxis_protocol::frame::{Intake, Standing};
 use docaxis_protocol::{DispatchId, Event, Kind};
 
@@ -45,6 +45,30 @@ async fn a_handover_stated_after_the_recall_is_told_that_it_was_withdrawn() {
     assert_eq!((offer.offer.envelope, outcome.standing), (recall.envelope.clone(), Standing::HandedOver));
     let again = g22.submit(&recall).await.done();
     assert_eq!((again.intake, again.leaf, again.evidence), (Intake::Already, accepted.leaf, accepted.evidence));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_status_is_taken_from_a_recipient_that_has_the_document_and_for_its_sender_alone() {
+    let exchange = net().start();
+    let (g22, h37) = (RawNode::link(&exchange, "g22").await, RawNode::link(&exchange, "h37").await);
+    let sealed = letter(&[DN], &[b"one"]).seal(&g22);
+    g22.submit(&sealed).await.done();
+    let status = |from: &str, to: &str| {
+        Letter::new((from, "h37"), &[to], &[]).but(|envelope| {
+            envelope.kind = Kind::Status;
+            envelope.relates = vec![Relation { rel: rel::CONCERNS.into(), dispatch: sealed.id, document_id: None }];
+            let time = envelope.created;
+            envelope.status = Some(StatusReport { code: "05".into(), description: String::new(), time });
+        })
+    };
+    let early = h37.submit(&status(DN, G22.0).seal(&h37)).await;
+    assert_eq!(super::rejected(&exchange, &h37, early), ["not-yours"], "before it has it");
+    h37.take().await;
+    let stranger = h37.submit(&status(TC, G22.0).seal(&h37)).await;
+    assert_eq!(super::rejected(&exchange, &h37, stranger), ["not-yours"]);
+    let elsewhere = h37.submit(&status(DN, TC).seal(&h37)).await;
+    assert_eq!(super::rejected(&exchange, &h37, elsewhere), ["wrong-addressee"]);
+    assert_eq!(h37.submit(&status(DN, G22.0).seal(&h37)).await.done().intake, Intake::Accepted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
