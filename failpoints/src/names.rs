@@ -143,6 +143,8 @@ pub const DEFECTS: &[&str] = &[
     "broker.defect.acknowledged-before-sync",
     // A recipient whose node did not take an offer is offered it no more.
     "broker.defect.dropped-on-retry",
+    // A recall withdraws what was handed over already.
+    "broker.defect.recall-and-handover",
     // A dispatch is shown before the exchange has recorded its handover.
     "agent.defect.shown-before-recorded",
 ];

@@ -86,7 +86,9 @@ impl Exchange {
         let mut withdrawals = Vec::new();
         for recipient in &recall.recipients {
             let Some(delivery) = self.store.delivery(recalled.seq, recipient)? else { continue };
-            let decision = on_recall(delivery.state, why.clone(), now, recalled.expires);
+            let both_win = docaxis_failpoints::defect!("broker.defect.recall-and-handover");
+            let state = if both_win { DeliveryState::Waiting } else { delivery.state };
+            let decision = on_recall(state, why.clone(), now, recalled.expires);
             let Decision::Record { event, state: state @ DeliveryState::Withdrawn, reasons } = decision else {
                 continue;
             };

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use docaxis_node_agent::mailbox::{DeliveryState, OutState};
-use docaxis_node_agent::query::Box as Which;
+use docaxis_node_agent::mailbox::{DeliveryState, InState, OutState};
+use docaxis_node_agent::query::{Box as Which, Summary};
 use docaxis_node_agent::{Agent, AgentConfig, AgentHandle, Draft, DraftPart, Identity, Refused, Simulated, Source};
 use docaxis_protocol::bundle::{self, Question};
 use docaxis_protocol::space::{Amount, SpaceConfig, Usage};
-use docaxis_protocol::{AgencyCode, Digest, DispatchId, PartRole, ReasonCode};
+use docaxis_protocol::{AgencyCode, Digest, DispatchId, Kind, PartRole, ReasonCode};
 use serde_json::json;
 
 use super::broker::check_recorded;
 use super::identities;
-use super::ledger::{FAILED, HANDED_OVER, Letter, REJECTED};
+use super::ledger::{FAILED, HANDED_OVER, Letter, REJECTED, WITHDRAWN};
 use super::network::Ours;
 use super::random::Random;
 use super::world::{BROKER, Host, TlsClock, World};
@@ -68,6 +68,7 @@ pub async fn run(world: Arc<World>, name: &'static str) -> turmoil::Result {
     for round in 0u64.. {
         tokio::time::sleep(LOOK).await;
         office.send_what_is_due().await;
+        office.recall_what_is_due().await;
         if changes.has_changed()? {
             changes.mark_unchanged();
             office.look_at_inbox().await;
@@ -111,6 +112,26 @@ impl Office {
         }
     }
 
+    async fn recall_what_is_due(&self) {
+        let now = turmoil::sim_elapsed().unwrap_or_default();
+        let due = |letter: &&Letter| {
+            let at = letter.recalled_after.map(|after| letter.at + after);
+            letter.node == self.host.name && letter.id.is_some() && !letter.recalled && at.is_some_and(|at| at <= now)
+        };
+        let due: Vec<Letter> = self.world.ledger().letters.iter().filter(due).cloned().collect();
+        for letter in due {
+            let Some(id) = letter.id else { continue };
+            match self.agent.recall(id, vec![], "nhầm phụ lục").await {
+                Ok(recall) => self.world.event(&format!("{} recalls {id} with {recall}", self.host.name)),
+                // Rejected, or expired everywhere: nobody has it or will get it.
+                Err(Refused::Rule(reason)) if reason.known() == ReasonCode::NotFound => {}
+                Err(Refused::Rule(reason)) if reason.known() == ReasonCode::DiskFull => continue,
+                Err(error) => self.world.violation(format!("letter {} is not recalled: {error}", letter.number)),
+            }
+            self.world.ledger().letters[letter.number].recalled = true;
+        }
+    }
+
     fn draft(&self, letter: &Letter) -> Draft {
         let mut draft = Draft::new(letter.from.clone(), letter.to.clone());
         draft.priority = letter.priority;
@@ -136,7 +157,10 @@ impl Office {
         loop {
             let Ok(page) = self.agent.list(Which::In, None, after).await else { return };
             after = page.last().map(|line| line.cursor);
-            for line in &page {
+            // A recall stands beside what it recalls, and is not answered here. Of what was taken back before it was recorded, the
+            // officer is told that, and no more.
+            let told = |line: &&Summary| line.kind == Kind::New && line.state != InState::Destroyed.as_str();
+            for line in page.iter().filter(told) {
                 for recipient in &line.recipients {
                     *seen.entry((line.id, recipient.clone())).or_insert(0) += 1;
                 }
@@ -238,11 +262,21 @@ impl Office {
                         let (number, recipient) = (letter.number, &delivery.recipient);
                         self.world.violation(format!("letter {number} to {recipient} failed: {reason:?}"));
                     }
-                    self.note_outcome(id, &delivery.recipient, if failed { FAILED } else { HANDED_OVER });
+                    if delivery.state == DeliveryState::Withdrawn && letter.recalled_after.is_none() {
+                        let (number, recipient) = (letter.number, &delivery.recipient);
+                        self.world.violation(format!("letter {number} to {recipient} was withdrawn by nobody"));
+                    }
+                    let outcome = match delivery.state {
+                        DeliveryState::Failed => FAILED,
+                        DeliveryState::Withdrawn => WITHDRAWN,
+                        _ => HANDED_OVER,
+                    };
+                    self.note_outcome(id, &delivery.recipient, outcome);
                 }
             }
             let calm = self.world.calm.load(Ordering::Relaxed);
-            if ended == letter.to.len() && calm && self.is_proven(&letter, id).await {
+            let taken_back = letter.recalled || letter.recalled_after.is_none();
+            if ended == letter.to.len() && taken_back && calm && self.is_proven(&letter, id).await {
                 self.world.ledger().letters[letter.number].done = true;
             }
         }

@@ -21,6 +21,10 @@ pub struct Letter {
     pub at: Duration,
     pub expires_after: Option<Duration>,
     pub parts: Vec<Vec<u8>>,
+    /// When the officer takes it back, after having brought it.
+    pub recalled_after: Option<Duration>,
+    /// The recall was queued, or there was nothing to be taken back.
+    pub recalled: bool,
     /// The agent's promise that it will be sent.
     pub id: Option<DispatchId>,
     /// All that its sender awaits has come.
@@ -30,6 +34,7 @@ pub struct Letter {
 /// Outcomes as a sender is told them.
 pub const HANDED_OVER: &str = "handed over";
 pub const FAILED: &str = "failed";
+pub const WITHDRAWN: &str = "withdrawn";
 pub const REJECTED: &str = "rejected";
 
 /// A dispatch at a recipient.
@@ -101,6 +106,8 @@ impl Letter {
             at: Duration::from_millis(random.between(0, u64::try_from(within.as_millis()).unwrap())),
             expires_after: random.chance(10).then(|| Duration::from_secs(random.between(20, 90))),
             parts,
+            recalled_after: random.chance(25).then(|| Duration::from_millis(random.between(0, 9_000))),
+            recalled: false,
             id: None,
             done: false,
         }

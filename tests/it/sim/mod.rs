@@ -114,6 +114,12 @@ fn a_recipient_dropped_on_a_retry_is_found() {
 
 #[cfg(debug_assertions)]
 #[test]
+fn a_recall_and_a_handover_that_both_win_are_found() {
+    is_found("broker.defect.recall-and-handover", WITHIN);
+}
+
+#[cfg(debug_assertions)]
+#[test]
 fn a_dispatch_that_is_shown_before_it_is_recorded_is_found() {
     is_found("agent.defect.shown-before-recorded", WITHIN);
 }
