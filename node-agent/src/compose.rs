@@ -152,11 +152,16 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<Composed, R
     if draft.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.len() > MAX_IDEMPOTENCY_KEY_BYTES) {
         return rule(ReasonCode::Malformed, "an idempotency key has 1 to 255 bytes");
     }
-    if let Some(own) = shared.mailbox.agency(draft.from.clone()).await?
-        && let Some(successor) = own.successor
-    {
-        let text = format!("{} was merged into {successor}, which sends in its place", draft.from);
-        return rule(ReasonCode::SenderLocked, text);
+    if let Some(own) = shared.mailbox.agency(draft.from.clone()).await? {
+        if let Some(successor) = own.successor {
+            let text = format!("{} was merged into {successor}, which sends in its place", draft.from);
+            return rule(ReasonCode::SenderLocked, text);
+        }
+        // The exchange would reject the answer, and what it says is destroyed would be.
+        if own.locked && draft.gives_up.is_some() {
+            let text = format!("{} is locked: nothing is given back before it may send again", draft.from);
+            return rule(ReasonCode::SenderLocked, text);
+        }
     }
     // What is refused here is still with its sender, who can send it again; what is queued must be able to go out.
     shared.space.may_begin(size_of(&draft.parts)).map_err(Refused::Rule)?;

@@ -4,6 +4,7 @@ mod again;
 mod faults;
 mod handover;
 mod intake;
+mod merged;
 mod recall;
 mod rejections;
 mod restart;

@@ -228,6 +228,14 @@ impl Exchange {
             // Only the first opening counts.
             return Ok(Some(Ok(answer(piece, delivery.state))));
         }
+        // The first word is for whoever answers now. One that was durable elsewhere before a merge comes too late: nothing
+        // was shown there, and the dispatch is offered to the successor.
+        let speaker = acting.as_ref().unwrap_or(recipient);
+        let first = chain.iter().all(|(_, evidence)| evidence.statement.is_none());
+        if first && self.with_directory(|directory| directory.answers_for(recipient) != speaker) {
+            let text = format!("{speaker} does not answer for {recipient} any more");
+            return Ok(Some(Err(ReasonCode::NotYours.because(text))));
+        }
         // Who took it answers for it to the end, whatever is merged meanwhile: a bundle proves one succession.
         if let Some((_, earlier)) = chain.iter().find(|(_, evidence)| evidence.statement.is_some())
             && earlier.acting != *acting
@@ -377,9 +385,13 @@ impl Exchange {
         Ok(done)
     }
 
-    /// What is offered for a waiting delivery. Nothing is offered of which a body is known to be lost.
-    pub fn offering(&self, waiting: &Waiting) -> Result<Prepared, ExchangeError> {
+    /// What is offered to `node` for a waiting delivery. Nothing is offered of which a body is known to be lost, nor to a node
+    /// whose agency it is no longer.
+    pub fn offering(&self, waiting: &Waiting, node: &NodeId) -> Result<Prepared, ExchangeError> {
         let (seq, recipient) = (waiting.seq, &waiting.recipient);
+        if self.with_directory(|directory| directory.serving_node(recipient) != Some(node)) {
+            return Ok(Prepared::NoLongerDue);
+        }
         let still = self.store.delivery(seq, recipient)?.is_some_and(|delivery| delivery.state.is_waiting());
         let Some(dispatch) = self.store.dispatch(seq)?.filter(|dispatch| still && dispatch.expires > self.now()) else {
             return Ok(Prepared::NoLongerDue);

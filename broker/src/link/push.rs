@@ -82,7 +82,9 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
                     match one {
                         Ok(key) => {
                             under_way.remove(&key);
-                            active.insert(key.1);
+                            if ours.contains(&key.1) {
+                                active.insert(key.1);
+                            }
                         }
                         Err(error) => {
                             tracing::error!(%node, %error, "an offer failed unexpectedly; the link is closed to start afresh");
@@ -93,7 +95,9 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
                     ended = offers.try_join_next();
                 }
             },
-            rung = bell.recipients() => active.extend(rung),
+            // What was rung for an agency that has left since is its new node's; one that has just come is looked at with the
+            // directory.
+            rung = bell.recipients() => active.extend(rung.into_iter().filter(|agency| ours.contains(agency))),
         }
     }
 }
@@ -172,8 +176,9 @@ async fn hand_over(
     connection: &Connection,
     waiting: Waiting,
 ) -> Result<Offered, StreamError> {
-    let reader = exchange.clone();
-    let prepared = exchange.workers.run(move || reader.offering(&waiting)).await.map_err(ExchangeError::from)??;
+    let (reader, to) = (exchange.clone(), node.clone());
+    let prepared =
+        exchange.workers.run(move || reader.offering(&waiting, &to)).await.map_err(ExchangeError::from)??;
     let offering = match prepared {
         Prepared::Offer(offering) => *offering,
         Prepared::NoLongerDue => return Ok(Offered::NoLongerDue),

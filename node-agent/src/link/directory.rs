@@ -55,6 +55,7 @@ async fn follow_once(session: &Session, failures: &mut u32) -> Result<(), LinkEr
     let (found, news) = mpsc::channel(FRAMES_AHEAD);
     let (mut storing, mut reading) = (pin!(store(session, news, failures)), pin!(read_ahead(session, stream, found)));
     tokio::select! {
+        biased;
         ended = &mut storing => ended,
         ended = &mut reading => storing.await.and(ended),
     }
