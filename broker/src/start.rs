@@ -398,7 +398,7 @@ async fn sweep(exchange: Arc<Exchange>, mut stopped: watch::Receiver<bool>) {
     let mut walk = Unanswered::default();
     loop {
         if let Err(error) = exchange.ring_appointed() {
-            tracing::error!(%error, "what was appointed for now is offered at the next round");
+            tracing::error!(%error, "dispatches whose appointed time has come are offered at the next round, within half a minute");
         }
         let expired = exchange.expire_due().await.map(|count| count > 0);
         let expired = told("expiries", expired);

@@ -27,7 +27,8 @@ pub struct ImportOptions {
 /// What an import did with each row.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImportReport {
-    /// Whether the directory is as the list asks for now, or would be without `dry_run`.
+    /// Whether every row that was not refused stands in the directory, or would without `dry_run`. Rows of agencies that were
+    /// there are counted as `unchanged`, whatever else they say.
     pub taken: bool,
     pub added: usize,
     /// Already there under the same code; left as they are.

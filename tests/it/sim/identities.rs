@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use docaxis_certs::authority::{Agency, JoinReply};
 use docaxis_certs::keys::KeyAlgorithm;
-use docaxis_certs::{Authority, AuthorityConfig, PendingJoin};
+use docaxis_certs::{Authority, AuthorityConfig, NodeIdentity, PendingJoin};
 use docaxis_protocol::digest::{hex, unhex};
 use docaxis_protocol::frame::{Frame, Notices};
 use docaxis_protocol::{AgencyCode, NodeId, Timestamp};
@@ -81,11 +81,27 @@ fn read_all(folder: &Path, name: &str, files: &mut BTreeMap<String, String>) {
     }
 }
 
-/// Makes `identities.json` anew: `cargo test -p docaxis --test it sim::identities -- --ignored`. Every seed then leads to
-/// other runs than before.
+/// `DOCAXIS_WRITE_SIM_IDENTITIES=1` makes `identities.json` anew; every seed then leads to other runs than before. Otherwise
+/// what is there must name the same hosts and agencies as this file does.
 #[test]
-#[ignore = "writes into the source tree"]
-fn identities_are_made_anew() {
+fn the_identities_are_those_of_the_hosts() {
+    if std::env::var_os("DOCAXIS_WRITE_SIM_IDENTITIES").is_some() {
+        make_anew();
+    }
+    let identities = Identities::load();
+    let folder = tempfile::tempdir().unwrap();
+    identities.write(folder.path());
+    for (name, agencies) in NODES {
+        let identity = NodeIdentity::load(&folder.path().join(name)).unwrap();
+        assert_eq!(identity.link.node.as_str(), name);
+        let sealed: Vec<&str> = identity.seals.keys().map(AgencyCode::as_str).collect();
+        let mut expected = agencies.to_vec();
+        expected.sort_unstable();
+        assert_eq!(sealed, expected, "{name}");
+    }
+}
+
+fn make_anew() {
     let made: Timestamp = "2026-11-02T00:00:00Z".parse().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut config = AuthorityConfig::new("docaxis.example/sim".parse().unwrap(), "b1".parse().unwrap(), BROKER, made);
