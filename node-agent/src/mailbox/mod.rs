@@ -39,6 +39,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 use tokio::sync::{mpsc, oneshot};
 
 /// Writes that may wait for the writer, each with up to 256 KiB of small bodies. Beyond that, callers wait.
@@ -140,6 +141,12 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     std::thread::Builder::new().name(name.into()).spawn(work).map_err(|e| MailboxError::Thread(Arc::new(e)))
 }
 
+/// Statements keep the plan that they were prepared with. Else those with parameters are prepared anew at nearly every use,
+/// as this SQLite looks at the parameters' values; a third of the time spent in it went there.
+fn keep_plans(connection: &Connection) -> Result<(), rusqlite::Error> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
+}
+
 impl Mailbox {
     /// Opens or makes the database in this file. A damaged log of the database is refused.
     pub fn open(path: &Path) -> Result<Self, MailboxError> {
@@ -158,6 +165,8 @@ impl Mailbox {
         schema::prepare(&mut connection)?;
         let log = wal::open(path)?;
         let reading = Connection::open(path)?;
+        keep_plans(&connection)?;
+        keep_plans(&reading)?;
         reading.execute_batch("PRAGMA query_only=ON; PRAGMA busy_timeout=5000;")?;
         let (writer, writes) = mpsc::channel(MAX_WAITING_WRITES);
         let (reader, reads) = mpsc::channel(MAX_WAITING_READS);
