@@ -22,8 +22,10 @@ use super::world::{BROKER, Host, TlsClock, World};
 
 /// How often officers come by.
 const LOOK: Duration = Duration::from_millis(50);
-/// What they sent, they look at less often.
+/// What they sent, they look at less often,
 const OUTBOX_ROUNDS: u64 = 8;
+/// and still less if nothing seems to have changed.
+const QUIET_ROUNDS: u64 = 16 * OUTBOX_ROUNDS;
 
 fn config(world: &World, host: &Host) -> AgentConfig {
     let folder = world.folder.join(host.name);
@@ -65,6 +67,7 @@ pub async fn run(world: Arc<World>, name: &'static str) -> turmoil::Result {
     let office = Office { agent, host, world };
     let mut changes = office.agent.changes();
     changes.mark_changed();
+    let mut outbox = changes.clone();
     for round in 0u64.. {
         tokio::time::sleep(LOOK).await;
         office.send_what_is_due().await;
@@ -73,7 +76,9 @@ pub async fn run(world: Arc<World>, name: &'static str) -> turmoil::Result {
             changes.mark_unchanged();
             office.look_at_inbox().await;
         }
-        if round.is_multiple_of(OUTBOX_ROUNDS) {
+        let changed = round.is_multiple_of(OUTBOX_ROUNDS) && outbox.has_changed()?;
+        if changed || round.is_multiple_of(QUIET_ROUNDS) {
+            outbox.mark_unchanged();
             office.look_at_outbox().await;
         }
         if let Some(why) = office.agent.poisoned() {
