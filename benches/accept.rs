@@ -55,6 +55,7 @@ fn main() {
         config.broker.data = defaults.broker.data;
         config.store = defaults.store;
         config.broker.streams_per_node = 1024;
+        config.quota = docaxis_broker::quota::QuotaSection::unlimited();
     });
     let net = net.start();
     let disk = SyncedFile::create(folder.path());

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use docaxis_broker::BrokerConfig;
+use docaxis_broker::quota::QuotaSection;
 use docaxis_certs::NodeIdentity;
 use docaxis_node_agent::mailbox::EvidenceRow;
 use docaxis_node_agent::{AgentConfig, AgentHandle, Draft, DraftPart, Source};
@@ -179,7 +180,10 @@ fn main() {
     let disk = SyncedFile::create(folder.path());
     let mut net = TestNet::prepare(&NODES);
     net.configure(
-        |broker| broker.store = BrokerConfig::new("".into(), "".into()).store,
+        |broker| {
+            broker.store = BrokerConfig::new("".into(), "".into()).store;
+            broker.quota = QuotaSection::unlimited();
+        },
         |node| *node = AgentConfig { space: space(), ..AgentConfig::at(&node.agent.data, &node.agent.identity) },
     );
     net.start_broker();

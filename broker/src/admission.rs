@@ -23,13 +23,15 @@ pub enum Refused {
     WithEvidence(Reason),
 }
 
-/// Codes that are answered on the link alone (protocol.md, section 3).
+/// Codes that are answered on the link alone.
 const LINK_ONLY: &[ReasonCode] = &[
     ReasonCode::Malformed,
     ReasonCode::NotHosted,
     ReasonCode::ClockSkew,
     ReasonCode::Busy,
     ReasonCode::DiskFull,
+    // It will be taken later: nothing is over, so there is nothing to give evidence of.
+    ReasonCode::OverQuota,
     ReasonCode::TokenUsed,
     ReasonCode::TokenExpired,
 ];

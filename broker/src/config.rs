@@ -9,6 +9,7 @@ use docaxis_protocol::space::{SpaceConfig, SpaceConfigError};
 use serde::{Deserialize, Serialize};
 
 use crate::answer::AcceptanceSection;
+use crate::quota::QuotaSection;
 use crate::store::embedded::MIN_SEGMENT_BYTES;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,8 @@ pub struct BrokerConfig {
     pub console: ConsoleSection,
     #[serde(default)]
     pub acceptance: AcceptanceSection,
+    #[serde(default)]
+    pub quota: QuotaSection,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -167,6 +170,7 @@ impl BrokerConfig {
             space: SpaceConfig::default(),
             console: ConsoleSection::default(),
             acceptance: AcceptanceSection::default(),
+            quota: QuotaSection::default(),
         }
     }
 

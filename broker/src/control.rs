@@ -210,6 +210,7 @@ async fn status(State(shared): Shares) -> Json<Value> {
         "waiting": counts.waiting, "evidence": counts.leaves, "checkpoint": checkpoint,
         "journal": exchange.store.journal(), "directory_version": version, "agencies": agencies, "linked": exchange.links.nodes(),
         "space": exchange.space.report(),
+        "over_quota": exchange.quotas.turned_away(),
         "continuity": exchange.continuity.report(exchange),
     }))
 }

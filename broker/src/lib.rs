@@ -22,6 +22,7 @@ pub mod env;
 pub mod evidence;
 pub mod link;
 mod loops;
+pub mod quota;
 pub mod relation;
 pub mod schedule;
 pub mod seals;

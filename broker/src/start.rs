@@ -30,6 +30,7 @@ use crate::evidence::log::LogError;
 use crate::evidence::{Issuer, LogKeeper};
 use crate::link::{Link, LinkConfig, LinkError, Links, Network};
 use crate::loops::{Loop, Loops, small_runtime};
+use crate::quota::Quotas;
 use crate::seals::Seals;
 use crate::space::Space;
 use crate::store::embedded::{self, EmbeddedConfig, EmbeddedStore, IndexKind, MemoryIndex, Progress, Rebuilt};
@@ -317,6 +318,7 @@ fn exchange(
         appointed: Default::default(),
         workers,
         max_part_bytes: config.broker.max_part_bytes,
+        quotas: Arc::new(Quotas::new(config.quota.clone())),
         evidence_chain: signed_by_seals_ca(&identity.evidence),
         log_chain: signed_by_seals_ca(&identity.log),
         nodes_crl: Box::new(nodes_crl),

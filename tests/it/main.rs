@@ -18,8 +18,9 @@ mod memory;
 mod net;
 mod partial;
 mod proof;
-mod raw;
 #[cfg(debug_assertions)]
+mod quota;
+mod raw;
 mod ready;
 mod recall;
 mod refusals;

@@ -15,6 +15,7 @@ use docaxis_protocol::{
 use super::{Exchange, ExchangeError};
 use crate::admission::{self, Refused, Situation};
 use crate::evidence::issuer::{DeliveryEvidence, Submitted, parts_of};
+use crate::quota::Upload;
 use crate::store::{Acceptance, Accepted, Answer, Body, Dispatch, Rejection, Seq, StoreError};
 
 /// A dispatch that may be submitted: its seal and every rule have been checked, its bodies not yet.
@@ -26,6 +27,8 @@ pub struct Admitted {
     pub(super) bodies: BTreeMap<Digest, Vec<u8>>,
     /// Parts whose bodies must still come, by their first index in the envelope.
     pub missing: Vec<(u16, PartDigest)>,
+    /// Counts what is missing as being uploaded.
+    _upload: Option<Upload>,
     /// It was accepted before, and these of its bodies were lost since: nothing but they is wanted of it.
     known: Option<(Done, Vec<Digest>)>,
 }
@@ -176,6 +179,9 @@ impl Exchange {
         if let Err(reason) = self.space.may_begin() {
             return Ok(Look::Refused(reason));
         }
+        if let Err(reason) = self.within_quota(node, &envelope, now)? {
+            return Ok(Look::Refused(reason));
+        }
         if let Err(error) = self.seals.check_envelope(&envelope, &sealed, now) {
             let reason = ReasonCode::BadSeal.because(error.to_string());
             return Ok(Look::Rejected(Box::new(envelope), digest, sealed, reason));
@@ -194,7 +200,34 @@ impl Exchange {
             }
         }
         let missing = self.missing(&envelope, &bodies)?;
-        Ok(Look::Admitted(Box::new(Admitted { envelope, digest, sealed, bodies, missing, known: None }), now))
+        let large = missing.iter().map(|(_, part)| part.size).filter(|size| *size > MAX_INLINE_BODY_BYTES as u64);
+        let _upload = match large.fold(0, u64::saturating_add) {
+            0 => None,
+            bytes => match self.quotas.upload((node, &envelope.sender.agency), bytes, now) {
+                Ok(upload) => Some(upload),
+                Err(reason) => return Ok(Look::Refused(reason)),
+            },
+        };
+        let admitted = Admitted { envelope, digest, sealed, bodies, missing, _upload, known: None };
+        Ok(Look::Admitted(Box::new(admitted), now))
+    }
+
+    /// Whether node and agency may submit one more, and let so much more wait. The seal has not been checked: whoever may
+    /// speak for the agency can use up its quota anyway.
+    fn within_quota(
+        &self,
+        node: &NodeId,
+        envelope: &Envelope,
+        now: Timestamp,
+    ) -> Result<Result<(), Reason>, StoreError> {
+        let agency = &envelope.sender.agency;
+        let own = envelope.parts.iter().map(|part| part.size).fold(0, u64::saturating_add);
+        let of_node = || {
+            let hosted = self.with_directory(|directory| directory.hosted_by(node));
+            hosted.iter().try_fold(0u64, |sum, agency| Ok(sum.saturating_add(self.store.unfinished_bytes(agency)?)))
+        };
+        let waits = self.quotas.wait((node, agency), own, now, || self.store.unfinished_bytes(agency), of_node)?;
+        Ok(waits.and_then(|()| self.quotas.submit(node, agency, now)))
     }
 
     /// A retry of what was accepted: the receipt of then, or first the bodies that were lost since.
@@ -223,7 +256,7 @@ impl Exchange {
             }
         }
         let (digest, known) = (known.envelope_sha256, Some((done, lost)));
-        Ok(Look::Admitted(Box::new(Admitted { envelope, digest, sealed, bodies, missing, known }), now))
+        Ok(Look::Admitted(Box::new(Admitted { envelope, digest, sealed, bodies, missing, _upload: None, known }), now))
     }
 
     /// Parts whose bodies are neither here inline nor large ones that this same agency uploaded before. A digest alone never
@@ -344,7 +377,7 @@ impl Exchange {
             );
             let Acceptance { envelope: sealed, .. } = acceptance;
             let (bodies, missing, known) = (BTreeMap::new(), Vec::new(), None);
-            let admitted = Admitted { envelope, digest, sealed, bodies, missing, known };
+            let admitted = Admitted { envelope, digest, sealed, bodies, missing, _upload: None, known };
             return Ok(Err((Box::new(admitted), ReasonCode::TooLarge.because(text))));
         }
         let (sealed, evidence) = (acceptance.envelope.clone(), acceptance.evidence.clone());

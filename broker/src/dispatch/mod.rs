@@ -29,6 +29,7 @@ use crate::directory::Directory;
 use crate::env::Env;
 use crate::evidence::{Issuer, LogReader};
 use crate::link::Links;
+use crate::quota::Quotas;
 use crate::seals::Seals;
 use crate::space::Space;
 use crate::store::{Store, StoreError};
@@ -109,6 +110,7 @@ pub struct Exchange {
     /// Whether the log goes on where it was.
     pub continuity: continuity::Keeper,
     pub max_part_bytes: u64,
+    pub quotas: Arc<Quotas>,
     /// Certificates that a node needs to check evidence and the log.
     pub evidence_chain: Chain,
     pub log_chain: Chain,

@@ -307,6 +307,8 @@ pub trait Store: Send + Sync {
     /// Stores small bodies anew that this dispatch names and that were lost; nothing if it names none any longer. Large
     /// ones come back through the blob store.
     fn restore(&self, seq: Seq, bodies: Vec<Body>) -> Answer<'static, ()>;
+    /// Bytes of the bodies of what this agency sent and what waits for at least one recipient, each dispatch once.
+    fn unfinished_bytes(&self, sender: &AgencyCode) -> Result<u64, StoreError>;
     fn counts(&self) -> Counts;
     fn journal(&self) -> JournalPlace;
     /// Changes to the new size of the log after each committed group.

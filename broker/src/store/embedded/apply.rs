@@ -112,6 +112,7 @@ fn apply_accepted(
         evidence: first.evidence,
         newest: seq,
         stage: if waiting > 0 { Stage::Waiting } else { Stage::Finished(totals.newest_ms) },
+        bytes: accepted.bytes(),
         bodies: bodies.map(|(_, place)| place),
     };
     let acceptance = new_leaf(placed, 0, seq, Event::SubmissionAcceptance, &accepted.sender)?;
@@ -139,6 +140,7 @@ fn apply_accepted(
     }
     if waiting > 0 {
         count(keys::expiry(accepted.expires_ms, seq), 1, rows)?;
+        count_unfinished(&accepted.sender, accepted.bytes().cast_signed(), rows)?;
     } else {
         count(keys::finished(totals.newest_ms, seq), 1, rows)?;
     }
@@ -175,6 +177,16 @@ fn count(key: Vec<u8>, change: i64, rows: &mut impl Rows) -> Result<(), StoreErr
             changed => Ok(Some(row(&changed)?)),
         }
     })
+}
+
+/// A recall, or a letter without files, has none.
+fn count_unfinished(sender: &AgencyCode, change: i64, rows: &mut impl Rows) -> Result<(), StoreError> {
+    if change == 0 { Ok(()) } else { count(keys::unfinished(sender), change, rows) }
+}
+
+/// Bytes of the bodies of what this agency sent and what waits for at least one recipient.
+pub fn unfinished_bytes(sender: &AgencyCode, rows: &dyn Lookup) -> Result<u64, StoreError> {
+    rows.get(&keys::unfinished(sender))?.map_or(Ok(0), |bytes| read_row(&bytes))
 }
 
 /// One delivery of the dispatch waits no longer. Whether it was the last.
@@ -333,6 +345,7 @@ fn apply_event(
         if one_less(seq, rows)? {
             head.stage = Stage::Finished(totals.newest_ms);
             count(keys::expiry(head.expires_ms, seq), -1, rows)?;
+            count_unfinished(&head.sender, -head.bytes.cast_signed(), rows)?;
             count(keys::finished(totals.newest_ms, seq), 1, rows)?;
         }
     }

@@ -83,6 +83,8 @@ pub struct HeadRow {
     /// The dispatch's newest evidence.
     pub newest: u64,
     pub stage: Stage,
+    /// Of all its bodies.
+    pub bytes: u64,
     /// Where the small bodies that came with it lie, one behind the other as the acceptance lists them.
     pub bodies: Option<BodyPlace>,
 }
@@ -300,6 +302,11 @@ pub fn expiry_after(ms: i64) -> Vec<u8> {
 /// `w` seq: how many deliveries wait, if it is more than one.
 pub fn waiting(seq: u64) -> Vec<u8> {
     key(b'w', &[&seq.to_be_bytes()])
+}
+
+/// `y` sender: bytes of the bodies of what it sent and what waits for at least one recipient.
+pub fn unfinished(sender: &AgencyCode) -> Vec<u8> {
+    key(b'y', &[sender.as_str().as_bytes()])
 }
 
 pub fn sender(sender: &AgencyCode) -> Vec<u8> {

@@ -481,6 +481,10 @@ impl Store for EmbeddedStore {
         self.put(Prepared::bodies(vec![(seq.0, None, bodies)]), |prepared, to| Request::Restore(prepared, seq.0, to))
     }
 
+    fn unfinished_bytes(&self, sender: &AgencyCode) -> Result<u64, StoreError> {
+        self.shared.reads().unfinished_bytes(sender)
+    }
+
     fn counts(&self) -> Counts {
         self.shared.counts()
     }

@@ -69,6 +69,13 @@ pub struct AcceptedOutline {
     pub recipients: Vec<(AgencyCode, bool)>,
 }
 
+impl AcceptedOutline {
+    /// Of all its bodies, each once.
+    pub fn bytes(&self) -> u64 {
+        self.large.iter().map(|part| part.size).fold(self.tail.unwrap_or(0), u64::saturating_add)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventOutline {
     pub seq: u64,

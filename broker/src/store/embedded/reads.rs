@@ -6,7 +6,9 @@ use docaxis_protocol::envelope::Chain;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEvidence, Timestamp};
 
-use super::apply::{apart_at, delivery, head_row, is_large, is_queued, log_entry, remembered, with_id};
+use super::apply::{
+    apart_at, delivery, head_row, is_large, is_queued, log_entry, remembered, unfinished_bytes, with_id,
+};
 use super::chains;
 use super::keys::{
     self, BLOCK_LEAVES, BodyPlace, BodyRow, HeadRow, Intake, LeafRow, Location, NoticeRow, Queued, Stage, block_at,
@@ -346,6 +348,10 @@ impl Reads<'_> {
             }
         };
         (from..).zip(&rows).map(entry).collect()
+    }
+
+    pub fn unfinished_bytes(&self, sender: &AgencyCode) -> Result<u64, StoreError> {
+        unfinished_bytes(sender, self.rows())
     }
 
     pub fn holds(&self, agency: &AgencyCode, part: &PartDigest) -> Result<bool, StoreError> {

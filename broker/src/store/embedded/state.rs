@@ -17,6 +17,8 @@ use crate::store::StoreError;
 
 const FILE: &str = "index.state";
 const CLOSED: &str = "closed";
+/// Grows with a change of what the rows say: an index of before is built anew.
+const FORMAT: u32 = 2;
 const MAX_BYTES: u64 = 4096;
 
 /// Writes the file anew, durably.
@@ -36,18 +38,23 @@ pub fn believed(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> bool {
     let text = disk.open(&dir.join(FILE)).and_then(|file| read_all(file.as_ref(), MAX_BYTES));
     text.is_ok_and(|text| {
         let as_closed = || closed_text(dir, config).is_ok_and(|closed| text == closed.as_bytes());
-        text == disk.boot_id().as_bytes() || as_closed()
+        text == open_text(disk).as_bytes() || as_closed()
     })
+}
+
+/// What the file says while the index is open.
+fn open_text(disk: &dyn Disk) -> String {
+    format!("{FORMAT} {}", disk.boot_id())
 }
 
 /// What the file says after the index was closed as it is now.
 fn closed_text(dir: &Path, config: &EmbeddedConfig) -> io::Result<String> {
     match &config.index {
-        IndexKind::Memory(_) => Ok(CLOSED.to_owned()),
+        IndexKind::Memory(_) => Ok(format!("{FORMAT} {CLOSED}")),
         IndexKind::Sled => {
             let mut lines = Vec::new();
             list_files(&dir.join("index"), "", &mut lines)?;
-            Ok(format!("{CLOSED} {}", Digest::of(lines.concat().as_bytes())))
+            Ok(format!("{FORMAT} {CLOSED} {}", Digest::of(lines.concat().as_bytes())))
         }
     }
 }
@@ -81,7 +88,7 @@ fn list_files(folder: &Path, above: &str, lines: &mut Vec<String>) -> io::Result
 /// Opens the index, emptied if it is not to be believed or does not open. From now on it counts as open.
 pub fn open(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
     let believed = believed(disk, dir, config);
-    write(disk, dir, &disk.boot_id()).map_err(io_error("noting that the index is open"))?;
+    write(disk, dir, &open_text(disk)).map_err(io_error("noting that the index is open"))?;
     docaxis_failpoints::failpoint!("broker.start.index-noted");
     if !believed {
         return empty(dir, config);
@@ -105,7 +112,7 @@ pub fn distrust(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
 
 /// Counts the index as open: as it is, it is not what was closed.
 pub fn begin_anew(disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
-    write(disk, dir, &disk.boot_id()).map_err(io_error("noting that the index is open"))
+    write(disk, dir, &open_text(disk)).map_err(io_error("noting that the index is open"))
 }
 
 /// An empty index.

@@ -153,6 +153,7 @@ pub fn visible(store: &EmbeddedStore, letters: u64) -> Vec<String> {
         seen.push(format!("{:?}", store.evidence(Seq(leaf)).unwrap()));
     }
     let sender = agency("000.00.00.G22");
+    seen.push(format!("{:?}", store.unfinished_bytes(&sender).unwrap()));
     seen.push(format!("{:?}", store.evidence_for_sender(&sender, 0, usize::MAX).unwrap()));
     for code in ["H37.DN.001", "A53.01"] {
         seen.push(format!("{:?}", store.waiting(&agency(code), None, usize::MAX).unwrap()));
