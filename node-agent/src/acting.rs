@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use docaxis_protocol::succession::SealedSuccession;
-use docaxis_protocol::{AgencyCode, DispatchId, Event, Statement};
+use docaxis_protocol::{AgencyCode, DispatchId, Event, Evidence};
 
 use crate::agent::Shared;
 use crate::identity::{Identity, TrustError};
@@ -46,20 +46,18 @@ pub async fn signer_soon(
     }
 }
 
-/// The agency whose seal signs for what `recipient` has taken: that of the handover.
+/// The agency whose seal signs for what `recipient` has taken: that of the handover that was recorded.
 pub async fn signer_of(
     shared: &Shared,
     identity: &Identity,
     id: DispatchId,
     recipient: &AgencyCode,
 ) -> Result<Option<AgencyCode>, MailboxError> {
-    let statements = shared.mailbox.statements(id).await?;
-    let handover = statements
-        .iter()
-        .rev()
-        .find(|row| row.recipient == *recipient && row.event == Event::ContentHandover && row.refusal.is_none());
-    match handover.and_then(|row| Statement::parse(&row.sealed.bytes).ok()) {
-        Some(said) => Ok(Some(said.acting.unwrap_or_else(|| recipient.clone()))),
+    let rows = shared.mailbox.evidence_of(id).await?;
+    let recorded =
+        rows.iter().find(|row| row.recipient.as_ref() == Some(recipient) && row.event == Event::ContentHandover);
+    match recorded.and_then(|row| Evidence::parse(&row.signed.bytes).ok()) {
+        Some(evidence) => Ok(Some(evidence.acting.unwrap_or_else(|| recipient.clone()))),
         None => signer(shared, identity, recipient).await,
     }
 }

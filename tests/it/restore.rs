@@ -255,6 +255,30 @@ fn a_restored_agent_gets_again_what_was_handed_over_since_without_new_evidence()
 }
 
 #[test]
+fn an_agent_restored_after_a_merge_gets_again_what_it_took_under_the_name_of_before_and_answers_under_it() {
+    let mut net = TestNet::start(NODES);
+    let dir = net.folder("backup");
+    net.back_up_node("h37", &dir);
+    let sent = net.send(G22, &[DN], letter().about("trước khi sáp nhập").with_part("sau.pdf", 150_000));
+    net.wait_handed_over(&sent);
+    let evidence = net.wait_proven("g22", sent.id, 2);
+    net.stop_node("h37");
+    let at = net.broker().exchange().now();
+    net.authority.merge_agency(&code(DN), &code(TC), at).unwrap();
+    net.publish();
+    net.restore_node("h37", &dir);
+    net.start_node("h37");
+    let agent = net.agent("h37");
+    net.until(agent, async || agent.show(sent.id).await.ok().filter(|shown| !shown.incoming.is_empty()));
+    assert_eq!(net.inbox(DN), vec![sent.received()]);
+    assert_eq!(net.wait_proven("g22", sent.id, 2), evidence, "nothing was recorded anew");
+    // Whoever took it answers for it to the end.
+    net.block_on(agent.register(sent.id, code(DN))).unwrap();
+    net.wait_proven("g22", sent.id, 3);
+    assert_eq!((net.alarms("h37"), net.alarms("g22")), (vec![], vec![]));
+}
+
+#[test]
 fn an_agent_restored_together_with_the_broker_gets_again_what_the_broker_took_back_later() {
     let mut net = TestNet::start(NODES);
     let (broker_dir, node_dir) = (net.folder("broker-backup"), net.folder("node-backup"));

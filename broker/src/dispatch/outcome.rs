@@ -28,6 +28,7 @@ const EXPIRY_BATCH: usize = 256;
 
 /// A statement that was checked: it is about a known delivery, and sealed by the recipient.
 struct Checked {
+    node: NodeId,
     stated: Stated,
     recipient: AgencyCode,
     /// Who speaks for the recipient, if it was merged.
@@ -176,7 +177,15 @@ impl Exchange {
         };
         let stated = Stated { event: statement.event, reasons: statement.reasons };
         let in_evidence = StatementInEvidence::new(&sealed, &key);
-        Ok(Ok(Checked { stated, recipient, acting: statement.acting, dispatch, sealed, in_evidence }))
+        Ok(Ok(Checked {
+            node: node.clone(),
+            stated,
+            recipient,
+            acting: statement.acting,
+            dispatch,
+            sealed,
+            in_evidence,
+        }))
     }
 
     /// The accepted dispatch with this id and envelope that has a delivery to this recipient.
@@ -211,7 +220,7 @@ impl Exchange {
         checked: &Checked,
         Stand { delivery, chain }: Stand,
     ) -> Result<Option<Result<Outcome, Reason>>, ExchangeError> {
-        let Checked { stated, recipient, acting, dispatch, sealed, in_evidence } = checked;
+        let Checked { node, stated, recipient, acting, dispatch, sealed, in_evidence } = checked;
         // Read one after the other: if an outcome came in between, both are read again.
         if chain.last().is_some_and(|(piece, _)| piece.evidence.digest() != delivery.head) {
             return Ok(None);
@@ -236,15 +245,18 @@ impl Exchange {
             let text = format!("{speaker} does not answer for {recipient} any more");
             return Ok(Some(Err(ReasonCode::NotYours.because(text))));
         }
-        // Who took it answers for it to the end, whatever is merged meanwhile: a bundle proves one succession.
+        let decision = on_statement(delivery.state, stated, self.now(), dispatch.expires);
+        // Who took it answers for it to the end, whatever is merged meanwhile: a bundle proves one succession. A node that
+        // took it under another of its seals and lost it is told what was recorded then.
         if let Some((_, earlier)) = chain.iter().find(|(_, evidence)| evidence.statement.is_some())
             && earlier.acting != *acting
+            && !(matches!(decision, Decision::Answer { event: Event::ContentHandover })
+                && self.hosts(node, earlier.acting.as_ref().unwrap_or(recipient)))
         {
             let (ours, theirs) = (acting.as_ref().unwrap_or(recipient), earlier.acting.as_ref().unwrap_or(recipient));
             let text = format!("{theirs} answered about this dispatch before, so {ours} may not");
             return Ok(Some(Err(ReasonCode::NotYours.because(text))));
         }
-        let decision = on_statement(delivery.state, stated, self.now(), dispatch.expires);
         let mut about = DeliveryEvidence {
             event: stated.event,
             recipient: recipient.clone(),

@@ -410,9 +410,14 @@ pub async fn record(session: &Session, sealed: SealedStatement, outcome: Outcome
         Some(acting) => acting::succession(shared, &identity, &said.recipient, acting).await?.ok(),
         None => None,
     };
-    // Other words under our own seal are ours as well: a mailbox that was restored states anew.
-    let sealed_by_us = || identity.check_statement(&evidence, Some(&sealed.chain), succession.as_ref()).is_ok();
-    let ours = is_statement(&evidence, &sealed) || (evidence.statement.is_some() && sealed_by_us());
+    // Other words under a seal of ours are ours as well: a mailbox that was restored states anew, and perhaps under the seal
+    // of a successor that it did not have then.
+    let speaker = evidence.acting.as_ref().unwrap_or(&said.recipient);
+    let chain = identity.seals.get(speaker).map_or(&sealed.chain, |seal| &seal.chain);
+    let sealed_by_us = || identity.check_statement(&evidence, Some(chain), succession.as_ref()).is_ok();
+    let same = is_statement(&evidence, &sealed);
+    let ours = same || (evidence.statement.is_some() && sealed_by_us());
+    let statement_chain = if same { sealed.chain.clone() } else { chain.clone() };
     if !inbox::rests_on(moved, said.event, &evidence, ours) {
         let text = format!(
             "its {} of dispatch {} does not bear that this is {:?}",
@@ -439,7 +444,7 @@ pub async fn record(session: &Session, sealed: SealedStatement, outcome: Outcome
     };
     let reason = evidence.reasons.first().cloned();
     let mut row = row_of(&evidence, outcome.evidence, outcome.leaf, shared.env.now());
-    row.statement_chain = evidence.statement.is_some().then_some(sealed.chain);
+    row.statement_chain = evidence.statement.is_some().then_some(statement_chain);
     let Some(destroyed) = shared.mailbox.recorded(&about, moved, row, reason).await? else {
         let text = mailbox::contradiction(outcome.leaf);
         shared.alarm(text.clone());
