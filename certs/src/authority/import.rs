@@ -83,9 +83,14 @@ fn judge(state: &State, rows: Vec<Row>, report: &mut ImportReport) -> Vec<Row> {
     for row in rows {
         if let Some((known, _)) = state.entries.get(&row.agency.code) {
             report.unchanged += 1;
-            if known.name != row.agency.name {
-                let (code, name) = (&known.agency, &known.name);
-                report.warnings.push((row.line, format!("{code} is in the directory as {name:?}, and left so")));
+            let otherwise = otherwise(known, &row);
+            if !otherwise.is_empty() {
+                let text = format!(
+                    "{} is in the directory already, and left as it is: {}",
+                    known.agency,
+                    otherwise.join("; ")
+                );
+                report.warnings.push((row.line, text));
             }
             continue;
         }
@@ -117,6 +122,30 @@ fn judge(state: &State, rows: Vec<Row>, report: &mut ImportReport) -> Vec<Row> {
     let mut good: Vec<Row> = good.into_values().collect();
     good.sort_by_key(|row| row.line);
     good
+}
+
+/// What a row says otherwise than the directory. What it leaves out, it does not say.
+fn otherwise(known: &DirectoryEntry, row: &Row) -> Vec<String> {
+    fn differs<T: PartialEq + ToString>(what: &str, there: Option<&T>, said: Option<&T>) -> Option<String> {
+        let said = said.filter(|said| there != Some(*said))?;
+        let there = there.map_or_else(|| "none".to_owned(), T::to_string);
+        Some(format!("{what} is {there} there, and {} here", said.to_string()))
+    }
+    let agency = &row.agency;
+    let alias = agency.aliases.iter().find(|alias| !known.aliases.contains(alias));
+    [
+        differs("the name", Some(&known.name), Some(&agency.name)),
+        differs("the parent", known.parent.as_ref(), agency.parent.as_ref()),
+        differs("the node", known.node.as_ref(), agency.node.as_ref()),
+        differs("who is in charge", known.in_charge.as_ref(), agency.in_charge.as_ref()),
+        differs("valid_from", known.valid_from.as_ref(), agency.valid_from.as_ref()),
+        differs("valid_until", known.valid_until.as_ref(), agency.valid_until.as_ref()),
+        differs("merged_into", known.successor.as_ref(), row.merged_into.as_ref()),
+        alias.map(|alias| format!("the code {alias} is none of its codes there")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Why an agency may not have a code, if it may not.

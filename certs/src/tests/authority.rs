@@ -223,6 +223,27 @@ fn a_list_is_judged_row_by_row_and_says_what_it_did_with_each() {
 }
 
 #[test]
+fn what_a_list_says_otherwise_of_an_agency_that_is_there_is_told_field_by_field_and_changes_nothing() {
+    let mut exchange = Exchange::new();
+    import(&mut exchange, "organ_id,name,parent,node,aliases\nAAA,Một,,n1,A.01\nBBB,Hai,AAA,,\n", WHOLE);
+    let version = exchange.authority.directory_version();
+    let list = "organ_id,name,parent,node,aliases,merged_into\nAAA,Một,BBB,n2,A.01 A.02,BBB\nBBB,Hai,AAA,,,\n";
+    let report = import(&mut exchange, list, WHOLE);
+    assert_eq!((report.unchanged, lines(&report.warnings)), (2, vec![2]), "{report:#?}");
+    let said = &report.warnings[0].1;
+    for part in [
+        "the parent is none there, and BBB here",
+        "the node is n1 there, and n2 here",
+        "merged_into is none there, and BBB here",
+        "the code A.02 is none of its codes there",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+    assert!(!said.contains("A.01") && !said.contains("the name"), "{said}");
+    assert_eq!(exchange.authority.directory_version(), version);
+}
+
+#[test]
 fn a_list_with_a_bad_row_changes_nothing_and_neither_does_a_dry_run() {
     let mut exchange = Exchange::new();
     let before = exchange.authority.directory_version();

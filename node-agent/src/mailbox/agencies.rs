@@ -64,7 +64,9 @@ fn agency(row: &Row<'_>) -> rusqlite::Result<Result<AgencyRow, MailboxError>> {
 
 impl Mailbox {
     /// Stores entries that are newer than what is here, and the directory's version after them.
-    pub async fn store_agencies(&self, version: u64, entries: Vec<AgencyRow>) -> Result<(), MailboxError> {
+    pub async fn store_agencies(&self, version: u64, mut entries: Vec<AgencyRow>) -> Result<(), MailboxError> {
+        // Of one agency the order stays.
+        entries.sort_by(|left, right| left.code.cmp(&right.code));
         self.write(move |connection| {
             for entry in &entries {
                 store(connection, entry)?;

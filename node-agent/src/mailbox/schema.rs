@@ -200,6 +200,9 @@ CREATE INDEX IF NOT EXISTS agencies_node ON agencies (node) WHERE node IS NOT NU
 CREATE INDEX IF NOT EXISTS aliases_agency ON aliases (agency);
 ";
 
+/// The most that the writer's cache takes, in KiB.
+const CACHE_KIB: i64 = 24 << 10;
+
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
     connection.execute_batch(
         "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000; PRAGMA foreign_keys=ON;",
@@ -207,6 +210,8 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
     // A body that is destroyed leaves no bytes behind in free pages.
     connection.execute_batch("PRAGMA secure_delete=ON;")?;
     connection.set_prepared_statement_cache_capacity(64);
+    // Pages in memory, as many as are used: a country's directory comes in an order that is not that of its codes and names.
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
     // What a crash left in the log goes into the database now: a check of the log (wal.rs) counts on an empty one.
     connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
     let found: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
