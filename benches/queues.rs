@@ -25,11 +25,12 @@ use docaxis_broker::quota::QuotaSection;
 use docaxis_certs::authority::ImportOptions;
 use docaxis_protocol::DispatchId;
 use docaxis_protocol::frame::{Frame, Intake, Submit};
+use quinn::{RecvStream, SendStream};
 use tokio::task::JoinSet;
 
 use crate::baseline::{SyncedFile, median, wire};
 use crate::net::{Exchange, TestNet, now};
-use crate::raw::{Letter, Offered, RawNode, dial_as};
+use crate::raw::{Letter, Offered, RawNode, Stream, dial_as};
 
 const WAITING: u64 = 50_000;
 const RECIPIENTS: u64 = 4_000;
@@ -134,7 +135,8 @@ struct Taken {
     at: Instant,
 }
 
-async fn take(node: Arc<RawNode>, mut offered: Offered) -> Taken {
+async fn take(node: Arc<RawNode>, (send, recv): (SendStream, RecvStream)) -> Taken {
+    let mut offered = Offered::read(Stream { send, recv }).await;
     offered.fetch_all().await;
     let statement = offered.handover(&node);
     let outcome = offered.answer(&statement).await.unwrap_or_else(|reason| panic!("not recorded: {reason}"));
@@ -149,7 +151,7 @@ async fn drain(net: &Exchange, g22: &RawNode, count: u64) {
     let (mut taking, mut taken, mut urgent) = (JoinSet::new(), Vec::new(), None);
     while (taken.len() as u64) < count + 1 {
         tokio::select! {
-            offered = h37.offered() => drop(taking.spawn_local(take(h37.clone(), offered))),
+            opened = h37.connection.accept_bi() => drop(taking.spawn_local(take(h37.clone(), opened.unwrap()))),
             Some(done) = taking.join_next() => taken.push(done.unwrap()),
         }
         if urgent.is_none() && taken.len() as u64 >= count / 2 {

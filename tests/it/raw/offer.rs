@@ -15,7 +15,7 @@ pub struct Offered {
 }
 
 impl Offered {
-    pub(super) async fn read(mut stream: Stream) -> Self {
+    pub async fn read(mut stream: Stream) -> Self {
         let offer = match stream.read(Class::Large).await {
             Frame::Offer(offer) => offer,
             other => panic!("{other:?} where an offer was due"),
