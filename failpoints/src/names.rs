@@ -145,8 +145,6 @@ pub const DEFECTS: &[&str] = &[
     "broker.defect.dropped-on-retry",
     // A recall withdraws what was handed over already.
     "broker.defect.recall-and-handover",
-    // Handovers are recorded as they come.
-    "broker.defect.handed-over-out-of-turn",
     // A dispatch is shown before the exchange has recorded its handover.
     "agent.defect.shown-before-recorded",
 ];

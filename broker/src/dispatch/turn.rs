@@ -29,9 +29,6 @@ impl Exchange {
         recipient: &AgencyCode,
         way: Way<'_>,
     ) -> Result<bool, ExchangeError> {
-        if docaxis_failpoints::defect!("broker.defect.handed-over-out-of-turn") {
-            return Ok(true);
-        }
         match way {
             Way::Offered(turn) => Ok(turn.wait().await.is_ok()),
             Way::Reported => {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use docaxis_protocol::AgencyCode;
 
-use crate::store::{Seq, Store, StoreError, Waiting};
+use crate::store::{Seq, StoreError, Waiting};
 use crate::turns::{Place, Stage, Turn};
 
 /// Tries after which a delivery holds up those behind it no longer.
@@ -21,6 +21,8 @@ const MAX_SENDERS: usize = 32 << 10;
 const MAX_FAILED: usize = 4 << 10;
 
 pub type Key = (Seq, AgencyCode);
+/// Who sent a dispatch, as the store has it.
+pub type SenderOf<'a> = &'a dyn Fn(Seq) -> Result<Option<AgencyCode>, StoreError>;
 /// Sender, recipient, priority.
 type Pair = (AgencyCode, AgencyCode, u8);
 
@@ -60,11 +62,11 @@ impl Line {
         self.under_way.keys().cloned().collect()
     }
 
-    fn sender(&mut self, store: &dyn Store, seq: Seq) -> Result<AgencyCode, StoreError> {
+    fn sender(&mut self, senders: SenderOf<'_>, seq: Seq) -> Result<AgencyCode, StoreError> {
         if let Some(known) = self.senders.get(&seq) {
             return Ok(known.clone());
         }
-        let found = store.sender(seq)?;
+        let found = senders(seq)?;
         let found = found.ok_or_else(|| StoreError::Damaged(format!("dispatch {} waits but is gone", seq.0)))?;
         if self.senders.len() >= MAX_SENDERS {
             self.senders.clear();
@@ -88,7 +90,7 @@ impl Line {
         &mut self,
         queue: &mut Vec<Waiting>,
         blocked: &mut BTreeSet<(u8, AgencyCode)>,
-        store: &dyn Store,
+        senders: SenderOf<'_>,
     ) -> Result<(), StoreError> {
         let mut may_begin = Vec::with_capacity(queue.len());
         for waiting in queue.drain(..) {
@@ -101,7 +103,7 @@ impl Line {
                     }
                 }
                 None => {
-                    let sender = self.sender(store, waiting.seq)?;
+                    let sender = self.sender(senders, waiting.seq)?;
                     if !blocked.contains(&(waiting.priority, sender)) {
                         may_begin.push(waiting);
                     }
@@ -113,9 +115,9 @@ impl Line {
     }
 
     /// Begins an offer, and says how often it was not taken before.
-    pub fn begin(&mut self, waiting: &Waiting, store: &dyn Store) -> Result<(Turn, u32), StoreError> {
+    pub fn begin(&mut self, waiting: &Waiting, senders: SenderOf<'_>) -> Result<(Turn, u32), StoreError> {
         let key = (waiting.seq, waiting.recipient.clone());
-        let pair = (self.sender(store, waiting.seq)?, waiting.recipient.clone(), waiting.priority);
+        let pair = (self.sender(senders, waiting.seq)?, waiting.recipient.clone(), waiting.priority);
         let place = Arc::new(Place::default());
         let others = self.pairs.entry(pair.clone()).or_default();
         let ahead = others.range(..waiting.seq).next_back().map(|(_, place)| place.clone());
@@ -153,5 +155,79 @@ impl Line {
             }
             Ended::PutBack => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Even ones are of one sender, odd ones of another.
+    fn sender(seq: Seq) -> Result<Option<AgencyCode>, StoreError> {
+        Ok(Some(if seq.0.is_multiple_of(2) { "000.00.00.G22" } else { "000.00.01.A53" }.parse().unwrap()))
+    }
+
+    fn waiting(seq: u64) -> Waiting {
+        Waiting { recipient: "H37.DN.001".parse().unwrap(), priority: 0, seq: Seq(seq) }
+    }
+
+    fn key(seq: u64) -> Key {
+        (Seq(seq), waiting(seq).recipient)
+    }
+
+    fn begin(line: &mut Line, seq: u64) -> Turn {
+        line.begin(&waiting(seq), &sender).unwrap().0
+    }
+
+    /// Which of these may be begun.
+    fn retained(line: &mut Line, seqs: &[u64]) -> Vec<u64> {
+        let mut queue = seqs.iter().map(|seq| waiting(*seq)).collect();
+        line.retain(&mut queue, &mut BTreeSet::new(), &sender).unwrap();
+        queue.iter().map(|waiting| waiting.seq.0).collect()
+    }
+
+    #[tokio::test]
+    async fn behind_a_large_one_the_other_senders_alone_go_on() {
+        let mut line = Line::default();
+        let large = begin(&mut line, 2);
+        assert_eq!(retained(&mut line, &[2, 3, 4]), [3, 4], "nobody knows yet how large it is");
+        large.begin(false).await.unwrap();
+        assert_eq!(retained(&mut line, &[2, 3, 4, 5]), [3, 5]);
+        line.end(&key(2), Ended::Done);
+        assert_eq!(retained(&mut line, &[3, 4, 5]), [3, 4, 5]);
+    }
+
+    #[tokio::test]
+    async fn one_that_was_not_taken_is_passed_by_after_so_many_tries_and_until_then_holds_up_its_own() {
+        let mut line = Line::default();
+        for tries in 0..TRIES {
+            let turn = begin(&mut line, 2);
+            assert_eq!(line.failures(&key(2)), tries);
+            turn.fail();
+            assert_eq!(retained(&mut line, &[2, 3, 4]), [3]);
+            line.end(&key(2), Ended::NotTaken);
+        }
+        let again = begin(&mut line, 2);
+        again.begin(false).await.unwrap();
+        assert_eq!(retained(&mut line, &[2, 4]), [4]);
+        assert_eq!(begin(&mut line, 4).wait().await, Ok(()), "nor is it waited for");
+        line.end(&key(2), Ended::Done);
+        assert_eq!(line.failures(&key(2)), 0);
+    }
+
+    #[tokio::test]
+    async fn each_waits_for_the_nearest_of_its_sender_ahead_of_it() {
+        let mut line = Line::default();
+        let turns = [2, 3, 4].map(|seq| begin(&mut line, seq));
+        turns[2].pass();
+        // One that was held until now stands ahead of them, and behind nobody.
+        assert_eq!(
+            (begin(&mut line, 0).wait().await, turns[0].wait().await, turns[1].wait().await),
+            (Ok(()), Ok(()), Ok(()))
+        );
+        let last = begin(&mut line, 6);
+        assert_eq!(last.wait().await, Ok(()));
+        last.pass();
+        assert_eq!((line.len(), line.keys().len()), (5, 5));
     }
 }

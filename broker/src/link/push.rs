@@ -53,7 +53,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
         let room = if open { MAX_OFFERS.saturating_sub(line.len()) } else { 0 };
         if room > 0 {
             let picked = pick(&exchange, &mut active, &mut line, last.as_ref(), room).and_then(|picked| {
-                let begin = |waiting: Waiting| Ok((line.begin(&waiting, &*exchange.store)?, waiting));
+                let begin = |waiting: Waiting| Ok((line.begin(&waiting, &|seq| exchange.store.sender(seq))?, waiting));
                 picked.into_iter().map(begin).collect::<Result<Vec<_>, _>>()
             });
             let picked = match picked {
@@ -156,7 +156,7 @@ fn may_begin(
         queue.retain(|Waiting { seq, recipient, .. }| {
             !docaxis_failpoints::defect!("broker.defect.dropped-on-retry" has befallen format!("{} {recipient}", seq.0))
         });
-        line.retain(&mut queue, &mut blocked, &*exchange.store)?;
+        line.retain(&mut queue, &mut blocked, &|seq| exchange.store.sender(seq))?;
         found.append(&mut queue);
         if ended {
             break;
@@ -176,10 +176,11 @@ async fn offer(
     let (rest, ended) = match hand_over(&exchange, &node, &connection, waiting, &turn).await {
         Ok(Offered::Recorded) => return (key, Ended::Done),
         Ok(Offered::NotYetItsTurn) => return (key, Ended::PutBack),
-        // It has just expired, or its outcome was recorded on another way: the queue will say so in a moment.
+        // It has just expired, or its outcome was recorded on another way: the queue will say so in a moment. Until it does, those
+        // behind wait: it might be due after all.
         Ok(Offered::NoLongerDue) => {
-            turn.step_aside().await;
-            (SETTLE, Ended::Done)
+            turn.fail();
+            (SETTLE, Ended::PutBack)
         }
         // It is not picked again before its bodies are here, or its time has come, and holds up nobody meanwhile; if it could not
         // be noted, it is found again after a rest.
