@@ -29,6 +29,7 @@ pub mod seals;
 pub mod space;
 mod start;
 pub mod store;
+pub mod turns;
 pub mod work;
 
 pub use config::BrokerConfig;

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -80,6 +81,8 @@ pub(crate) struct Shared {
     pub changes: watch::Sender<u64>,
     /// Something new may be sent.
     pub outbox: Notify,
+    /// What was accepted before was queued again: the outbox is to be read from its beginning.
+    pub queued_again: AtomicBool,
     /// A new statement may be reported.
     pub reports: Notify,
     alarms: Mutex<VecDeque<Alarm>>,
@@ -186,6 +189,7 @@ impl Opened {
             link: watch::Sender::new(LinkState::Connecting { since: now }),
             changes: watch::Sender::new(0),
             outbox: Notify::new(),
+            queued_again: AtomicBool::new(false),
             reports: Notify::new(),
             alarms: Mutex::default(),
         };

@@ -18,6 +18,7 @@ pub mod inbox;
 pub mod link;
 pub mod mailbox;
 pub mod officer;
+pub mod order;
 pub mod outbox;
 pub mod parts;
 pub mod query;

@@ -61,6 +61,19 @@ pub fn verdict(
     }
 }
 
+/// Tries that a dispatch holds up those queued behind it for the same recipient.
+pub const HOLDS_FOR: u32 = 10;
+
+/// Whether what is queued behind a dispatch goes on without it: after so many failed tries for a reason that may be its own; at
+/// once if a body of its own is lost. Where the exchange has no room for anybody, never: those behind would only take its turn.
+pub fn is_passed_by(failures: u32, why: Option<&Reason>) -> bool {
+    match why.map(Reason::known) {
+        None | Some(ReasonCode::DiskFull | ReasonCode::OverQuota) => false,
+        Some(ReasonCode::DigestMismatch) => failures > 0,
+        Some(_) => failures >= HOLDS_FOR,
+    }
+}
+
 /// Where a delivery stands after a piece of evidence. A failure is final; nothing goes back.
 pub fn delivery_after(state: DeliveryState, event: Event, late: bool, reason: Option<&Reason>) -> DeliveryState {
     use DeliveryState as S;
@@ -111,6 +124,15 @@ mod tests {
         assert_eq!(decide(broken(100), 0), retry(60, why.clone()));
         assert_eq!(decide(broken(7), 0), retry(7, why.clone()));
         assert_eq!(decide(broken(0), 0), Verdict::Rejected(why.clone()));
+    }
+
+    #[test]
+    fn a_dispatch_is_passed_by_for_a_fault_of_its_own_and_not_for_the_exchanges() {
+        let passed_by = |code: ReasonCode, failures| is_passed_by(failures, Some(&code.because("x")));
+        assert!(!is_passed_by(HOLDS_FOR, None));
+        assert_eq!([HOLDS_FOR - 1, HOLDS_FOR].map(|n| passed_by(ReasonCode::Busy, n)), [false, true]);
+        assert_eq!([0, 1].map(|n| passed_by(ReasonCode::DigestMismatch, n)), [false, true]);
+        assert_eq!([ReasonCode::DiskFull, ReasonCode::OverQuota].map(|code| passed_by(code, 1_000)), [false; 2]);
     }
 
     #[test]

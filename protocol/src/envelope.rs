@@ -191,8 +191,11 @@ impl Envelope {
         if let Some(twice) = self.recipients.iter().find(|code| !seen.insert(*code)) {
             return rule(ReasonCode::DuplicateRecipient, format!("{twice} is named twice"));
         }
-        if self.priority > 4 {
-            return rule(ReasonCode::Malformed, format!("priority is {}; expected 0 to 4", self.priority));
+        if self.priority > limits::MAX_PRIORITY {
+            return rule(
+                ReasonCode::Malformed,
+                format!("priority is {}; expected 0 to {}", self.priority, limits::MAX_PRIORITY),
+            );
         }
         if self.parts.len() > limits::MAX_PARTS {
             let found = self.parts.len();

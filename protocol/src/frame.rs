@@ -19,10 +19,15 @@ use crate::time::Timestamp;
 pub const ALPN_LINK: &[u8] = b"docaxis/1";
 /// ALPN of enrolment: the server alone is authenticated, and only [`Frame::Join`] is answered.
 pub const ALPN_JOIN: &[u8] = b"docaxis-join/1";
-/// The newest version that this program speaks. A node that offers it sends `Holds` behind its `Hello`.
-pub const VERSION: u16 = 2;
-/// The version before: the same without [`Frame::Holds`] and what rests on it.
+/// The newest version that this program speaks.
+pub const VERSION: u16 = 3;
+/// The version before: the same without [`Frame::Behind`]. A node that offers this one or a later one sends `Holds` behind its
+/// `Hello`.
+pub const VERSION_WITHOUT_ORDER: u16 = 2;
+/// The first version: without [`Frame::Holds`] and what rests on it as well.
 pub const VERSION_WITHOUT_HOLDS: u16 = 1;
+/// Every version that this program speaks, the newest first.
+pub const VERSIONS: [u16; 3] = [VERSION, VERSION_WITHOUT_ORDER, VERSION_WITHOUT_HOLDS];
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Frame {
@@ -71,7 +76,7 @@ pub enum Frame {
     /// Broker -> the sender's node: bodies of a dispatch that was accepted are lost at the exchange. Answered by
     /// `Submit` of the same bytes, which goes on as any submission, or `Refused` if no copy is left.
     Resend(Resend),
-    /// Node -> broker, right behind a `Hello` that offers version 2, on the same stream.
+    /// Node -> broker, right behind a `Hello` that offers version 2 or a later one, on the same stream.
     Holds(Holds),
     /// Broker -> node: give back the evidence that you hold, from this leaf on; answered by `GivenBack`. Asked only by
     /// a broker whose data was put back from an older copy.
@@ -82,6 +87,10 @@ pub enum Frame {
     /// this one on. Answered by a page of offers, on streams of their own, and then `Gone`.
     Restored(u64),
     Gone(Gone),
+    /// Node -> broker, from version 3 on, in front of a `Submit` on the same stream: dispatches of the same sender whose
+    /// submissions are under way on this connection. This one is to be accepted behind all of them; if one of them ends
+    /// without evidence, so does this one.
+    Behind(Vec<DispatchId>),
 }
 
 /// How far the exchange has looked, and what it could not offer again because it no longer has the bodies.
@@ -354,6 +363,7 @@ impl Frame {
             Self::GivenBack(_) => "GivenBack",
             Self::Restored(_) => "Restored",
             Self::Gone(_) => "Gone",
+            Self::Behind(_) => "Behind",
         }
     }
 

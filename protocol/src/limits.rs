@@ -9,6 +9,8 @@ pub const MAX_ENVELOPE_BYTES: usize = 1 << 20;
 pub const MAX_LARGE_FRAME_BYTES: usize = MAX_ENVELOPE_BYTES + (64 << 10);
 /// Every other frame.
 pub const MAX_CONTROL_FRAME_BYTES: usize = 64 << 10;
+/// The highest priority of a dispatch; 0 is the normal one.
+pub const MAX_PRIORITY: u8 = 4;
 /// Parts of one dispatch: real ones have one to four.
 pub const MAX_PARTS: usize = 100;
 /// Recipients of one dispatch: a circular to every commune has 3,321.

@@ -118,6 +118,7 @@ fn frames() -> Vec<Frame> {
                 time: time(),
             }],
         }),
+        Frame::Behind(vec![DispatchId::from_parts(time(), [7; 10])]),
     ]
 }
 

@@ -5,6 +5,7 @@ mod faults;
 mod handover;
 mod intake;
 mod merged;
+mod order;
 mod quota;
 mod recall;
 mod rejections;

@@ -16,6 +16,7 @@ mod link;
 mod load;
 mod memory;
 mod net;
+mod order;
 mod partial;
 mod proof;
 #[cfg(debug_assertions)]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
+use docaxis_broker::dispatch::Way;
 use docaxis_protocol::bundle::{BundleFiles, Verdict};
 use docaxis_protocol::{Event, ReasonCode, SealedStatement, Statement, statement};
 
@@ -115,7 +116,7 @@ fn a_stranger_may_not_report_a_status() {
             acting: None,
         };
         let sealed = SealedStatement::seal(&said, &seal.key, seal.chain.clone()).unwrap();
-        net.block_on(exchange.state(&node.parse().unwrap(), sealed)).unwrap().unwrap_err().known()
+        net.block_on(exchange.state(&node.parse().unwrap(), sealed, Way::Reported)).unwrap().unwrap_err().known()
     };
     let answers = [report("a53", A53), report("a53", DN), report("h37", DN)];
     assert_eq!(answers, [ReasonCode::NotYours, ReasonCode::NotYours, ReasonCode::BadSeal]);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use docaxis_broker::continuity::Report;
 use docaxis_broker::dispatch::Intake;
+use docaxis_broker::turns::Turn;
 use docaxis_protocol::{DispatchId, Envelope, ReasonCode, SignedEvidence};
 
 use crate::testnet::{Letter, Sent, TestNet, code, letter};
@@ -56,7 +57,10 @@ fn receipts(net: &TestNet, story: &Story) -> Vec<(u64, SignedEvidence)> {
 fn retried(net: &TestNet, id: DispatchId) -> (u64, SignedEvidence) {
     let envelope = net.block_on(net.agent("g22").bundle(id)).unwrap().envelope;
     let parsed = Envelope::parse(&envelope.bytes).unwrap();
-    match net.block_on(net.broker().exchange().look(&"g22".parse().unwrap(), parsed, envelope, vec![])).unwrap() {
+    match net
+        .block_on(net.broker().exchange().look(&"g22".parse().unwrap(), parsed, envelope, vec![], &Turn::default()))
+        .unwrap()
+    {
         Intake::Answered(done) => (done.leaf, done.evidence),
         Intake::Refused(reason) => panic!("{id} was refused: {reason}"),
         Intake::Admitted(_) => panic!("{id} was not known wholly"),

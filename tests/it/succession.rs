@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
+use docaxis_broker::dispatch::Way;
 use docaxis_protocol::bundle::BundleFiles;
 use docaxis_protocol::{Event, ReasonCode, SealedStatement, Statement, statement};
 use serde_json::{Value, json};
@@ -202,7 +203,9 @@ fn only_a_successor_that_the_authority_signed_may_act() {
             acting: acting.map(code),
         };
         let sealed = SealedStatement::seal(&said, &seal.key, seal.chain.clone()).unwrap();
-        net.block_on(exchange.state(&node.parse().unwrap(), sealed)).unwrap().map_err(|reason| reason.known())
+        net.block_on(exchange.state(&node.parse().unwrap(), sealed, Way::Reported))
+            .unwrap()
+            .map_err(|reason| reason.known())
     };
     let handover = Event::ContentHandover;
     // Nobody was merged yet.

@@ -12,11 +12,12 @@ use docaxis_protocol::{
     About, AgencyCode, Digest, Envelope, Event, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence, Timestamp,
 };
 
-use super::{Exchange, ExchangeError};
+use super::{Exchange, ExchangeError, in_place};
 use crate::admission::{self, Refused, Situation};
 use crate::evidence::issuer::{DeliveryEvidence, Submitted, parts_of};
 use crate::quota::Upload;
 use crate::store::{Acceptance, Accepted, Answer, Body, Dispatch, Rejection, Seq, StoreError};
+use crate::turns::Turn;
 
 /// A dispatch that may be submitted: its seal and every rule have been checked, its bodies not yet.
 pub struct Admitted {
@@ -89,13 +90,14 @@ impl Exchange {
     }
 
     /// Looks at a submission and the bodies that came inline with it. One that lacks nothing is signed and queued for
-    /// commit by the thread that checked it: each change of threads costs as much as a signature.
+    /// commit by the thread that checked it: each change of threads costs as much as a signature. `turn` passes when it is queued.
     pub async fn look(
         self: &Arc<Self>,
         node: &NodeId,
         envelope: Envelope,
         sealed: SealedEnvelope,
         inline: Vec<(u16, Vec<u8>)>,
+        turn: &Turn,
     ) -> Result<Intake, ExchangeError> {
         if let Some(closed) = self.continuity.refusal() {
             return Ok(Intake::Refused(closed));
@@ -104,7 +106,7 @@ impl Exchange {
         let look = self.workers.run(move || exchange.examine_and_sign(&node, envelope, sealed, inline)).await??;
         Ok(match look {
             Look::Admitted(admitted, _) => Intake::Admitted(admitted),
-            Look::Committing(committing) => Intake::Answered(self.conclude(*committing).await?),
+            Look::Committing(committing) => Intake::Answered(self.conclude(*committing, turn).await?),
             Look::Known(done) => Intake::Answered(done),
             Look::Refused(reason) => Intake::Refused(reason),
             Look::Rejected(envelope, digest, sealed, reason) => {
@@ -293,7 +295,7 @@ impl Exchange {
     /// Commits an admitted dispatch whose bodies are all there, and answers with its receipt. It is judged once more at
     /// the time that the evidence will name: a large body may have taken longer than the dispatch, the seal or a lock
     /// allowed.
-    pub async fn accept(self: &Arc<Self>, mut admitted: Box<Admitted>) -> Result<Done, ExchangeError> {
+    pub async fn accept(self: &Arc<Self>, mut admitted: Box<Admitted>, turn: &Turn) -> Result<Done, ExchangeError> {
         if let Some((done, lost)) = admitted.known.take() {
             return self.restore(*admitted, lost, done).await;
         }
@@ -306,7 +308,7 @@ impl Exchange {
             }
         });
         match signed.await?? {
-            Ok(committing) => self.conclude(*committing).await,
+            Ok(committing) => self.conclude(*committing, turn).await,
             Err((admitted, reason)) => self.reject_admitted(admitted, reason).await,
         }
     }
@@ -322,9 +324,9 @@ impl Exchange {
     }
 
     /// Waits for the commit. The receipt leaves only after it.
-    async fn conclude(self: &Arc<Self>, committing: Committing) -> Result<Done, ExchangeError> {
+    async fn conclude(self: &Arc<Self>, committing: Committing, turn: &Turn) -> Result<Done, ExchangeError> {
         let Committing { envelope, digest, sealed, evidence, recalled, answer } = committing;
-        let done = match answer.await? {
+        let done = match in_place(answer, || turn.pass()).await? {
             Accepted::New(seq) => {
                 // Large bodies are shared: another dispatch may have waited for one of these.
                 let large = envelope.parts.iter().filter(|part| part.size > MAX_INLINE_BODY_BYTES as u64);

@@ -8,11 +8,13 @@ mod intake;
 mod outcome;
 mod recall;
 mod repair;
+mod turn;
 mod unanswered;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::task::Poll;
 
 use docaxis_protocol::directory::{DirectoryError, SignedEntry, VerifiedEntry};
 use docaxis_protocol::envelope::Chain;
@@ -32,13 +34,14 @@ use crate::link::Links;
 use crate::quota::Quotas;
 use crate::seals::Seals;
 use crate::space::Space;
-use crate::store::{Store, StoreError};
+use crate::store::{Answer, Store, StoreError};
 use crate::work::{GivenUp, Workers};
 
 pub use appointed::Appointed;
 pub use intake::{Admitted, Intake, inline_sizes};
 pub use outcome::{Again, Offering, Prepared};
 pub use repair::{Repairs, Wanted};
+pub use turn::Way;
 pub use unanswered::Unanswered;
 
 /// Pieces of evidence that are read at once for a `Follow`: one about a circular can be 200 KiB.
@@ -83,6 +86,20 @@ impl ExchangeError {
                 ReasonCode::Busy.because("the exchange cannot do this at the moment")
             }
         }
+    }
+}
+
+/// Waits for the store's answer. `queued` is called when the request stands in the order in which the store decides, unless it
+/// was refused at once: what is asked after that is decided after this.
+async fn in_place<T>(mut answer: Answer<'_, T>, queued: impl Fn()) -> Result<T, StoreError> {
+    // Where the store has no room at the moment, the first poll takes the next place.
+    let first = std::future::poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await;
+    if !matches!(first, Poll::Ready(Err(_))) {
+        queued();
+    }
+    match first {
+        Poll::Ready(done) => done,
+        Poll::Pending => answer.await,
     }
 }
 

@@ -12,7 +12,7 @@ use docaxis_protocol::{
     AgencyCode, Envelope, Event, Evidence, Kind, NodeId, Reason, ReasonCode, SealedStatement, SignedEvidence, Statement,
 };
 
-use super::{Exchange, ExchangeError};
+use super::{Exchange, ExchangeError, Way, in_place};
 use crate::delivery::{Decision, Stated, on_statement, on_time};
 use crate::directory::Directory;
 use crate::evidence::issuer::DeliveryEvidence;
@@ -74,11 +74,13 @@ pub struct Again {
 }
 
 impl Exchange {
-    /// Takes a statement from `node`. The inner error is for the node: nothing was recorded.
+    /// Takes a statement from `node`. The inner error is for the node: nothing was recorded. A handover is recorded behind those
+    /// of earlier dispatches of the same sender, recipient and priority, or is refused for now.
     pub async fn state(
         self: &Arc<Self>,
         node: &NodeId,
         sealed: SealedStatement,
+        way: Way<'_>,
     ) -> Result<Result<Outcome, Reason>, ExchangeError> {
         if let Some(closed) = self.continuity.refusal() {
             return Ok(Err(closed));
@@ -94,6 +96,19 @@ impl Exchange {
             Ok(looked) => looked,
             Err(reason) => return Ok(Err(reason)),
         };
+        // What is not recorded anyhow is refused for its own reason.
+        let first = checked.stated.event == Event::ContentHandover
+            && stand.delivery.state.is_waiting()
+            && self.is_answered_for(&checked);
+        if first && !self.is_its_turn(&checked.dispatch, &checked.recipient, way).await? {
+            let text = "earlier dispatches of the same sender are to be handed over before this one";
+            return Ok(Err(ReasonCode::Busy.because(text)));
+        }
+        let queued = || {
+            if let Way::Offered(turn) = way {
+                turn.pass();
+            }
+        };
         let mut read = Some(stand);
         for _ in 0..MAX_ROUNDS {
             let stand = match read.take() {
@@ -104,11 +119,19 @@ impl Exchange {
                     self.workers.run(move || exchange.stand(&about)).await??
                 }
             };
-            if let Some(settled) = self.settle(&checked, stand).await? {
+            if let Some(settled) = self.settle(&checked, stand, &queued).await? {
+                if settled.is_ok() {
+                    queued();
+                }
                 return Ok(settled);
             }
         }
         Ok(Err(ReasonCode::Busy.because("the delivery changed again and again meanwhile")))
+    }
+
+    /// Whether it comes from whoever answers for the recipient now.
+    fn is_answered_for(&self, Checked { recipient, acting, .. }: &Checked) -> bool {
+        self.with_directory(|directory| directory.answers_for(recipient) == acting.as_ref().unwrap_or(recipient))
     }
 
     fn check_statement(
@@ -219,6 +242,7 @@ impl Exchange {
         &self,
         checked: &Checked,
         Stand { delivery, chain }: Stand,
+        queued: &(dyn Fn() + Send + Sync),
     ) -> Result<Option<Result<Outcome, Reason>>, ExchangeError> {
         let Checked { node, stated, recipient, acting, dispatch, sealed, in_evidence } = checked;
         // Read one after the other: if an outcome came in between, both are read again.
@@ -241,7 +265,7 @@ impl Exchange {
         // was shown there, and the dispatch is offered to the successor.
         let speaker = acting.as_ref().unwrap_or(recipient);
         let first = chain.iter().all(|(_, evidence)| evidence.statement.is_none());
-        if first && self.with_directory(|directory| directory.answers_for(recipient) != speaker) {
+        if first && !self.is_answered_for(checked) {
             let text = format!("{speaker} does not answer for {recipient} any more");
             return Ok(Some(Err(ReasonCode::NotYours.because(text))));
         }
@@ -304,7 +328,7 @@ impl Exchange {
             }
         };
         let (own_word, late) = (statement.is_none(), about.late_after.is_some());
-        let Some((leaf, evidence)) = self.record(dispatch, about, statement, state).await? else {
+        let Some((leaf, evidence)) = self.record(dispatch, about, statement, state, queued).await? else {
             return Ok(None);
         };
         if own_word {
@@ -317,13 +341,15 @@ impl Exchange {
         Ok(Some(Ok(outcome.map_or(Outcome { standing, leaf, evidence }, |(piece, _)| answer(piece, state)))))
     }
 
-    /// Signs and commits one piece of evidence; `None` if the chain moved on first.
+    /// Signs and commits one piece of evidence; `None` if the chain moved on first. `queued` is called when it has its place
+    /// among what the store is asked to do.
     pub(super) async fn record(
         &self,
         dispatch: &Dispatch,
         about: DeliveryEvidence,
         statement: Option<SealedStatement>,
         state: DeliveryState,
+        queued: &(dyn Fn() + Send + Sync),
     ) -> Result<Option<(u64, SignedEvidence)>, ExchangeError> {
         let (recipient, event, previous) = (about.recipient.clone(), about.event, about.previous);
         let (evidence, time) = self.issuer.delivery(dispatch, about)?;
@@ -338,7 +364,7 @@ impl Exchange {
             statement,
             state,
         };
-        match self.store.record(record).await? {
+        match in_place(self.store.record(record), queued).await? {
             Recorded::New(leaf) => {
                 docaxis_failpoints::failpoint!("broker.record.committed");
                 self.ring_sender(&dispatch.sender);
@@ -389,7 +415,7 @@ impl Exchange {
                     cause: None,
                     late_after: None,
                 };
-                done += usize::from(self.record(&dispatch, about, None, state).await?.is_some());
+                done += usize::from(self.record(&dispatch, about, None, state, &|| ()).await?.is_some());
                 docaxis_failpoints::failpoint!("broker.expire.recorded");
                 self.forget_if_over(seq)?;
             }

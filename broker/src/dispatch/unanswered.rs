@@ -70,7 +70,7 @@ impl Exchange {
                     }
                     Look::Overdue(overdue) => {
                         let (dispatch, about, state) = *overdue;
-                        if self.record(&dispatch, about, None, state).await?.is_some() {
+                        if self.record(&dispatch, about, None, state, &|| ()).await?.is_some() {
                             break;
                         }
                         // Answered at this moment: it is looked at again.

@@ -37,7 +37,9 @@ pub async fn serve(
         if let Some(offering) = offering.await.map_err(ExchangeError::from)?? {
             match push::again(exchange, node, connection, offering).await {
                 // What was handed over before is not early.
-                Ok(Offered::Recorded | Offered::NoLongerDue | Offered::NotYet { .. }) => continue,
+                Ok(Offered::Recorded | Offered::NoLongerDue | Offered::NotYetItsTurn | Offered::NotYet { .. }) => {
+                    continue;
+                }
                 Ok(Offered::BodiesLost { .. }) => {}
                 // The same answer would come every time, and what stands behind it would never be offered.
                 Err(StreamError::Io(IoError::Refused(reason))) if !reason.known().text().retryable => {

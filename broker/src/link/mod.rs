@@ -6,11 +6,13 @@ mod bodies;
 mod give_back;
 mod io;
 mod join;
+mod line;
 mod links;
 mod listener;
 mod push;
 mod resend;
 mod session;
+mod submissions;
 mod submit;
 
 pub use links::Links;

@@ -13,11 +13,13 @@ use tokio::task::JoinSet;
 
 use super::bodies::{self, BodyError};
 use super::io::{self, IoError};
+use super::line::{Ended, Key, Line, TRIES};
 use super::submit::StreamError;
 use crate::bells::Bell;
-use crate::dispatch::{Exchange, ExchangeError, Offering, Prepared};
+use crate::dispatch::{Exchange, ExchangeError, Offering, Prepared, Way};
 use crate::schedule;
 use crate::store::{Seq, StoreError, Waiting};
+use crate::turns::{PutBack, Turn};
 
 /// Offers under way at once on one link.
 const MAX_OFFERS: usize = 64;
@@ -30,7 +32,9 @@ const ROUND: Duration = Duration::from_secs(30);
 /// How long the node may take from the last byte of the bodies to its statement: it hashes and syncs meanwhile.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(120);
 
-type Key = (Seq, AgencyCode);
+/// Deliveries of one agency that are looked through for some that may be begun. What stands behind more than that waits until
+/// those before it have ended.
+const MAX_LOOKED_THROUGH: usize = 2048;
 
 /// Runs until the connection is gone.
 pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, bell: Arc<Bell>) {
@@ -38,17 +42,21 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
     let served = || -> BTreeSet<AgencyCode> { exchange.with_directory(|d| d.served_by(&node)).into_iter().collect() };
     let mut ours = served();
     let mut active = ours.clone();
-    let mut under_way: BTreeSet<Key> = BTreeSet::new();
-    let mut offers: JoinSet<Key> = JoinSet::new();
+    let mut line = Line::default();
+    let mut offers: JoinSet<(Key, Ended)> = JoinSet::new();
     let mut last = None;
     let mut directory = bell.directory();
     let mut round = tokio::time::interval(ROUND);
     loop {
         // What cannot be recorded is not offered.
         let open = exchange.continuity.is_open();
-        let room = if open { MAX_OFFERS.saturating_sub(under_way.len()) } else { 0 };
+        let room = if open { MAX_OFFERS.saturating_sub(line.len()) } else { 0 };
         if room > 0 {
-            let picked = match pick(&exchange, &mut active, &under_way, last.as_ref(), room) {
+            let picked = pick(&exchange, &mut active, &mut line, last.as_ref(), room).and_then(|picked| {
+                let begin = |waiting: Waiting| Ok((line.begin(&waiting, &|seq| exchange.store.sender(seq))?, waiting));
+                picked.into_iter().map(begin).collect::<Result<Vec<_>, _>>()
+            });
+            let picked = match picked {
                 Ok(picked) => picked,
                 Err(error) => {
                     tracing::error!(%node, %error, "nothing can be offered: the store does not answer; the link is closed");
@@ -56,10 +64,9 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
                     return;
                 }
             };
-            for waiting in picked {
+            for (turn, waiting) in picked {
                 last = Some(waiting.recipient.clone());
-                under_way.insert((waiting.seq, waiting.recipient.clone()));
-                offers.spawn(offer(exchange.clone(), node.clone(), connection.clone(), waiting));
+                offers.spawn(offer(exchange.clone(), node.clone(), connection.clone(), waiting, turn));
             }
         }
         tokio::select! {
@@ -80,8 +87,8 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
                 let mut ended = Some(ended);
                 while let Some(one) = ended {
                     match one {
-                        Ok(key) => {
-                            under_way.remove(&key);
+                        Ok((key, how)) => {
+                            line.end(&key, how);
                             if ours.contains(&key.1) {
                                 active.insert(key.1);
                             }
@@ -106,7 +113,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
 fn pick(
     exchange: &Exchange,
     active: &mut BTreeSet<AgencyCode>,
-    under_way: &BTreeSet<Key>,
+    line: &mut Line,
     last: Option<&AgencyCode>,
     room: usize,
 ) -> Result<Vec<Waiting>, StoreError> {
@@ -116,36 +123,86 @@ fn pick(
     let mut held = exchange.repairs.all();
     held.extend(exchange.appointed.all());
     for agency in active.iter() {
-        // Enough to look past everything of this agency that is under way already.
-        let mut queue = exchange.store.waiting(agency, None, room + under_way.len() + held.len())?;
-        queue.retain(|waiting| !held.contains(&waiting.seq));
-        queue.retain(|Waiting { seq, recipient, .. }| {
-            !docaxis_failpoints::defect!("broker.defect.dropped-on-retry" has befallen format!("{} {recipient}", seq.0))
-        });
-        if queue.iter().all(|waiting| under_way.contains(&(waiting.seq, waiting.recipient.clone()))) {
+        let queue = may_begin(exchange, agency, line, &held, room)?;
+        if queue.is_empty() {
             idle.insert(agency.clone());
         } else {
             queues.push(queue);
         }
     }
     active.retain(|agency| !idle.contains(agency));
-    Ok(schedule::next(queues, under_way, last, room))
+    Ok(schedule::next(queues, &line.keys(), last, room))
 }
 
-async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, waiting: Waiting) -> Key {
+/// The first `room` or more of an agency's queue that may be offered now: what is under way is not, nor what has to wait for it.
+fn may_begin(
+    exchange: &Exchange,
+    agency: &AgencyCode,
+    line: &mut Line,
+    held: &BTreeSet<Seq>,
+    room: usize,
+) -> Result<Vec<Waiting>, StoreError> {
+    // Enough to look past everything of this agency that is under way already.
+    let page = room + line.len() + held.len();
+    let (mut found, mut after, mut looked_through) = (Vec::new(), None, 0);
+    let mut blocked = BTreeSet::new();
+    while found.len() < room && looked_through < MAX_LOOKED_THROUGH.max(page) {
+        let mut queue = exchange.store.waiting(agency, after, page)?;
+        let Some(newest) = queue.last() else { break };
+        after = Some((newest.priority, newest.seq));
+        looked_through += queue.len();
+        let ended = queue.len() < page;
+        queue.retain(|waiting| !held.contains(&waiting.seq));
+        queue.retain(|Waiting { seq, recipient, .. }| {
+            !docaxis_failpoints::defect!("broker.defect.dropped-on-retry" has befallen format!("{} {recipient}", seq.0))
+        });
+        line.retain(&mut queue, &mut blocked, &|seq| exchange.store.sender(seq))?;
+        found.append(&mut queue);
+        if ended {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+async fn offer(
+    exchange: Arc<Exchange>,
+    node: NodeId,
+    connection: Connection,
+    waiting: Waiting,
+    (turn, failures): (Turn, u32),
+) -> (Key, Ended) {
     let key = (waiting.seq, waiting.recipient.clone());
-    let rest = match hand_over(&exchange, &node, &connection, waiting).await {
-        Ok(Offered::Recorded) => return key,
-        // It has just expired, or its outcome was recorded on another way: the queue will say so in a moment.
-        Ok(Offered::NoLongerDue) => SETTLE,
-        // It is not picked again before its bodies are here, or its time has come; if it could not be noted, it is found again after a rest.
-        Ok(Offered::BodiesLost { noted: true } | Offered::NotYet { noted: true }) => return key,
-        Ok(Offered::BodiesLost { noted: false } | Offered::NotYet { noted: false }) => REST,
+    let (rest, ended) = match hand_over(&exchange, &node, &connection, waiting, &turn).await {
+        Ok(Offered::Recorded) => return (key, Ended::Done),
+        Ok(Offered::NotYetItsTurn) => return (key, Ended::PutBack),
+        // It has just expired, or its outcome was recorded on another way: the queue will say so in a moment. Until it does, those
+        // behind wait: it might be due after all.
+        Ok(Offered::NoLongerDue) => {
+            turn.fail();
+            (SETTLE, Ended::PutBack)
+        }
+        // It is not picked again before its bodies are here, or its time has come, and holds up nobody meanwhile; if it could not
+        // be noted, it is found again after a rest.
+        Ok(Offered::BodiesLost { noted } | Offered::NotYet { noted }) => {
+            turn.step_aside().await;
+            if noted {
+                return (key, Ended::Done);
+            }
+            (REST, Ended::Done)
+        }
         Err(error) => {
             let (seq, recipient) = (key.0.0, &key.1);
             tracing::warn!(%node, seq, %recipient, %error, "an offer was not taken; it waits on");
             docaxis_failpoints::defect!("broker.defect.dropped-on-retry" befalls format!("{seq} {recipient}"));
-            REST
+            // A node without room takes nothing: that one is no worse than those behind it.
+            let own = !matches!(&error, StreamError::Io(IoError::Refused(reason)) if has_no_room(reason.known()));
+            if own && failures + 1 >= TRIES {
+                turn.step_aside().await;
+            } else {
+                turn.fail();
+            }
+            (REST, if own { Ended::NotTaken } else { Ended::PutBack })
         }
     };
     tokio::select! {
@@ -153,13 +210,19 @@ async fn offer(exchange: Arc<Exchange>, node: NodeId, connection: Connection, wa
         () = tokio::time::sleep(rest) => {}
         _ = connection.closed() => {}
     }
-    key
+    (key, ended)
+}
+
+const fn has_no_room(reason: ReasonCode) -> bool {
+    matches!(reason, ReasonCode::DiskFull | ReasonCode::OverQuota)
 }
 
 /// How an offer ended without an error.
 pub enum Offered {
     Recorded,
     NoLongerDue,
+    /// Earlier ones of the same sender come first.
+    NotYetItsTurn,
     /// Its appointed time is still to come.
     NotYet {
         noted: bool,
@@ -175,6 +238,7 @@ async fn hand_over(
     node: &NodeId,
     connection: &Connection,
     waiting: Waiting,
+    turn: &Turn,
 ) -> Result<Offered, StreamError> {
     let (reader, to) = (exchange.clone(), node.clone());
     let prepared =
@@ -187,10 +251,14 @@ async fn hand_over(
             return Ok(Offered::BodiesLost { noted: exchange.ask_sender(&dispatch, &parts) });
         }
     };
+    let small = offering.offer.inline.len() == offering.dispatch.parts.len();
+    if turn.begin(small).await == Err(PutBack) {
+        return Ok(Offered::NotYetItsTurn);
+    }
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
     // QUIC sends higher numbers first: an urgent letter passes in the middle of a large part.
     let _gone = send.set_priority(i32::from(offering.dispatch.priority));
-    let told = converse(exchange, node, offering, &mut send, &mut recv).await;
+    let told = converse(exchange, node, offering, turn, (&mut send, &mut recv)).await;
     if let Err(error) = &told
         && let StreamError::Io(io) = error
         && io.is_fault()
@@ -212,7 +280,8 @@ pub async fn again(
     offering: Offering,
 ) -> Result<Offered, StreamError> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
-    let told = converse(exchange, node, offering, &mut send, &mut recv).await?;
+    // Its outcome is on record: nothing is ahead of it.
+    let told = converse(exchange, node, offering, &Turn::default(), (&mut send, &mut recv)).await?;
     if matches!(told, Offered::BodiesLost { .. }) {
         // Reset rather than finish: what is not whole must not look whole.
         let _gone = (send.reset(io::code::BODY_LOST.into()), recv.stop(io::code::BODY_LOST.into()));
@@ -224,8 +293,8 @@ async fn converse(
     exchange: &Arc<Exchange>,
     node: &NodeId,
     offering: Offering,
-    send: &mut SendStream,
-    recv: &mut RecvStream,
+    turn: &Turn,
+    (send, recv): (&mut SendStream, &mut RecvStream),
 ) -> Result<Offered, StreamError> {
     let Offering { offer, bodies: inline, dispatch } = offering;
     let recipient = offer.recipient.clone();
@@ -269,7 +338,7 @@ async fn converse(
         io::refuse(send, reason.clone(), exchange.now()).await?;
         return Err(IoError::Refused(reason).into());
     }
-    match exchange.state(node, sealed).await? {
+    match exchange.state(node, sealed, Way::Offered(turn)).await? {
         Ok(outcome) => {
             docaxis_failpoints::failpoint!("broker.handover.answering");
             io::write(send, &Frame::Recorded(outcome)).await?;
@@ -279,7 +348,8 @@ async fn converse(
         }
         Err(reason) => {
             io::refuse(send, reason.clone(), exchange.now()).await?;
-            Err(IoError::Refused(reason).into())
+            // Its statement is as good as before: it is offered again, and the node says the same.
+            if turn.is_put_back() { Ok(Offered::NotYetItsTurn) } else { Err(IoError::Refused(reason).into()) }
         }
     }
 }

@@ -9,6 +9,7 @@ use docaxis_protocol::{NodeId, ReasonCode};
 use quinn::Connection;
 
 use super::io::{self, IoError};
+use super::submissions::Submissions;
 use super::submit::{self, StreamError};
 use crate::bells::Bell;
 use crate::dispatch::{Exchange, Wanted};
@@ -63,7 +64,11 @@ async fn converse(
     let resend = Resend { sender, dispatch: id, parts: parts.into_keys().collect() };
     io::write(&mut send, &Frame::Resend(resend)).await?;
     match io::read(&mut recv, Class::Large, "Submit").await? {
-        Frame::Submit(submit) => submit::serve(exchange, node, submit, &mut send, &mut recv).await,
+        // It was accepted in its turn: nobody waits for it.
+        Frame::Submit(submit) => {
+            let order = (&Submissions::default(), vec![]);
+            submit::serve(exchange, node, submit, order, (&mut send, &mut recv)).await
+        }
         Frame::Refused(refusal) => Err(IoError::Refused(refusal.reason).into()),
         other => Err(IoError::Unexpected { expected: "Submit or Refused", found: other.name() }.into()),
     }

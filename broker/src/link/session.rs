@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use docaxis_protocol::frame::{
-    Class, Follow, Frame, Hello, Notices, Report, Reported, VERSION, VERSION_WITHOUT_HOLDS, Welcome,
+    Class, Follow, Frame, Hello, Notices, Report, Reported, VERSION_WITHOUT_HOLDS, VERSIONS, Welcome,
 };
 use docaxis_protocol::limits::{MAX_BATCH, MAX_CLOCK_SKEW, MAX_ENVELOPE_BYTES};
 use docaxis_protocol::{AgencyCode, NodeId, Reason, ReasonCode};
@@ -19,9 +19,10 @@ use super::give_back;
 use super::io::{self, IoError};
 use super::push;
 use super::resend;
+use super::submissions::Submissions;
 use super::submit::{self, StreamError};
 use crate::bells::Bell;
-use crate::dispatch::{Exchange, ExchangeError, size_of_item};
+use crate::dispatch::{Exchange, ExchangeError, Way, size_of_item};
 use crate::evidence::log::LogError;
 
 /// How often a follower's evidence is looked for, whether or not the bell rang.
@@ -72,8 +73,9 @@ async fn greet(exchange: &Arc<Exchange>, connection: &Connection, peer: &Peer) -
         io::refuse(&mut send, reason, now).await?;
         return Ok(None);
     }
-    let version = if hello.versions.contains(&VERSION) { VERSION } else { VERSION_WITHOUT_HOLDS };
-    if version == VERSION {
+    let spoken = VERSIONS.into_iter().find(|version| hello.versions.contains(version));
+    let version = spoken.unwrap_or(VERSION_WITHOUT_HOLDS);
+    if version > VERSION_WITHOUT_HOLDS {
         compare(exchange, peer, &mut recv).await?;
     }
     let agencies = match peer {
@@ -111,11 +113,9 @@ async fn compare(exchange: &Arc<Exchange>, peer: &Peer, recv: &mut RecvStream) -
 }
 
 fn objection(hello: &Hello, now: docaxis_protocol::Timestamp) -> Option<Reason> {
-    if !hello.versions.iter().any(|version| [VERSION, VERSION_WITHOUT_HOLDS].contains(version)) {
-        let text = format!(
-            "the node speaks versions {:?} of the link; this broker speaks {VERSION_WITHOUT_HOLDS} and {VERSION}",
-            hello.versions
-        );
+    if !hello.versions.iter().any(|version| VERSIONS.contains(version)) {
+        let text =
+            format!("the node speaks versions {:?} of the link; this broker speaks {VERSIONS:?}", hello.versions);
         return Some(ReasonCode::NotYetSupported.because(text));
     }
     let off = hello.time.since(now).max(now.since(hello.time));
@@ -128,10 +128,11 @@ fn objection(hello: &Hello, now: docaxis_protocol::Timestamp) -> Option<Reason> 
 async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeId, version: u16) {
     tracing::info!(%node, remote = %connection.remote_address(), "linked");
     let bell = exchange.bells.hang(&node);
+    let submissions = Arc::new(Submissions::default());
     let mut streams = JoinSet::new();
     streams.spawn(push::run(exchange.clone(), node.clone(), connection.clone(), bell.clone()));
     streams.spawn(resend::run(exchange.clone(), node.clone(), connection.clone(), bell.clone()));
-    if version >= VERSION {
+    if version > VERSION_WITHOUT_HOLDS {
         streams.spawn(give_back::run(exchange.clone(), node.clone(), connection.clone()));
     }
     loop {
@@ -144,7 +145,7 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
             }
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
-                    let link = (connection.clone(), bell.clone());
+                    let link = (connection.clone(), bell.clone(), submissions.clone());
                     streams.spawn(serve_stream(exchange.clone(), node.clone(), link, send, recv));
                 }
                 Err(error) => {
@@ -161,13 +162,24 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
 async fn serve_stream(
     exchange: Arc<Exchange>,
     node: NodeId,
-    (connection, bell): (Connection, Arc<Bell>),
+    (connection, bell, submissions): (Connection, Arc<Bell>, Arc<Submissions>),
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
     let served = async {
         match io::read(&mut recv, Class::Large, "a request").await? {
-            Frame::Submit(request) => submit::serve(&exchange, &node, request, &mut send, &mut recv).await,
+            Frame::Submit(request) => {
+                let order = (&*submissions, vec![]);
+                submit::serve(&exchange, &node, request, order, (&mut send, &mut recv)).await
+            }
+            Frame::Behind(behind) => {
+                let request = match io::read(&mut recv, Class::Large, "Submit").await? {
+                    Frame::Submit(request) => request,
+                    other => return Err(IoError::Unexpected { expected: "Submit", found: other.name() }.into()),
+                };
+                let order = (&*submissions, behind);
+                submit::serve(&exchange, &node, request, order, (&mut send, &mut recv)).await
+            }
             Frame::Report(report) => take_report(&exchange, &node, report, &mut send).await,
             Frame::Follow(follow) => feed_evidence(&exchange, &node, &bell, follow, &mut send).await,
             Frame::FetchProofs(leaves) => give_proofs(&exchange, leaves, &mut send).await,
@@ -231,7 +243,7 @@ async fn take_report(
             answers.push(Err(ReasonCode::Busy.because("the answer to this report is full; report it again")));
             continue;
         }
-        let answer = exchange.state(node, statement).await?;
+        let answer = exchange.state(node, statement, Way::Reported).await?;
         bytes += answer.as_ref().map_or(0, |outcome| outcome.evidence.bytes.len());
         answers.push(answer);
     }

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use docaxis_protocol::frame::{Done, Frame, Need, Submit};
 use docaxis_protocol::limits::MAX_INLINE_BODY_BYTES;
-use docaxis_protocol::{NodeId, Reason};
+use docaxis_protocol::{DispatchId, NodeId, Reason, ReasonCode};
 use quinn::{RecvStream, SendStream};
 
 use super::bodies::{self, BodyError, Received};
 use super::io::{self, IoError};
+use super::submissions::Submissions;
 use crate::dispatch::{Admitted, Exchange, ExchangeError, Intake, inline_sizes};
 
 #[derive(Debug, thiserror::Error)]
@@ -35,12 +36,16 @@ pub async fn serve(
     exchange: &Arc<Exchange>,
     node: &NodeId,
     submit: Submit,
-    send: &mut SendStream,
-    recv: &mut RecvStream,
+    (submissions, behind): (&Submissions, Vec<DispatchId>),
+    (send, recv): (&mut SendStream, &mut RecvStream),
 ) -> Result<(), StreamError> {
     let Submit { envelope: sealed, inline: announced } = submit;
     let envelope = match exchange.read_envelope(&sealed).await? {
         Ok(envelope) => envelope,
+        Err(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
+    };
+    let turn = match submissions.enter(&envelope.sender.agency, envelope.id, &behind) {
+        Ok(turn) => turn,
         Err(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
     };
     let sizes = match inline_sizes(&envelope, &announced) {
@@ -52,13 +57,18 @@ pub async fn serve(
         inline.push((index, bodies::receive_small(recv, size).await?));
     }
     docaxis_failpoints::failpoint!("broker.submit.read");
-    let done = match exchange.look(node, envelope, sealed, inline).await? {
+    // Before it costs work: what is behind is checked, signed and queued for commit one after the other, and committed together.
+    if turn.wait().await.is_err() {
+        let text = "a dispatch that is to be accepted before this one was not; submit both again";
+        return Ok(io::refuse(send, ReasonCode::Busy.because(text), exchange.now()).await?);
+    }
+    let done = match exchange.look(node, envelope, sealed, inline, &turn).await? {
         Intake::Answered(done) => done,
         Intake::Refused(reason) => return Ok(io::refuse(send, reason, exchange.now()).await?),
         Intake::Admitted(admitted) => match collect(exchange, admitted, send, recv).await? {
             Ok(admitted) => {
                 docaxis_failpoints::failpoint!("broker.submit.collected");
-                exchange.accept(admitted).await?
+                exchange.accept(admitted, &turn).await?
             }
             Err((admitted, reason)) if admitted.is_known() => {
                 return Ok(io::refuse(send, reason, exchange.now()).await?);
@@ -66,6 +76,8 @@ pub async fn serve(
             Err((admitted, reason)) => exchange.reject_admitted(admitted, reason).await?,
         },
     };
+    // Whatever it is, it is on record.
+    turn.pass();
     answer(send, done).await
 }
 

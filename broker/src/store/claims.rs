@@ -142,6 +142,7 @@ fn found_again(store: &Arc<dyn Store>) {
     assert_eq!(store.lookup(&agency("A53.01"), sent.id).unwrap(), None);
     assert_eq!(store.find(sent.id).unwrap(), [Seq(0)]);
     assert_eq!(store.dispatch(Seq(1)).unwrap(), None);
+    assert_eq!((store.sender(Seq(0)).unwrap(), store.sender(Seq(1)).unwrap()), (Some(found.sender), None));
     let waits = |code: &str| Delivery {
         recipient: agency(code),
         state: DeliveryState::Waiting,

@@ -269,6 +269,8 @@ pub trait Store: Send + Sync {
     /// thousand of each, in order.
     fn find(&self, id: DispatchId) -> Result<Vec<Seq>, StoreError>;
     fn dispatch(&self, seq: Seq) -> Result<Option<Dispatch>, StoreError>;
+    /// Who sent an accepted dispatch: a small read, where [`Store::dispatch`] reads the whole envelope.
+    fn sender(&self, seq: Seq) -> Result<Option<AgencyCode>, StoreError>;
     fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Option<Delivery>, StoreError>;
     /// All deliveries of a dispatch, in order of the recipients' codes.
     fn deliveries(&self, seq: Seq) -> Result<Vec<Delivery>, StoreError>;

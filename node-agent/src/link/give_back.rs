@@ -1,6 +1,8 @@
 //! Gives the evidence that this node holds back to an exchange whose data was put back from an older copy. It is the
 //! exchange's own evidence, and envelopes that it had: nothing in the answer is new to it.
 
+use std::sync::atomic::Ordering;
+
 use docaxis_protocol::frame::{Frame, GivenLeaf};
 use docaxis_protocol::limits::{MAX_BATCH, MAX_LARGE_FRAME_BYTES};
 
@@ -21,6 +23,7 @@ pub async fn run(session: &Session, mut stream: Stream, from: u64) -> Result<(),
     stream.write(&Frame::GivenBack(Vec::new())).await?;
     stream.finish();
     shared.changed();
+    shared.queued_again.store(true, Ordering::Relaxed);
     shared.outbox.notify_one();
     Ok(())
 }

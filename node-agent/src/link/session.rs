@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use docaxis_protocol::frame::{Class, Frame, Hello, Holds, VERSION, VERSION_WITHOUT_HOLDS, Welcome};
+use docaxis_protocol::frame::{Class, Frame, Hello, Holds, VERSION_WITHOUT_HOLDS, VERSIONS, Welcome};
 use docaxis_protocol::limits::MAX_BATCH;
 use docaxis_protocol::tlog::{KeyKind, VerifierKey};
 use docaxis_protocol::{ReasonCode, Timestamp};
@@ -90,7 +90,7 @@ async fn hello(shared: &Arc<Shared>, connection: &Connection) -> Result<Welcome,
     let pair = connection.open_bi().await.map_err(|e| LinkError::Connection(e.to_string()))?;
     let mut stream = Stream::new(pair, shared.config.link.connect_timeout);
     let hello = Hello {
-        versions: vec![VERSION, VERSION_WITHOUT_HOLDS],
+        versions: VERSIONS.to_vec(),
         software: concat!("docaxis/", env!("CARGO_PKG_VERSION")).into(),
         time: shared.env.now(),
         mailbox_epoch: shared.mailbox.epoch().await?,
@@ -100,7 +100,7 @@ async fn hello(shared: &Arc<Shared>, connection: &Connection) -> Result<Welcome,
     stream.write(&Frame::Holds(Holds { checkpoint: shared.mailbox.checkpoint().await? })).await?;
     stream.finish();
     match stream.read(Class::Large).await? {
-        Frame::Welcome(welcome) if [VERSION, VERSION_WITHOUT_HOLDS].contains(&welcome.version) => Ok(welcome),
+        Frame::Welcome(welcome) if VERSIONS.contains(&welcome.version) => Ok(welcome),
         Frame::Welcome(welcome) => Err(LinkError::Protocol(format!("it speaks version {}", welcome.version))),
         other => Err(LinkError::Unexpected { found: other.name(), expected: "Welcome" }),
     }
@@ -115,7 +115,7 @@ async fn work(session: Arc<Session>, stop: &mut watch::Receiver<bool>) -> Result
     tasks.spawn(report::run(session.clone(), quitting.clone()));
     tasks.spawn(evidence::follow(session.clone(), quitting.clone()));
     tasks.spawn(evidence::fetch_proofs(session.clone(), quitting.clone()));
-    if session.welcome.version >= VERSION {
+    if session.welcome.version > VERSION_WITHOUT_HOLDS {
         tasks.spawn(missed::run(session.clone(), quitting.clone()));
     }
     tasks.spawn(directory::follow(session.clone(), quitting));

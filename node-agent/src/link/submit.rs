@@ -1,12 +1,14 @@
-//! Sends what the outbox holds, several dispatches at a time. Each try sends the very bytes that were stored when the
+//! Sends what the outbox holds, several dispatches at a time, in the order that `order` gives. Each try sends the very bytes that were stored when the
 //! dispatch was made; only signed evidence ends it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use docaxis_protocol::envelope::Envelope;
-use docaxis_protocol::frame::{Class, Done, Frame, Intake, Need, Resend, Submit};
+use docaxis_protocol::frame::{Class, Done, Frame, Intake, Need, Resend, Submit, VERSION_WITHOUT_ORDER};
 use docaxis_protocol::{DispatchId, Event, Evidence, Reason, ReasonCode, Timestamp, limits};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -15,44 +17,35 @@ use super::io::Stream;
 use super::session::Session;
 use super::{LinkError, offer};
 use crate::agent::told_to_stop;
-use crate::mailbox::{self, EvidenceRow, OutState, OutgoingRow};
+use crate::mailbox::{self, EvidenceRow, MailboxError, OutState, OutgoingRow};
+use crate::order::{Ended, Next, Order};
 use crate::outbox::{self, Answer, Verdict};
 
 /// Exchanges of `Need` and bodies in one submission: one is usual, a second follows if a body was destroyed meanwhile.
 const MAX_ROUNDS: usize = 4;
 /// How long a dispatch rests whose answer found no room on our disk.
-const AFTER_FULL: std::time::Duration = std::time::Duration::from_secs(1);
+const AFTER_FULL: Duration = Duration::from_secs(1);
+/// Every priority of a dispatch.
+const PRIORITIES: std::ops::RangeInclusive<u8> = 0..=limits::MAX_PRIORITY;
 /// How long to wait for something due when nothing says when.
-const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+type Tried = Result<(DispatchId, Ended), LinkError>;
 
 pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
     let shared = session.shared.clone();
     let concurrent = shared.config.outbox.concurrent.get();
-    let mut under_way = BTreeSet::new();
-    let mut tasks: JoinSet<(DispatchId, Result<(), LinkError>)> = JoinSet::new();
+    let mut order = Order::default();
+    let mut tasks: JoinSet<Tried> = JoinSet::new();
     let ended = loop {
-        let room = concurrent.saturating_sub(under_way.len());
-        if room > 0 {
-            let due = match shared.mailbox.due(shared.env.now(), under_way.clone(), room).await {
-                Ok(due) => due,
-                Err(error) => break Err(error.into()),
-            };
-            for row in due {
-                under_way.insert(row.id);
-                let session = session.clone();
-                tasks.spawn(async move {
-                    let id = row.id;
-                    let sent = send_one(&session, row).await;
-                    (id, unless_full(&session, sent).await)
-                });
-            }
+        let room = concurrent.saturating_sub(tasks.len());
+        if room > 0
+            && let Err(error) = begin(&session, &mut order, &mut tasks, room).await
+        {
+            break Err(error.into());
         }
-        let next = if under_way.is_empty() { shared.mailbox.next_due().await } else { Ok(None) };
-        let pause = match next {
-            Ok(Some(at)) => at.since(shared.env.now()).max(std::time::Duration::from_millis(1)),
-            Ok(None) => LOOK_AGAIN,
-            Err(error) => break Err(error.into()),
-        };
+        let now = shared.env.now();
+        let pause = order.next_at(now).map_or(LOOK_AGAIN, |at| at.since(now).max(Duration::from_millis(1)));
         tokio::select! {
             biased;
             () = told_to_stop(&mut quit) => break Ok(()),
@@ -61,12 +54,9 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
                 let mut ended = Some(done);
                 let mut failed = None;
                 while let Some(done) = ended {
-                    match done {
-                        Ok((id, result)) => {
-                            under_way.remove(&id);
-                            failed = failed.or(result.err());
-                        }
-                        Err(_) => failed = Some(LinkError::Panicked),
+                    match done.unwrap_or(Err(LinkError::Panicked)) {
+                        Ok((id, ended)) => order.ended(id, ended),
+                        Err(error) => failed = failed.or(Some(error)),
                     }
                     ended = tasks.try_join_next();
                 }
@@ -82,22 +72,65 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     ended
 }
 
+/// Reads on in the outbox, and begins up to `room` submissions.
+async fn begin(
+    session: &Arc<Session>,
+    order: &mut Order,
+    tasks: &mut JoinSet<Tried>,
+    mut room: usize,
+) -> Result<(), MailboxError> {
+    let shared = &session.shared;
+    let beside = session.welcome.version > VERSION_WITHOUT_ORDER;
+    if shared.queued_again.swap(false, Ordering::Relaxed) {
+        order.read_anew();
+    }
+    loop {
+        let places = PRIORITIES.filter_map(|priority| Some((priority, order.read_from(priority)?))).collect();
+        let found = shared.mailbox.queued_behind(places, room).await?;
+        let more = found.len() >= room;
+        found.into_iter().for_each(|waits| order.add(waits));
+        let next = order.next(shared.env.now(), room, beside);
+        let rows = match next.is_empty() {
+            true => vec![],
+            false => shared.mailbox.queued_at(next.iter().map(|next| next.seq).collect()).await?,
+        };
+        let mut rows: BTreeMap<DispatchId, OutgoingRow> = rows.into_iter().map(|row| (row.id, row)).collect();
+        for Next { id, behind, .. } in next {
+            // Evidence about it may have come on another way.
+            let Some(row) = rows.remove(&id) else {
+                order.ended(id, Ended::Settled);
+                continue;
+            };
+            room = room.saturating_sub(1);
+            let session = session.clone();
+            tasks.spawn(async move {
+                let sent = send_one(&session, row, behind).await;
+                Ok((id, unless_full(&session, sent).await?))
+            });
+        }
+        if room == 0 || !more {
+            return Ok(());
+        }
+    }
+}
+
 /// What could not be written down for want of room is as if it had not been tried: it is tried again, with the same bytes.
-async fn unless_full(session: &Session, sent: Result<(), LinkError>) -> Result<(), LinkError> {
+async fn unless_full(session: &Session, sent: Result<Ended, LinkError>) -> Result<Ended, LinkError> {
     match sent {
         Err(error) if error.is_disk_full() => {
             session.shared.space.ran_out();
             tokio::time::sleep(AFTER_FULL).await;
-            Ok(())
+            Ok(Ended::PutBack)
         }
         sent => sent,
     }
 }
 
 /// One try. An error here is one of the mailbox: the try's own end is written there.
-async fn send_one(session: &Session, row: OutgoingRow) -> Result<(), LinkError> {
+async fn send_one(session: &Session, row: OutgoingRow, behind: Vec<DispatchId>) -> Result<Ended, LinkError> {
     let shared = &session.shared;
-    let (answer, evidence) = match try_once(session, &row).await {
+    let follows = !behind.is_empty();
+    let (answer, evidence) = match try_once(session, &row, behind).await {
         Ok((done, evidence)) => {
             let reason = evidence.reasons.first().cloned();
             let stored = EvidenceRow {
@@ -116,6 +149,11 @@ async fn send_one(session: &Session, row: OutgoingRow) -> Result<(), LinkError> 
                 _ => Answer::Rejected(reason.unwrap_or_else(|| ReasonCode::Other.because("no reason was given"))),
             };
             (answer, Some(stored))
+        }
+        // What it was to follow was not accepted, or nothing is: it is no failure of this one.
+        Err(LinkError::Refused(refusal)) if follows && refusal.reason.known() == ReasonCode::Busy => {
+            tracing::debug!(dispatch = %row.id, reason = %refusal.reason, "a dispatch follows when those before it were taken");
+            return Ok(Ended::PutBack);
         }
         Err(LinkError::Refused(refusal)) => (Answer::Refused(refusal.reason), None),
         Err(LinkError::Mailbox(error)) => return Err(error.into()),
@@ -148,24 +186,31 @@ async fn send_one(session: &Session, row: OutgoingRow) -> Result<(), LinkError> 
     }
     docaxis_failpoints::failpoint!("agent.submit.settled");
     shared.changed();
-    Ok(())
+    Ok(Ended::Settled)
 }
 
-async fn postpone(session: &Session, row: &OutgoingRow, at: Timestamp, why: Reason) -> Result<(), LinkError> {
+async fn postpone(session: &Session, row: &OutgoingRow, until: Timestamp, why: Reason) -> Result<Ended, LinkError> {
     let shared = &session.shared;
-    tracing::info!(dispatch = %row.id, %why, %at, "a dispatch is tried again later");
-    shared.mailbox.postpone(row.id, at, why).await?;
+    tracing::info!(dispatch = %row.id, %why, at = %until, "a dispatch is tried again later");
+    shared.mailbox.postpone(row.id, until, why.clone()).await?;
     shared.changed();
-    Ok(())
+    Ok(Ended::Postponed { attempts: row.attempts.saturating_add(1), until, why })
 }
 
-async fn try_once(session: &Session, row: &OutgoingRow) -> Result<(Done, Evidence), LinkError> {
+async fn try_once(
+    session: &Session,
+    row: &OutgoingRow,
+    behind: Vec<DispatchId>,
+) -> Result<(Done, Evidence), LinkError> {
     let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| refused_here(session, e.reason()))?;
     let inline = choose_inline(&envelope, |_| true);
     let bodies = read_inline(session, &envelope, &inline).await?;
     let mut stream = session.open().await?;
     // Lower numbers would be sent later; urgent dispatches go before normal ones on a busy link.
     let _closed = stream.send.set_priority(i32::from(envelope.priority));
+    if !behind.is_empty() {
+        stream.write(&Frame::Behind(behind)).await?;
+    }
     converse(session, &mut stream, row, &envelope, (inline, bodies)).await
 }
 

@@ -136,13 +136,13 @@ impl Exchange {
         let connection = self.endpoint.accept().await.unwrap().await.unwrap();
         let mut stream = Stream::new(connection.accept_bi().await.unwrap(), PATIENCE);
         let Frame::Hello(hello) = stream.read(Class::Control).await.unwrap() else { panic!("no Hello") };
-        assert_eq!((hello.versions, hello.mailbox_epoch), (vec![2, 1], 1));
+        assert_eq!((hello.versions, hello.mailbox_epoch), (vec![3, 2, 1], 1));
         let Frame::Holds(_) = stream.read(Class::Control).await.unwrap() else { panic!("no Holds") };
         let chain = |der: &Vec<u8>| {
             docaxis_protocol::envelope::Chain::from_ders([der.clone(), self.broker.common.seals_ca.clone()])
         };
         let welcome = Welcome {
-            version: 2,
+            version: 3,
             software: "test".into(),
             time: Env::real().now(),
             origin: self.broker.origin.clone(),
@@ -284,7 +284,11 @@ impl Link {
         let task = tokio::spawn(async move {
             while let Ok(pair) = accepting.accept_bi().await {
                 let mut stream = Stream::new(pair, PATIENCE);
-                let Ok(frame) = stream.read(Class::Large).await else { continue };
+                let Ok(mut frame) = stream.read(Class::Large).await else { continue };
+                if let Frame::Behind(_) = frame {
+                    let Ok(submit) = stream.read(Class::Large).await else { continue };
+                    frame = submit;
+                }
                 let _gone = senders[frame.name()].send((frame, stream));
             }
         });

@@ -1,8 +1,6 @@
 //! What agencies of this node send: durable from the moment an id is given out.
 
-use std::collections::BTreeSet;
-
-use docaxis_protocol::{AgencyCode, Digest, DispatchId, Reason, SealedEnvelope, StatusCode, Timestamp};
+use docaxis_protocol::{AgencyCode, Digest, DispatchId, Reason, SealedEnvelope, StatusCode, Timestamp, limits};
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 
 use super::incoming::Destroyed;
@@ -12,6 +10,7 @@ use super::rows::{self, DeliveryState, OutState};
 use super::{
     DocumentKeys, EvidenceRow, GivesUp, Mailbox, MailboxError, Related, SmallBodies, bodies, documents, related,
 };
+use crate::order::Waits;
 
 /// A new dispatch, sealed.
 #[derive(Debug, Clone)]
@@ -70,10 +69,6 @@ pub struct DeliveryRow {
 
 const COLUMNS: &str = "seq, id, sender, envelope, envelope_sha256, seal, chain, priority, queued, state, since, attempts, next_attempt, trouble";
 
-/// What is about a dispatch of ours goes when the exchange has decided about that one: it would not know it before.
-const MAY_GO: &str = "NOT EXISTS (SELECT 1 FROM related r JOIN outgoing t ON t.id = r.target \
-                      WHERE r.dispatch = outgoing.id AND r.incoming = 0 AND t.state = 'queued')";
-
 /// A query's answer that still has to be read as domain values.
 type RowOf<T> = Result<T, MailboxError>;
 
@@ -101,6 +96,43 @@ fn outgoing(row: &Row<'_>) -> rusqlite::Result<RowOf<OutgoingRow>> {
             trouble: rows::reason(trouble),
         })
     })())
+}
+
+/// What the turn of a queued dispatch depends on.
+fn waits(connection: &Connection, seq: i64) -> Result<Waits, MailboxError> {
+    let sql = "SELECT id, sender, priority, attempts, next_attempt, trouble FROM outgoing WHERE seq = ?1";
+    let (id, sender, priority, attempts, next, trouble) = connection.prepare_cached(sql)?.query_row([seq], |row| {
+        let id: Vec<u8> = row.get(0)?;
+        let (sender, next): (String, i64) = (row.get(1)?, row.get(4)?);
+        Ok((id, sender, row.get(2)?, row.get(3)?, next, row.get(5)?))
+    })?;
+    let mut query = connection.prepare_cached("SELECT recipient FROM deliveries WHERE dispatch = ?1")?;
+    let recipients = query.query_map([&id], |row| row.get::<_, String>(0))?;
+    let recipients = recipients.map(|code| rows::name("agency code", &code?)).collect::<Result<_, MailboxError>>()?;
+    // What is about a dispatch of ours goes when the exchange has decided about that one: it would not know it before.
+    let mut query = connection.prepare_cached(
+        "SELECT r.target FROM related r JOIN outgoing t ON t.id = r.target \
+         WHERE r.dispatch = ?1 AND r.incoming = 0 AND t.state = 'queued'",
+    )?;
+    let about = query.query_map([&id], |row| row.get::<_, Vec<u8>>(0))?;
+    let about = about.map(|id| rows::dispatch(id?)).collect::<Result<_, MailboxError>>()?;
+    let sql = "SELECT coalesce(max(size), 0), coalesce(sum(size), 0) FROM part_refs \
+               WHERE dispatch = ?1 AND agency = ?2 AND incoming = 0";
+    let (largest, all): (i64, i64) =
+        connection.prepare_cached(sql)?.query_row(params![id, sender], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let fits = |size: i64, bound: usize| usize::try_from(size).is_ok_and(|size| size <= bound);
+    Ok(Waits {
+        seq: rows::uint(seq),
+        id: rows::dispatch(id)?,
+        sender: rows::name("agency code", &sender)?,
+        priority,
+        recipients,
+        large: !(fits(largest, limits::MAX_INLINE_BODY_BYTES) && fits(all, limits::MAX_INLINE_TOTAL_BYTES)),
+        about,
+        attempts,
+        next_attempt: rows::time(next),
+        trouble: rows::reason(trouble),
+    })
 }
 
 impl Mailbox {
@@ -148,47 +180,39 @@ impl Mailbox {
         .await
     }
 
-    /// Dispatches that may be tried at `now` and are not `under_way`: urgent before normal, then oldest first.
-    pub async fn due(
-        &self,
-        now: Timestamp,
-        under_way: BTreeSet<DispatchId>,
-        limit: usize,
-    ) -> Result<Vec<OutgoingRow>, MailboxError> {
+    /// What is queued, of each of these priorities behind this place of the outbox, oldest first: at most so many of each.
+    pub async fn queued_behind(&self, places: Vec<(u8, u64)>, limit: usize) -> Result<Vec<Waits>, MailboxError> {
         self.read(move |connection| {
-            // In the order of an index that holds all that is asked here: thousands may be queued, and this is asked
-            // after each answer.
-            let mut query = connection.prepare_cached(&format!(
-                "SELECT id, seq FROM outgoing INDEXED BY outgoing_order WHERE state = 'queued' AND next_attempt <= ?1 \
-                 AND {MAY_GO} ORDER BY priority DESC, seq",
-            ))?;
-            let mut found = query.query([now.unix_ms()])?;
-            let sql = format!("SELECT {COLUMNS} FROM outgoing WHERE seq = ?1");
-            let mut one = connection.prepare_cached(&sql)?;
-            let mut due = Vec::with_capacity(limit);
-            while due.len() < limit
-                && let Some(row) = found.next()?
-            {
-                if !under_way.contains(&rows::dispatch(row.get(0)?)?) {
-                    due.push(one.query_row([row.get::<_, i64>(1)?], outgoing)??);
+            // In the order of an index that holds all that is looked for: this is asked after each answer.
+            let mut query = connection.prepare_cached(
+                "SELECT seq FROM outgoing INDEXED BY outgoing_order WHERE state = 'queued' AND priority = ?1 AND seq > ?2 \
+                 ORDER BY seq LIMIT ?3",
+            )?;
+            let mut found = Vec::new();
+            for (priority, behind) in places {
+                let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+                let seqs = query.query_map(params![priority, rows::int(behind), limit], |row| row.get::<_, i64>(0))?;
+                for seq in seqs {
+                    found.push(waits(connection, seq?)?);
                 }
             }
-            Ok(due)
+            Ok(found)
         })
         .await
     }
 
-    /// When the next queued dispatch may be tried.
-    pub async fn next_due(&self) -> Result<Option<Timestamp>, MailboxError> {
-        self.read(|connection| {
-            let at: Option<i64> = connection
-                .prepare_cached(&format!(
-                    "SELECT next_attempt FROM outgoing INDEXED BY outgoing_due WHERE state = 'queued' AND {MAY_GO} \
-                     ORDER BY next_attempt LIMIT 1"
-                ))?
-                .query_row([], |row| row.get(0))
-                .optional()?;
-            Ok(at.map(rows::time))
+    /// Those of these places that are still queued.
+    pub async fn queued_at(&self, seqs: Vec<u64>) -> Result<Vec<OutgoingRow>, MailboxError> {
+        self.read(move |connection| {
+            let sql = format!("SELECT {COLUMNS} FROM outgoing WHERE seq = ?1 AND state = 'queued'");
+            let mut one = connection.prepare_cached(&sql)?;
+            let mut found = Vec::with_capacity(seqs.len());
+            for seq in seqs {
+                if let Some(row) = one.query_row([rows::int(seq)], outgoing).optional()? {
+                    found.push(row?);
+                }
+            }
+            Ok(found)
         })
         .await
     }

@@ -12,6 +12,7 @@ use docaxis_protocol::{AgencyCode, Digest, DispatchId, SealedEnvelope, Timestamp
 
 use super::*;
 use crate::link::testing::{code, envelope};
+use crate::order::Waits;
 
 pub(super) fn queued(n: u32) -> Queued {
     let mut envelope = envelope("000.00.00.G22", &["H37.DN.001"]);
@@ -243,27 +244,62 @@ fn a_body_that_was_referred_to_meanwhile_is_not_removed() {
 }
 
 #[test]
-fn urgent_goes_before_normal_then_the_oldest_and_what_is_postponed_waits() {
+fn what_is_queued_is_read_on_in_its_order_until_it_is_settled() {
     let folder = tempfile::tempdir().unwrap();
     let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
     runtime().block_on(async {
         for (n, priority) in [(1, 0), (2, 0), (3, 4), (4, 0)] {
             mailbox.queue(Queued { priority, ..queued(n) }).await.unwrap().unwrap();
         }
-        let now = queued(0).queued;
-        let later = now.plus(Duration::from_secs(1));
+        let later = queued(0).queued.plus(Duration::from_secs(1));
         let why = docaxis_protocol::ReasonCode::Busy.because("later");
         mailbox.postpone(queued(1).id, later, why.clone()).await.unwrap();
-        let due = async |at: Timestamp| {
-            mailbox.due(at, BTreeSet::new(), 10).await.unwrap().into_iter().map(|row| row.id).collect::<Vec<_>>()
+        let behind = async |places: &[(u8, u64)], limit| {
+            let found = mailbox.queued_behind(places.to_vec(), limit).await.unwrap();
+            found.into_iter().map(|waits| waits.seq).collect::<Vec<_>>()
         };
-        assert_eq!(due(now).await, [3, 2, 4].map(|n| queued(n).id));
-        assert_eq!(due(later).await, [3, 1, 2, 4].map(|n| queued(n).id));
-        let under_way = BTreeSet::from([3, 2].map(|n| queued(n).id));
-        let rest = mailbox.due(later, under_way, 1).await.unwrap();
-        assert_eq!(rest.iter().map(|row| row.id).collect::<Vec<_>>(), [queued(1).id]);
-        let row = mailbox.outgoing(queued(1).id).await.unwrap().unwrap();
-        assert_eq!((row.attempts, row.trouble), (1, Some(why)));
+        assert_eq!(behind(&[(4, 0), (0, 0)], 2).await, [3, 1, 2]);
+        assert_eq!(behind(&[(0, 2), (3, 0)], 2).await, [4]);
+        mailbox.settle(queued(2).id, OutState::Accepted, later, None, None).await.unwrap();
+        assert_eq!(behind(&[(0, 0)], 10).await, [1, 4]);
+        let left: Vec<_> = mailbox.queued_at(vec![1, 2, 9]).await.unwrap().into_iter().map(|row| row.id).collect();
+        assert_eq!(left, [queued(1).id]);
+        let new = queued(1);
+        let found = mailbox.queued_behind(vec![(0, 0)], 1).await.unwrap();
+        let expected = Waits {
+            seq: 1,
+            id: new.id,
+            sender: new.sender,
+            priority: 0,
+            recipients: new.recipients,
+            large: false,
+            about: vec![],
+            attempts: 1,
+            next_attempt: later,
+            trouble: Some(why),
+        };
+        assert_eq!(found, [expected]);
+    });
+    mailbox.close();
+}
+
+#[test]
+fn bodies_that_do_not_go_with_the_envelope_make_a_dispatch_a_large_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+    let kib = |n: u8, kib: u64| QueuedPart { sha256: Digest::of(&[n]), size: kib << 10 };
+    runtime().block_on(async {
+        let parts = [
+            vec![kib(1, 64); 1],
+            vec![kib(1, 65)],
+            (1..=4).map(|n| kib(n, 64)).collect(),
+            (1..=5).map(|n| kib(n, 60)).collect(),
+        ];
+        for (n, parts) in (1..).zip(parts) {
+            mailbox.queue(Queued { parts, ..queued(n) }).await.unwrap().unwrap();
+        }
+        let found = mailbox.queued_behind(vec![(0, 0)], 10).await.unwrap();
+        assert_eq!(found.into_iter().map(|waits| waits.large).collect::<Vec<_>>(), [false, true, false, true]);
     });
     mailbox.close();
 }

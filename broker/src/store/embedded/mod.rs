@@ -419,6 +419,10 @@ impl Store for EmbeddedStore {
         self.shared.reads().dispatch(seq)
     }
 
+    fn sender(&self, seq: Seq) -> Result<Option<AgencyCode>, StoreError> {
+        self.shared.reads().sender(seq)
+    }
+
     fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Option<Delivery>, StoreError> {
         self.shared.reads().delivery(seq, recipient)
     }

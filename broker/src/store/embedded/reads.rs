@@ -171,6 +171,10 @@ impl Reads<'_> {
         }
     }
 
+    pub fn sender(&self, seq: Seq) -> Result<Option<AgencyCode>, StoreError> {
+        Ok(head_row(seq.0, self.rows())?.map(|head| head.sender))
+    }
+
     pub fn receipt(&self, seq: Seq) -> Result<SignedEvidence, StoreError> {
         let found = self.0.leaf(seq.0)?.map(|(_, found)| found.prepared.record);
         match found {

@@ -1,0 +1,233 @@
+//! The offers under way on one link, and which of the waiting deliveries may join them: those of one sender to one
+//! recipient, in one priority, are handed over in the order of their acceptance.
+//!
+//! What is small goes at once and waits for its turn only when its statement is here ([`crate::turns`]). Behind something
+//! large, or behind something that was not taken and rests, nothing of the same sender and recipient is begun, and it takes no
+//! place among the offers. What was not taken several times over, for a reason of its own, is passed by.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use docaxis_protocol::AgencyCode;
+
+use crate::store::{Seq, StoreError, Waiting};
+use crate::turns::{Place, Stage, Turn};
+
+/// Tries after which a delivery holds up those behind it no longer.
+pub const TRIES: u32 = 3;
+/// Senders of waiting dispatches that are remembered: each costs a read of the store.
+const MAX_SENDERS: usize = 32 << 10;
+/// Deliveries whose failed tries are counted; beyond that the count begins anew.
+const MAX_FAILED: usize = 4 << 10;
+
+pub type Key = (Seq, AgencyCode);
+/// Who sent a dispatch, as the store has it.
+pub type SenderOf<'a> = &'a dyn Fn(Seq) -> Result<Option<AgencyCode>, StoreError>;
+/// Sender, recipient, priority.
+type Pair = (AgencyCode, AgencyCode, u8);
+
+#[derive(Debug)]
+struct UnderWay {
+    pair: Pair,
+    /// None if it was passed by: nobody waits for it.
+    place: Option<Arc<Place>>,
+}
+
+#[derive(Debug, Default)]
+pub struct Line {
+    under_way: BTreeMap<Key, UnderWay>,
+    pairs: BTreeMap<Pair, BTreeMap<Seq, Arc<Place>>>,
+    /// How often each that waits was not taken.
+    failed: BTreeMap<Key, u32>,
+    senders: BTreeMap<Seq, AgencyCode>,
+}
+
+/// How an offer ended, for those behind it and for its own next try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It is not offered again soon.
+    Done,
+    /// The node did not take it, for a reason that may be the dispatch's own.
+    NotTaken,
+    /// It is offered again when it may, and nothing is wrong with it.
+    PutBack,
+}
+
+impl Line {
+    pub fn len(&self) -> usize {
+        self.under_way.len()
+    }
+
+    pub fn keys(&self) -> BTreeSet<Key> {
+        self.under_way.keys().cloned().collect()
+    }
+
+    fn sender(&mut self, senders: SenderOf<'_>, seq: Seq) -> Result<AgencyCode, StoreError> {
+        if let Some(known) = self.senders.get(&seq) {
+            return Ok(known.clone());
+        }
+        let found = senders(seq)?;
+        let found = found.ok_or_else(|| StoreError::Damaged(format!("dispatch {} waits but is gone", seq.0)))?;
+        if self.senders.len() >= MAX_SENDERS {
+            self.senders.clear();
+        }
+        self.senders.insert(seq, found.clone());
+        Ok(found)
+    }
+
+    /// How often it was not taken.
+    fn failures(&self, key: &Key) -> u32 {
+        self.failed.get(key).copied().unwrap_or(0)
+    }
+
+    fn is_passed_by(&self, key: &Key) -> bool {
+        self.failures(key) >= TRIES
+    }
+
+    /// Takes out of one recipient's queue, in its order, what may not be begun now. `blocked` are the senders, by priority, of
+    /// what stands before: it is carried from page to page of the queue.
+    pub fn retain(
+        &mut self,
+        queue: &mut Vec<Waiting>,
+        blocked: &mut BTreeSet<(u8, AgencyCode)>,
+        senders: SenderOf<'_>,
+    ) -> Result<(), StoreError> {
+        let mut may_begin = Vec::with_capacity(queue.len());
+        for waiting in queue.drain(..) {
+            let key = (waiting.seq, waiting.recipient.clone());
+            match self.under_way.get(&key) {
+                Some(one) => {
+                    let stage = one.place.as_ref().map(|place| place.stage());
+                    if matches!(stage, Some(Stage::Slow | Stage::Failed)) {
+                        blocked.insert((waiting.priority, one.pair.0.clone()));
+                    }
+                }
+                None => {
+                    let sender = self.sender(senders, waiting.seq)?;
+                    if !blocked.contains(&(waiting.priority, sender)) {
+                        may_begin.push(waiting);
+                    }
+                }
+            }
+        }
+        *queue = may_begin;
+        Ok(())
+    }
+
+    /// Begins an offer, and says how often it was not taken before.
+    pub fn begin(&mut self, waiting: &Waiting, senders: SenderOf<'_>) -> Result<(Turn, u32), StoreError> {
+        let key = (waiting.seq, waiting.recipient.clone());
+        let pair = (self.sender(senders, waiting.seq)?, waiting.recipient.clone(), waiting.priority);
+        let place = Arc::new(Place::default());
+        let others = self.pairs.entry(pair.clone()).or_default();
+        let ahead = others.range(..waiting.seq).next_back().map(|(_, place)| place.clone());
+        let failures = self.failures(&key);
+        let place = if self.is_passed_by(&key) {
+            None
+        } else {
+            self.pairs.entry(pair.clone()).or_default().insert(waiting.seq, place.clone());
+            Some(place)
+        };
+        let turn = Turn::new(place.clone().unwrap_or_default(), ahead.into_iter().collect());
+        self.under_way.insert(key, UnderWay { pair, place });
+        Ok((turn, failures))
+    }
+
+    pub fn end(&mut self, key: &Key, ended: Ended) {
+        if let Some(one) = self.under_way.remove(key)
+            && let Some(others) = self.pairs.get_mut(&one.pair)
+        {
+            others.remove(&key.0);
+            if others.is_empty() {
+                self.pairs.remove(&one.pair);
+            }
+        }
+        match ended {
+            Ended::Done => {
+                self.failed.remove(key);
+                self.senders.remove(&key.0);
+            }
+            Ended::NotTaken => {
+                if self.failed.len() >= MAX_FAILED {
+                    self.failed.clear();
+                }
+                *self.failed.entry(key.clone()).or_default() += 1;
+            }
+            Ended::PutBack => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Even ones are of one sender, odd ones of another.
+    fn sender(seq: Seq) -> Result<Option<AgencyCode>, StoreError> {
+        Ok(Some(if seq.0.is_multiple_of(2) { "000.00.00.G22" } else { "000.00.01.A53" }.parse().unwrap()))
+    }
+
+    fn waiting(seq: u64) -> Waiting {
+        Waiting { recipient: "H37.DN.001".parse().unwrap(), priority: 0, seq: Seq(seq) }
+    }
+
+    fn key(seq: u64) -> Key {
+        (Seq(seq), waiting(seq).recipient)
+    }
+
+    fn begin(line: &mut Line, seq: u64) -> Turn {
+        line.begin(&waiting(seq), &sender).unwrap().0
+    }
+
+    /// Which of these may be begun.
+    fn retained(line: &mut Line, seqs: &[u64]) -> Vec<u64> {
+        let mut queue = seqs.iter().map(|seq| waiting(*seq)).collect();
+        line.retain(&mut queue, &mut BTreeSet::new(), &sender).unwrap();
+        queue.iter().map(|waiting| waiting.seq.0).collect()
+    }
+
+    #[tokio::test]
+    async fn behind_a_large_one_the_other_senders_alone_go_on() {
+        let mut line = Line::default();
+        let large = begin(&mut line, 2);
+        assert_eq!(retained(&mut line, &[2, 3, 4]), [3, 4], "nobody knows yet how large it is");
+        large.begin(false).await.unwrap();
+        assert_eq!(retained(&mut line, &[2, 3, 4, 5]), [3, 5]);
+        line.end(&key(2), Ended::Done);
+        assert_eq!(retained(&mut line, &[3, 4, 5]), [3, 4, 5]);
+    }
+
+    #[tokio::test]
+    async fn one_that_was_not_taken_is_passed_by_after_so_many_tries_and_until_then_holds_up_its_own() {
+        let mut line = Line::default();
+        for tries in 0..TRIES {
+            let turn = begin(&mut line, 2);
+            assert_eq!(line.failures(&key(2)), tries);
+            turn.fail();
+            assert_eq!(retained(&mut line, &[2, 3, 4]), [3]);
+            line.end(&key(2), Ended::NotTaken);
+        }
+        let again = begin(&mut line, 2);
+        again.begin(false).await.unwrap();
+        assert_eq!(retained(&mut line, &[2, 4]), [4]);
+        assert_eq!(begin(&mut line, 4).wait().await, Ok(()), "nor is it waited for");
+        line.end(&key(2), Ended::Done);
+        assert_eq!(line.failures(&key(2)), 0);
+    }
+
+    #[tokio::test]
+    async fn each_waits_for_the_nearest_of_its_sender_ahead_of_it() {
+        let mut line = Line::default();
+        let turns = [2, 3, 4].map(|seq| begin(&mut line, seq));
+        turns[2].pass();
+        // One that was held until now stands ahead of them, and behind nobody.
+        assert_eq!(
+            (begin(&mut line, 0).wait().await, turns[0].wait().await, turns[1].wait().await),
+            (Ok(()), Ok(()), Ok(()))
+        );
+        let last = begin(&mut line, 6);
+        assert_eq!(last.wait().await, Ok(()));
+        last.pass();
+        assert_eq!((line.len(), line.keys().len()), (5, 5));
+    }
+}

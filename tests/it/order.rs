@@ -1,0 +1,110 @@
+//! Claims about the order of arrival, over real agents and a real broker.
+
+use std::collections::BTreeMap;
+
+use docaxis_protocol::{DispatchId, Event};
+
+use crate::testnet::{Letter, Sent, TestNet, code, letter};
+
+const G22: &str = "000.00.00.G22";
+const A53: &str = "000.00.01.A53";
+const DN: &str = "H37.DN.001";
+const TC: &str = "H37.TC.002";
+const NODES: &[(&str, &[&str])] = &[("g22", &[G22]), ("h37", &[DN, TC]), ("a53", &[A53])];
+/// Several times what is under way at once.
+const MANY: usize = 200;
+const LARGE_BYTES: usize = 6 << 20;
+
+/// Leaves of the acceptances, and of the handovers to one recipient, in the order in which the letters were queued.
+fn leaves(net: &TestNet, sent: &[Sent], to: &str) -> [Vec<u64>; 2] {
+    let mut found = [vec![], vec![]];
+    for one in sent.iter().filter(|one| one.to.iter().any(|code| code == to)) {
+        let rows = net.block_on(net.agent_of(&one.from).evidence(one.id)).unwrap();
+        let leaf = |event, of: Option<&str>| {
+            let mut leaves = rows.iter().filter(|row| row.event == event && row.recipient == of.map(code));
+            leaves.next().unwrap_or_else(|| panic!("{event} of {}", one.letter.subject)).leaf
+        };
+        found[0].push(leaf(Event::SubmissionAcceptance, None));
+        found[1].push(leaf(Event::ContentHandover, Some(to)));
+    }
+    found
+}
+
+fn numbered(number: usize) -> Letter {
+    letter().about(format!("Số {number}"))
+}
+
+#[test]
+fn many_small_ones_and_a_large_one_among_them_arrive_in_the_order_in_which_they_were_queued() {
+    let mut net = TestNet::start(NODES);
+    net.stop_broker();
+    let sent: Vec<Sent> = (0..MANY)
+        .map(|number| match number {
+            20 | 90 => net.send(G22, &[DN], numbered(number).with_part("ban-do.tif", LARGE_BYTES)),
+            number if number % 7 == 0 => net.send(G22, &[TC, DN], numbered(number)),
+            number if number % 5 == 0 => net.send(G22, &[TC], numbered(number)),
+            _ => net.send(G22, &[DN], numbered(number)),
+        })
+        .collect();
+    net.start_broker();
+    for one in &sent {
+        net.wait_handed_over(one);
+    }
+    for to in [DN, TC] {
+        for leaves in leaves(&net, &sent, to) {
+            assert!(leaves.is_sorted(), "{to}: {leaves:?}");
+        }
+    }
+    let inbox: Vec<_> = net.inbox(DN).into_iter().map(|received| received.id).collect();
+    let expected: BTreeMap<DispatchId, usize> = sent.iter().enumerate().map(|(n, one)| (one.id, n)).collect();
+    assert_eq!(inbox.len(), sent.iter().filter(|one| one.to.contains(&DN.to_owned())).count());
+    assert!(inbox.iter().all(|id| expected.contains_key(id)));
+}
+
+#[test]
+fn an_urgent_one_overtakes_what_the_same_sender_queued_before() {
+    let mut net = TestNet::start(NODES);
+    net.stop_broker();
+    let mut sent: Vec<Sent> = (0..MANY).map(|number| net.send(G22, &[DN], numbered(number))).collect();
+    sent.push(net.send(G22, &[DN], Letter { priority: 4, ..numbered(MANY) }));
+    net.start_broker();
+    for one in &sent {
+        net.wait_handed_over(one);
+    }
+    for mut leaves in leaves(&net, &sent, DN) {
+        let urgent = leaves.pop().unwrap();
+        assert!(leaves.is_sorted(), "{leaves:?}");
+        assert!(leaves.iter().filter(|leaf| **leaf < urgent).count() < MANY / 2, "{urgent} among {leaves:?}");
+    }
+}
+
+#[test]
+fn what_waited_for_a_recipient_arrives_in_order_when_it_comes_back() {
+    let mut net = TestNet::start(NODES);
+    net.stop_node("h37");
+    let mut sent = Vec::new();
+    for number in 0..MANY / 2 {
+        let from = if number % 3 == 0 { A53 } else { G22 };
+        let letter = numbered(number);
+        sent.push(net.send(
+            from,
+            &[DN],
+            if number == 10 { letter.with_part("ban-do.tif", LARGE_BYTES) } else { letter },
+        ));
+    }
+    for one in &sent {
+        net.wait_settled(one);
+    }
+    net.stop_broker();
+    net.start_broker();
+    net.start_node("h37");
+    for one in &sent {
+        net.wait_handed_over(one);
+    }
+    for from in [G22, A53] {
+        let of: Vec<Sent> = sent.iter().filter(|one| one.from == from).cloned().collect();
+        for leaves in leaves(&net, &of, DN) {
+            assert!(leaves.is_sorted(), "{from}: {leaves:?}");
+        }
+    }
+}
