@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use docaxis_protocol::space::Usage;
+use docaxis_protocol::space::{Level, Usage};
 use docaxis_protocol::{Digest, Timestamp};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
@@ -108,6 +108,11 @@ impl Shared {
         self.alarms.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
+    /// What is kept of broken-off deliveries never stands in the way of what was promised.
+    fn sweep_partials(&self) {
+        self.parts.sweep_partials(self.env.now(), self.space.level() >= Level::RefuseNew);
+    }
+
     /// Removes those of these bodies that nothing refers to.
     pub async fn clear(&self, candidates: Vec<Digest>) -> Result<Result<(), PartsError>, MailboxError> {
         let parts = self.parts.clone();
@@ -168,13 +173,15 @@ impl Opened {
         // Before mailbox and parts: on a full disk they open only with the ballast's room.
         let space = Space::open(data, config.space, sample).map_err(io("look at the disk of"))?;
         let mailbox = open_mailbox(data, &space, as_tasks)?;
-        let parts = Arc::new(Parts::open(data.join("parts"))?);
+        let parts = Arc::new(Parts::open(data.join("parts"), config.partials)?);
         docaxis_failpoints::failpoint!("agent.start.opened");
         Ok(Self { lock, space, mailbox, parts })
     }
 
     fn share(self, config: AgentConfig, identity: Identity, env: Env) -> (Arc<Shared>, File) {
         let now = env.now();
+        // Before the first delivery: what is kept of it bears the time.
+        self.parts.sweep_partials(now, false);
         let shared = Shared {
             config,
             env,
@@ -241,7 +248,7 @@ impl Agent {
                 let thread = std::thread::Builder::new().name("space".into());
                 threads.push(
                     thread
-                        .spawn(move || watching.space.run(space::LOOK_EVERY))
+                        .spawn(move || watching.space.run(space::LOOK_EVERY, || watching.sweep_partials()))
                         .map_err(io("start the thread that looks at", data.clone()))?,
                 );
                 Ok(())
@@ -267,8 +274,9 @@ impl Agent {
         let (shared, lock) = opened.share(config, identity, env);
         let (stop, stopping) = watch::channel(false);
         link::start_as_task(shared.clone(), stopping)?;
-        let watching = shared.space.clone();
-        drop(tokio::spawn(async move { watching.run_as_task(space::LOOK_EVERY).await }));
+        let watching = shared.clone();
+        let watch = async move { watching.space.run_as_task(space::LOOK_EVERY, || watching.sweep_partials()).await };
+        drop(tokio::spawn(watch));
         Ok(AgentHandle { shared, stop, threads: vec![], lock: Some(lock) })
     }
 }

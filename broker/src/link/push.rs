@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::frame::{Class, Frame};
+use docaxis_protocol::partial::rehash_time;
 use docaxis_protocol::{AgencyCode, NodeId, ReasonCode, Statement};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
@@ -27,7 +28,8 @@ const REST: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often all queues of a node are looked at, whether or not the bell rang.
 const ROUND: Duration = Duration::from_secs(30);
-/// How long the node may take from the last byte of the bodies to its statement: it hashes and syncs meanwhile.
+/// How long the node may take from the last byte of the bodies to its statement, for it hashes and syncs meanwhile. Longer
+/// where it may have kept much of large bodies, which it reads again before it asks for the rest.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(120);
 
 type Key = (Seq, AgencyCode);
@@ -238,8 +240,10 @@ async fn converse(
         }
     }
     docaxis_failpoints::failpoint!("broker.offer.sent");
+    let bytes = dispatch.parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
+    let patience = HANDOVER_TIMEOUT + rehash_time(bytes);
     let sealed = loop {
-        let answer = tokio::time::timeout(HANDOVER_TIMEOUT, io::read_unhurried(recv, Class::Large, "Handover"));
+        let answer = tokio::time::timeout(patience, io::read_unhurried(recv, Class::Large, "Handover"));
         match answer.await.unwrap_or(Err(IoError::Stalled))? {
             Frame::Need(need) => {
                 for (index, offset) in need.parts {

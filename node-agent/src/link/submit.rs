@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use docaxis_protocol::envelope::Envelope;
 use docaxis_protocol::frame::{Class, Done, Frame, Intake, Need, Resend, Submit};
+use docaxis_protocol::partial::rehash_time;
 use docaxis_protocol::{DispatchId, Event, Evidence, Reason, ReasonCode, Timestamp, limits};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -207,8 +208,11 @@ async fn converse(
     docaxis_failpoints::failpoint!("agent.submit.sent");
     // A broker that has seen enough answers before all bodies are sent: then its answer counts, not our failed write.
     let mut early = None;
+    // What the broker kept of an earlier try it reads again before it asks for the rest.
+    let bytes = envelope.parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
+    let patience = stream.patience + rehash_time(bytes);
     for _ in 0..MAX_ROUNDS {
-        let frame = match (stream.read(Class::Large).await, early.take()) {
+        let frame = match (stream.read_within(Class::Large, patience).await, early.take()) {
             (Ok(Frame::Need(_)) | Err(_), Some(error)) => return Err(error),
             (read, _) => read?,
         };
