@@ -19,6 +19,7 @@ use crate::identity::{EvidenceKeys, Identity};
 use crate::mailbox::{Mailbox, MailboxError};
 use crate::parts::{Parts, PartsError};
 use crate::space::{self, Space};
+use crate::transfers::Transfers;
 use crate::uplink::LinkState;
 use crate::{desk, link};
 
@@ -80,6 +81,8 @@ pub(crate) struct Shared {
     pub changes: watch::Sender<u64>,
     /// Something new may be sent.
     pub outbox: Notify,
+    /// How far bodies are on their way, by dispatch or by the caller's own name.
+    pub transfers: Arc<Transfers>,
     /// A new statement may be reported.
     pub reports: Notify,
     alarms: Mutex<VecDeque<Alarm>>,
@@ -193,6 +196,7 @@ impl Opened {
             link: watch::Sender::new(LinkState::Connecting { since: now }),
             changes: watch::Sender::new(0),
             outbox: Notify::new(),
+            transfers: Arc::default(),
             reports: Notify::new(),
             alarms: Mutex::default(),
         };

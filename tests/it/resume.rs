@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use docaxis_certs::NodeIdentity;
+use docaxis_node_agent::TransferView;
 use docaxis_node_agent::uplink::LinkState;
 use docaxis_protocol::frame::{Class, Frame, Intake, Submit};
 use docaxis_protocol::partial::PartialName;
@@ -62,6 +63,22 @@ fn it_arrived(net: &TestNet, sent: &Sent, forwarder: &Forwarder, way: Way) {
     assert!(passed > SIZE as u64 && passed < MOST, "{passed} bytes passed for a body of {SIZE}");
 }
 
+/// How far the sender's node says that it is on its way.
+fn transfer(net: &TestNet, sent: &Sent) -> Option<TransferView> {
+    net.block_on(net.agent(G22.0).show(sent.id)).unwrap().outgoing.unwrap().transfer
+}
+
+/// Until the first bytes are on their way.
+fn wait_transfer(net: &TestNet, sent: &Sent) -> TransferView {
+    let since = Instant::now();
+    loop {
+        match transfer(net, sent) {
+            Some(seen) if seen.sent > 0 => return seen,
+            seen => assert!(since.elapsed() < HANG, "{seen:?}"),
+        }
+    }
+}
+
 /// Partial bodies in a folder.
 fn partials(folder: &Path) -> Vec<(PathBuf, PartialName)> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
@@ -95,6 +112,8 @@ fn an_upload_goes_on_after_the_network_was_cut_and_after_the_sender_was_stopped(
         let (mut net, forwarder) = with_forwarder(G22.0);
         forwarder.cut_after(Way::ToBroker, CUT_AFTER);
         let sent = send(&net);
+        let seen = wait_transfer(&net, &sent);
+        assert!(seen.sent <= seen.total && seen.total > SIZE as u64, "{seen:?}");
         forwarder.wait_cut();
         if stopped {
             net.stop_node(G22.0);
@@ -105,6 +124,7 @@ fn an_upload_goes_on_after_the_network_was_cut_and_after_the_sender_was_stopped(
             net.start_node(G22.0);
         }
         it_arrived(&net, &sent, &forwarder, Way::ToBroker);
+        assert_eq!(transfer(&net, &sent), None, "it is over");
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::LinkError;
 use crate::agent::Shared;
 use crate::parts::{CHUNK_BYTES, PartWriter, PartsError, Stored};
+use crate::transfers::Transfer;
 use docaxis_protocol::partial::PartialKey;
 use docaxis_protocol::{Digest, Reason};
 
@@ -185,7 +186,12 @@ impl Stream {
     /// Sends a body from `offset` on. The reader keeps the last bytes of a damaged one back; then the stream is reset, so
     /// that the other side never has all of it. Of one that goes on, what lies before is not read: that would take longer
     /// than the broker waits. The broker, which has hashed it, asks for all of a body that turns out wrong.
-    pub async fn write_body(&mut self, shared: &Shared, sha256: Digest, offset: u64) -> Result<(), LinkError> {
+    pub async fn write_body(
+        &mut self,
+        shared: &Shared,
+        (sha256, offset): (Digest, u64),
+        transfer: &Transfer,
+    ) -> Result<(), LinkError> {
         let (chunks, outgoing) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
         let opened = shared.open_body(sha256).await?;
         let reading = shared.aside(async move {
@@ -202,7 +208,9 @@ impl Stream {
             // Dropped at the end: the reader then stops.
             let mut outgoing = outgoing;
             while let Some(chunk) = outgoing.recv().await {
+                let bytes = chunk.len() as u64;
                 self.write_raw(chunk).await?;
+                transfer.add(bytes);
             }
             Ok(())
         };

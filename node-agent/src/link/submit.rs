@@ -211,6 +211,7 @@ async fn converse(
     // What the broker kept of an earlier try it reads again before it asks for the rest.
     let bytes = envelope.parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
     let patience = stream.patience + rehash_time(bytes);
+    let mut transfer = None;
     for _ in 0..MAX_ROUNDS {
         let frame = match (stream.read_within(Class::Large, patience).await, early.take()) {
             (Ok(Frame::Need(_)) | Err(_), Some(error)) => return Err(error),
@@ -219,12 +220,17 @@ async fn converse(
         match frame {
             Frame::Need(Need { parts }) => {
                 docaxis_failpoints::failpoint!("agent.submit.needed");
+                let mut needed = Vec::with_capacity(parts.len());
                 for (index, offset) in parts {
-                    let part = envelope.parts.get(usize::from(index)).filter(|part| offset <= part.size);
-                    let Some(part) = part else {
-                        return Err(LinkError::Protocol(format!("it asks for byte {offset} of part {index}")));
-                    };
-                    if let Err(error) = stream.write_body(shared, part.sha256, offset).await {
+                    match envelope.parts.get(usize::from(index)).filter(|part| offset <= part.size) {
+                        Some(part) => needed.push((part.sha256, offset, part.size - offset)),
+                        None => return Err(LinkError::Protocol(format!("it asks for byte {offset} of part {index}"))),
+                    }
+                }
+                let transfer = transfer.get_or_insert_with(|| shared.transfers.begin(row.id.to_string(), bytes));
+                transfer.needs(needed.iter().fold(0, |sum, (_, _, left)| sum.saturating_add(*left)));
+                for (sha256, offset, _) in needed {
+                    if let Err(error) = stream.write_body(shared, (sha256, offset), transfer).await {
                         early = Some(error);
                         break;
                     }
