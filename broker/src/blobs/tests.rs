@@ -100,7 +100,7 @@ const EVERY: PartialsConfig = PartialsConfig { keep_days: 7, most_mib: 100, sync
 const MIB: usize = 1 << 20;
 
 fn bytes_of(len: usize) -> Vec<u8> {
-    (0..len as u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(len).collect()
+    (0u32..).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(len).collect()
 }
 
 fn agency(text: &str) -> AgencyCode {

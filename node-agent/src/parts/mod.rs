@@ -296,7 +296,7 @@ mod tests {
     }
 
     fn bytes_of(len: usize) -> Vec<u8> {
-        (0..len as u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(len).collect()
+        (0u32..).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(len).collect()
     }
 
     /// Begins a delivery, or goes on with one; all that was kept is read.
