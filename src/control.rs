@@ -39,7 +39,7 @@ impl Control {
     }
 
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.json("GET", path, Bytes::new(), None)
+        self.json("GET", path, Bytes::new(), &[])
     }
 
     /// A `POST`; `idempotency_key` is the caller's own name for it.
@@ -49,13 +49,25 @@ impl Control {
         body: &Value,
         idempotency_key: Option<&str>,
     ) -> Result<T, Failure> {
-        self.json("POST", path, body.to_string().into(), idempotency_key)
+        self.json("POST", path, body.to_string().into(), &[("idempotency-key", idempotency_key)])
+    }
+
+    /// A `POST` during which `progress_key` may be asked about.
+    pub fn post_watched<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Value,
+        idempotency_key: Option<&str>,
+        progress_key: &str,
+    ) -> Result<T, Failure> {
+        let headers = [("idempotency-key", idempotency_key), ("progress-key", Some(progress_key))];
+        self.json("POST", path, body.to_string().into(), &headers)
     }
 
     /// The body of a `GET`, as it is.
     pub fn bytes(&self, path: &str) -> Result<Vec<u8>, Failure> {
         block_on(async {
-            let response = self.send("GET", path, Bytes::new(), None).await?;
+            let response = self.send("GET", path, Bytes::new(), &[]).await?;
             Ok(collect(response).await?.to_vec())
         })
     }
@@ -63,7 +75,7 @@ impl Control {
     /// Writes the body of a `GET` piece by piece to `sink`; memory stays constant.
     pub fn stream(&self, path: &str, sink: &mut dyn std::io::Write) -> Result<(), Failure> {
         block_on(async {
-            let mut response = self.send("GET", path, Bytes::new(), None).await?;
+            let mut response = self.send("GET", path, Bytes::new(), &[]).await?;
             if !response.status().is_success() {
                 return Err(problem(response).await);
             }
@@ -82,10 +94,10 @@ impl Control {
         method: &str,
         path: &str,
         body: Bytes,
-        idempotency_key: Option<&str>,
+        headers: &[(&str, Option<&str>)],
     ) -> Result<T, Failure> {
         block_on(async {
-            let bytes = collect(self.send(method, path, body, idempotency_key).await?).await?;
+            let bytes = collect(self.send(method, path, body, headers).await?).await?;
             serde_json::from_slice(&bytes)
                 .map_err(|e| Failure::other(format!("{} answered something unexpected: {e}", self.socket.display())))
         })
@@ -96,7 +108,7 @@ impl Control {
         method: &str,
         path: &str,
         body: Bytes,
-        idempotency_key: Option<&str>,
+        headers: &[(&str, Option<&str>)],
     ) -> Result<Response<Incoming>, Failure> {
         let stream = tokio::net::UnixStream::connect(&self.socket).await.map_err(|error| {
             let message = format!("nobody answers at {}: {error}", self.socket.display());
@@ -107,8 +119,8 @@ impl Control {
         // Ends by itself when the answer has been read, or with the runtime.
         let _driver = tokio::spawn(connection);
         let mut request = Request::builder();
-        if let Some(key) = idempotency_key {
-            request = request.header("idempotency-key", key);
+        for (name, value) in headers.iter().filter_map(|(name, value)| Some((*name, (*value)?))) {
+            request = request.header(name, value);
         }
         let request = request
             .method(method)

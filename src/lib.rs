@@ -15,4 +15,5 @@ pub mod doc;
 #[cfg(debug_assertions)]
 mod failpoint;
 pub mod out;
+mod progress;
 mod serve;

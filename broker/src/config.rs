@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use docaxis_protocol::limits::MAX_PART_BYTES;
+use docaxis_protocol::partial::{PartialsConfig, PartialsConfigError};
 use docaxis_protocol::space::{SpaceConfig, SpaceConfigError};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +23,8 @@ pub enum ConfigError {
     Value { key: &'static str, found: String, expected: &'static str },
     #[error(transparent)]
     Space(#[from] SpaceConfigError),
+    #[error(transparent)]
+    Partials(#[from] PartialsConfigError),
 }
 
 /// `broker.toml`.
@@ -33,6 +36,8 @@ pub struct BrokerConfig {
     pub store: StoreSection,
     #[serde(default)]
     pub space: SpaceConfig,
+    #[serde(default)]
+    pub partials: PartialsConfig,
     #[serde(default)]
     pub console: ConsoleSection,
     #[serde(default)]
@@ -168,6 +173,7 @@ impl BrokerConfig {
             broker,
             store: StoreSection::default(),
             space: SpaceConfig::default(),
+            partials: PartialsConfig::default(),
             console: ConsoleSection::default(),
             acceptance: AcceptanceSection::default(),
             quota: QuotaSection::default(),
@@ -207,6 +213,7 @@ impl BrokerConfig {
             "8 to 4096: the largest submission must fit into one segment",
         )?;
         within("store.index_cache_mib", self.store.index_cache_mib, 8, 65_536, "8 to 65536")?;
+        self.partials.check()?;
         Ok(self.space.check()?)
     }
 }
@@ -257,5 +264,7 @@ mod tests {
         assert!(error.contains("line 4") && error.contains("lissten"), "{error}");
         let error = load("[broker]\ndata = 'data'\nidentity = 'i'\nworkers = 0\n").unwrap_err();
         assert_eq!(error, "broker.workers is 0; expected 1 to 256");
+        let error = load("[broker]\ndata = 'data'\nidentity = 'i'\n[partials]\nsync_every_mib = 0\n").unwrap_err();
+        assert_eq!(error, "partials.sync_every_mib is 0; expected 1 to 1024");
     }
 }

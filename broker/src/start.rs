@@ -14,6 +14,7 @@ use docaxis_certs::verifier::TrustError;
 use docaxis_certs::{BrokerIdentity, Trust};
 use docaxis_protocol::chain::ChainError;
 use docaxis_protocol::envelope::Chain;
+use docaxis_protocol::space::Level;
 use tokio::sync::watch;
 
 use crate::answer::Calendar;
@@ -235,6 +236,7 @@ fn embedded_config(config: &BrokerConfig, progress: Arc<Progress>) -> EmbeddedCo
         index_cache_bytes: config.store.index_cache_mib << 20,
         keep_bodies: config.store.keep_bodies,
         space: config.space,
+        partials: config.partials,
         progress,
         ..EmbeddedConfig::default()
     }
@@ -346,6 +348,8 @@ fn go_on(
     exchange: &Arc<Exchange>,
     stopped: &watch::Receiver<bool>,
 ) -> std::io::Result<Vec<Loop>> {
+    // Before the first upload: what is kept of it bears the time.
+    sweep_partials(exchange);
     Ok(vec![
         loops.start("log", keep_log(keeper, exchange.clone(), stopped.clone()))?,
         loops.start("sweeper", sweep(exchange.clone(), stopped.clone()))?,
@@ -395,10 +399,16 @@ async fn keep_log(mut keeper: LogKeeper, exchange: Arc<Exchange>, mut stopped: w
     }
 }
 
-/// Records expiries as they fall due.
+/// What is kept of broken-off uploads never stands in the way of what was promised.
+fn sweep_partials(exchange: &Exchange) {
+    exchange.blobs.sweep_partials(exchange.now(), exchange.space.level() >= Level::RefuseNew);
+}
+
+/// Records expiries as they fall due, and removes partial bodies for which nobody came.
 async fn sweep(exchange: Arc<Exchange>, mut stopped: watch::Receiver<bool>) {
     let mut walk = Unanswered::default();
     loop {
+        sweep_partials(&exchange);
         if let Err(error) = exchange.ring_appointed() {
             tracing::error!(%error, "dispatches whose appointed time has come are offered at the next round, within half a minute");
         }

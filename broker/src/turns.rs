@@ -6,7 +6,7 @@
 //! share one commit.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -34,11 +34,13 @@ pub enum Stage {
 pub struct Place {
     stage: Mutex<Stage>,
     moved: Notify,
+    /// Of one that passed without having waited: whom those behind have to wait for in its place.
+    instead: OnceLock<Vec<Arc<Self>>>,
 }
 
 impl Default for Place {
     fn default() -> Self {
-        Self { stage: Mutex::new(Stage::Open), moved: Notify::new() }
+        Self { stage: Mutex::new(Stage::Open), moved: Notify::new(), instead: OnceLock::new() }
     }
 }
 
@@ -81,13 +83,16 @@ pub struct PutBack;
 pub struct Turn {
     own: Arc<Place>,
     ahead: Vec<Arc<Place>>,
+    /// Whether all ahead have passed.
+    waited: AtomicBool,
     put_back: AtomicBool,
     patience: Duration,
 }
 
 impl Turn {
     pub const fn new(own: Arc<Place>, ahead: Vec<Arc<Place>>) -> Self {
-        Self { own, ahead, put_back: AtomicBool::new(false), patience: PATIENCE }
+        let (waited, put_back) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { own, ahead, waited, put_back, patience: PATIENCE }
     }
 
     /// Whether it was told to be tried again behind another.
@@ -100,17 +105,21 @@ impl Turn {
         PutBack
     }
 
+    /// Waits until everybody ahead has come so far; then no stage may be `bad`.
+    async fn all(&self, far: impl Fn(Stage) -> bool, bad: impl Fn(Stage) -> bool) -> Result<(), PutBack> {
+        let mut open = self.ahead.clone();
+        while let Some(place) = open.pop() {
+            if bad(place.until(&far).await) {
+                return Err(PutBack);
+            }
+            open.extend(place.instead.get().into_iter().flatten().cloned());
+        }
+        Ok(())
+    }
+
     /// Waits until it is known of all ahead whether they are small, and says the same of this one.
     pub async fn begin(&self, small: bool) -> Result<(), PutBack> {
-        let all = async {
-            for place in &self.ahead {
-                let stage = place.until(|stage| stage != Stage::Open).await;
-                if matches!(stage, Stage::Slow | Stage::Failed) {
-                    return Err(PutBack);
-                }
-            }
-            Ok(())
-        };
+        let all = self.all(|stage| stage != Stage::Open, |stage| matches!(stage, Stage::Slow | Stage::Failed));
         let begun = tokio::time::timeout(self.patience, all).await.unwrap_or(Err(PutBack));
         begun.map_err(|PutBack| self.put_back())?;
         self.own.advance(if small { Stage::Begun } else { Stage::Slow });
@@ -119,32 +128,22 @@ impl Turn {
 
     /// Waits until all ahead have passed. Whom it has to wait for too long counts as slow from then on.
     pub async fn wait(&self) -> Result<(), PutBack> {
-        let all = async {
-            for place in &self.ahead {
-                if place.until(|stage| stage >= Stage::Slow).await != Stage::Passed {
-                    return Err(PutBack);
-                }
-            }
-            Ok(())
-        };
+        let all = self.all(|stage| stage >= Stage::Slow, |stage| stage != Stage::Passed);
         let waited = tokio::time::timeout(self.patience, all).await.unwrap_or_else(|_| {
             self.ahead.iter().for_each(|place| place.advance(Stage::Slow));
             Err(PutBack)
         });
+        self.waited.fetch_or(waited.is_ok(), Ordering::Relaxed);
         waited.map_err(|PutBack| self.put_back())
     }
 
-    /// Lets those behind go.
+    /// Lets those behind go: to wait for whoever is ahead of this one, unless it has waited for them itself.
     pub fn pass(&self) {
+        if !self.waited.load(Ordering::Relaxed) && !self.ahead.is_empty() {
+            // Before those behind are told. Only the first time counts.
+            let _earlier = self.own.instead.set(self.ahead.clone());
+        }
         self.own.advance(Stage::Passed);
-    }
-
-    /// Does not come, for a reason of its own: those behind have to wait for those ahead of it alone.
-    pub async fn step_aside(&self) {
-        self.own.advance(match self.wait().await {
-            Ok(()) => Stage::Passed,
-            Err(PutBack) => Stage::Failed,
-        });
     }
 
     /// Is tried again later, before those behind.
@@ -218,19 +217,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_steps_aside_leaves_those_behind_to_whoever_was_ahead() {
+    async fn who_passes_without_waiting_leaves_those_behind_to_whoever_is_ahead() {
+        let turns = line(4);
+        // As what was withdrawn, or does not come for a reason of its own.
+        turns[1].pass();
+        turns[2].pass();
+        assert!(is_waiting(&turns[3]).await);
+        turns[0].pass();
+        assert_eq!(turns[3].wait().await, Ok(()));
         let turns = line(3);
-        let (waited, (), ()) = tokio::join!(
-            async {
-                let waiting = is_waiting(&turns[2]).await;
-                (waiting, turns[2].wait().await)
-            },
-            turns[1].step_aside(),
-            async {
-                tokio::task::yield_now().await;
-                turns[0].pass();
-            }
-        );
-        assert_eq!(waited, (true, Ok(())));
+        turns[1].pass();
+        assert_eq!(turns[0].begin(false).await, Ok(()));
+        assert_eq!(turns[2].begin(true).await, Err(PutBack));
+        turns[0].fail();
+        assert_eq!(turns[2].wait().await, Err(PutBack));
     }
 }

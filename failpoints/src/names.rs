@@ -17,6 +17,8 @@ pub const BROKER: &[&str] = &[
     "broker.submit.admitted",
     "broker.submit.needed",
     "broker.submit.collected",
+    "broker.partial.synced",
+    "broker.partial.named",
     "broker.blob.written",
     "broker.blob.synced",
     "broker.blob.renamed",
@@ -95,6 +97,8 @@ pub const AGENT: &[&str] = &[
     "agent.start.opened",
     "agent.start.cleared",
     // A body, whichever way it goes.
+    "agent.partial.synced",
+    "agent.partial.named",
     "agent.part.written",
     "agent.part.synced",
     "agent.part.renamed",

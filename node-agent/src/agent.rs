@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use docaxis_protocol::space::Usage;
+use docaxis_protocol::space::{Level, Usage};
 use docaxis_protocol::{Digest, Timestamp};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
@@ -20,6 +20,7 @@ use crate::identity::{EvidenceKeys, Identity};
 use crate::mailbox::{Mailbox, MailboxError};
 use crate::parts::{Parts, PartsError};
 use crate::space::{self, Space};
+use crate::transfers::Transfers;
 use crate::uplink::LinkState;
 use crate::{desk, link};
 
@@ -83,6 +84,8 @@ pub(crate) struct Shared {
     pub outbox: Notify,
     /// What was accepted before was queued again: the outbox is to be read from its beginning.
     pub queued_again: AtomicBool,
+    /// How far bodies are on their way, by dispatch or by the caller's own name.
+    pub transfers: Arc<Transfers>,
     /// A new statement may be reported.
     pub reports: Notify,
     alarms: Mutex<VecDeque<Alarm>>,
@@ -109,6 +112,11 @@ impl Shared {
 
     pub fn alarms(&self) -> Vec<Alarm> {
         self.alarms.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    /// What is kept of broken-off deliveries never stands in the way of what was promised.
+    fn sweep_partials(&self) {
+        self.parts.sweep_partials(self.env.now(), self.space.level() >= Level::RefuseNew);
     }
 
     /// Removes those of these bodies that nothing refers to.
@@ -171,13 +179,15 @@ impl Opened {
         // Before mailbox and parts: on a full disk they open only with the ballast's room.
         let space = Space::open(data, config.space, sample).map_err(io("look at the disk of"))?;
         let mailbox = open_mailbox(data, &space, as_tasks)?;
-        let parts = Arc::new(Parts::open(data.join("parts"))?);
+        let parts = Arc::new(Parts::open(data.join("parts"), config.partials)?);
         docaxis_failpoints::failpoint!("agent.start.opened");
         Ok(Self { lock, space, mailbox, parts })
     }
 
     fn share(self, config: AgentConfig, identity: Identity, env: Env) -> (Arc<Shared>, File) {
         let now = env.now();
+        // Before the first delivery: what is kept of it bears the time.
+        self.parts.sweep_partials(now, false);
         let shared = Shared {
             config,
             env,
@@ -190,6 +200,7 @@ impl Opened {
             changes: watch::Sender::new(0),
             outbox: Notify::new(),
             queued_again: AtomicBool::new(false),
+            transfers: Arc::default(),
             reports: Notify::new(),
             alarms: Mutex::default(),
         };
@@ -245,7 +256,7 @@ impl Agent {
                 let thread = std::thread::Builder::new().name("space".into());
                 threads.push(
                     thread
-                        .spawn(move || watching.space.run(space::LOOK_EVERY))
+                        .spawn(move || watching.space.run(space::LOOK_EVERY, || watching.sweep_partials()))
                         .map_err(io("start the thread that looks at", data.clone()))?,
                 );
                 Ok(())
@@ -271,8 +282,9 @@ impl Agent {
         let (shared, lock) = opened.share(config, identity, env);
         let (stop, stopping) = watch::channel(false);
         link::start_as_task(shared.clone(), stopping)?;
-        let watching = shared.space.clone();
-        drop(tokio::spawn(async move { watching.run_as_task(space::LOOK_EVERY).await }));
+        let watching = shared.clone();
+        let watch = async move { watching.space.run_as_task(space::LOOK_EVERY, || watching.sweep_partials()).await };
+        drop(tokio::spawn(watch));
         Ok(AgentHandle { shared, stop, threads: vec![], lock: Some(lock) })
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use docaxis_backup::{Backup, BackupError, Fresh, Manifest, Source, Taken, open, verify};
+use docaxis_protocol::partial::PartialsConfig;
 use docaxis_protocol::{Digest, NodeId, Timestamp};
 
 use crate::agent::{AgentError, lock, whole};
@@ -143,7 +144,7 @@ pub fn take_stopped(config: &AgentConfig, node: &NodeId, now: Timestamp, dir: &P
     let _stopped = lock(data)?;
     whole(data)?;
     mailbox::check_log(&data.join(MAILBOX))?;
-    let parts = Arc::new(Parts::open(data.join(PARTS))?);
+    let parts = Arc::new(Parts::open(data.join(PARTS), PartialsConfig::default())?);
     take(data, &parts, node, now, dir)
 }
 
@@ -197,7 +198,7 @@ mod tests {
             let (data, dir) = (root.path().join("data"), root.path().join("backup"));
             std::fs::create_dir(&data).unwrap();
             let node = Self { config: AgentConfig::at(&data, root.path().join("identity")), _root: root, data, dir };
-            Arc::new(Parts::open(node.data.join(PARTS)).unwrap()).store(bytes).unwrap();
+            Arc::new(Parts::open(node.data.join(PARTS), PartialsConfig::default()).unwrap()).store(bytes).unwrap();
             Mailbox::open(&node.data.join(MAILBOX)).unwrap().close();
             node.write("INSERT INTO sqlite_sequence VALUES ('outgoing', 1)");
             let sha256 = Digest::of(bytes);

@@ -24,6 +24,7 @@ use crate::mailbox::{
 };
 use crate::parts::{CHUNK_BYTES, Parts, PartsError, Stored};
 use crate::related;
+use crate::transfers::Transfer;
 
 /// Longest key that a caller may give its request.
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
@@ -46,6 +47,8 @@ pub struct Draft {
     pub expires: Option<Timestamp>,
     pub relates: Vec<Relation>,
     pub status: Option<StatusReport>,
+    /// A name under which the caller can see meanwhile how far its files are taken in ([`crate::AgentHandle::taken_in`]).
+    pub progress_key: Option<String>,
     /// The caller's own name for this request: the same again gets the same dispatch.
     pub idempotency_key: Option<String>,
     /// Whether a document that was sent under the same name before keeps this one back.
@@ -71,6 +74,7 @@ impl Draft {
             expires: None,
             relates: vec![],
             status: None,
+            progress_key: None,
             idempotency_key: None,
             unless_sent_before: false,
             checked: false,
@@ -199,7 +203,10 @@ pub(crate) async fn compose(shared: &Shared, draft: Draft) -> Result<Composed, R
         );
     }
     let drafts = draft.parts;
-    let (parts, mut kept) = shared.blocking(move |parts| store_all(&parts, drafts, max_part_bytes)).await?;
+    let name = draft.progress_key.map(|key| taking_in(&key));
+    let taken = name.map(|name| shared.transfers.begin(name, size_of(&drafts)));
+    let (parts, mut kept) =
+        shared.blocking(move |parts| store_all(&parts, drafts, max_part_bytes, taken.as_ref())).await?;
     docaxis_failpoints::failpoint!("agent.compose.stored");
     envelope.parts = parts;
     let queued = queue(shared, &envelope, &draft.from, seal, (draft.idempotency_key, now), about, &mut kept).await;
@@ -334,6 +341,11 @@ async fn resolve(shared: &Shared, to: &[AgencyCode], partial: bool) -> Result<Ve
     Ok(canonical)
 }
 
+/// Under which name it is counted how far a caller's files are taken in.
+pub(crate) fn taking_in(progress_key: &str) -> String {
+    format!("taking in {progress_key}")
+}
+
 /// Bytes that the parts will take. A file that cannot be looked at now is reported when it is read.
 fn size_of(parts: &[DraftPart]) -> u64 {
     let size = |part: &DraftPart| match &part.source {
@@ -344,14 +356,19 @@ fn size_of(parts: &[DraftPart]) -> u64 {
 }
 
 /// Stores what is large, and reads what is small: that becomes durable with the dispatch.
-fn store_all(parts: &Arc<Parts>, drafts: Vec<DraftPart>, max_part_bytes: u64) -> Result<(Vec<Part>, Kept), Refused> {
+fn store_all(
+    parts: &Arc<Parts>,
+    drafts: Vec<DraftPart>,
+    max_part_bytes: u64,
+    taken: Option<&Transfer>,
+) -> Result<(Vec<Part>, Kept), Refused> {
     let mut all = Vec::with_capacity(drafts.len());
     let mut kept = Kept::default();
     for draft in drafts {
         let name: String = draft.name.nfc().collect();
         let (sha256, size) = match draft.source {
             Source::Bytes(bytes) => keep(parts, bytes, &mut kept)?,
-            Source::File(path) => keep_file(parts, &path, max_part_bytes, &mut kept)?,
+            Source::File(path) => keep_file(parts, &path, (max_part_bytes, taken), &mut kept)?,
         };
         all.push(Part { name, media_type: draft.media_type, size, sha256, role: draft.role });
     }
@@ -371,7 +388,7 @@ fn keep(parts: &Arc<Parts>, bytes: Vec<u8>, kept: &mut Kept) -> Result<(Digest, 
 fn keep_file(
     parts: &Arc<Parts>,
     path: &std::path::Path,
-    max_part_bytes: u64,
+    (max_part_bytes, taken): (u64, Option<&Transfer>),
     kept: &mut Kept,
 ) -> Result<(Digest, u64), Refused> {
     let failed = |source| Refused::Read { path: path.to_owned(), source };
@@ -385,6 +402,9 @@ fn keep_file(
     let mut writer = parts.begin()?;
     while !chunk.is_empty() {
         writer.write(&chunk)?;
+        if let Some(taken) = taken {
+            taken.add(chunk.len() as u64);
+        }
         within(path, writer.size(), max_part_bytes)?;
         chunk.clear();
         (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).map_err(failed)?;

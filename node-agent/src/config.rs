@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use docaxis_protocol::limits;
+use docaxis_protocol::partial::{PartialsConfig, PartialsConfigError};
 use docaxis_protocol::space::{SpaceConfig, SpaceConfigError};
 use serde::Deserialize;
 
@@ -25,6 +26,8 @@ pub enum ConfigError {
     Value { key: &'static str, found: String, expected: &'static str },
     #[error(transparent)]
     Space(#[from] SpaceConfigError),
+    #[error(transparent)]
+    Partials(#[from] PartialsConfigError),
 }
 
 /// The file `agent.toml`.
@@ -42,6 +45,9 @@ pub struct AgentConfig {
     /// `[space]`: how much of the disk under the data folder is kept back.
     #[serde(default)]
     pub space: SpaceConfig,
+    /// `[partials]`: what is kept of a body whose delivery broke off.
+    #[serde(default)]
+    pub partials: PartialsConfig,
 }
 
 /// `[agent]`: where things lie.
@@ -164,6 +170,7 @@ impl AgentConfig {
             outbox: OutboxConfig::default(),
             inbox: InboxConfig::default(),
             space: SpaceConfig::default(),
+            partials: PartialsConfig::default(),
         }
     }
 
@@ -206,6 +213,7 @@ impl AgentConfig {
         if self.inbox.max_part_bytes > MAX_CONFIGURABLE_PART_BYTES {
             return wrong("inbox.max_part_bytes", self.inbox.max_part_bytes.to_string(), "at most 16 GiB");
         }
+        self.partials.check()?;
         Ok(self.space.check()?)
     }
 }

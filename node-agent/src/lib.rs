@@ -24,6 +24,7 @@ pub mod parts;
 pub mod query;
 pub mod related;
 mod space;
+mod transfers;
 pub mod uplink;
 
 pub use agent::{Agent, AgentError, AgentHandle, Alarm};
@@ -33,3 +34,4 @@ pub use env::{Env, Simulated};
 pub use identity::Identity;
 pub use link::LinkError;
 pub use query::{BundleMaterial, DispatchView, StatusView};
+pub use transfers::TransferView;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use docaxis_protocol::space::{Amount, Ballast, Report, SpaceConfig, Step, Usage, Watch};
+use docaxis_protocol::space::{Amount, Ballast, Level, Report, SpaceConfig, Step, Usage, Watch};
 use docaxis_protocol::{Reason, ReasonCode};
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
@@ -69,19 +69,21 @@ impl Space {
         Ok(space)
     }
 
-    /// Looks again and again, until [`Space::stop`].
-    pub fn run(&self, every: Duration) {
+    /// Looks again and again, until [`Space::stop`]; after each look `then` may do what follows from it.
+    pub fn run(&self, every: Duration, then: impl Fn()) {
         while let Some(needed) = self.wait(every) {
             self.look(needed);
+            then();
         }
     }
 
     /// The same as a task.
-    pub async fn run_as_task(&self, every: Duration) {
+    pub async fn run_as_task(&self, every: Duration, then: impl Fn()) {
         while !self.bell().stop {
             tokio::time::sleep(every).await;
             let needed = std::mem::take(&mut self.bell().rung);
             self.look(needed);
+            then();
         }
     }
 
@@ -108,6 +110,10 @@ impl Space {
     /// Whether something new of so many bytes may be begun.
     pub fn may_begin(&self, bytes: u64) -> Result<(), Reason> {
         self.watched().watch.may_begin(bytes, 0).map_err(|why| ReasonCode::DiskFull.because(why))
+    }
+
+    pub fn level(&self) -> Level {
+        self.watched().watch.level()
     }
 
     /// How it stands, for `status`.
@@ -230,7 +236,6 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use docaxis_protocol::frame::{Class, Frame, Offer, Standing};
-    use docaxis_protocol::space::Level;
     use docaxis_protocol::{Envelope, Event, Statement};
 
     use super::*;

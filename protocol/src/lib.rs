@@ -17,6 +17,7 @@ pub mod id;
 pub mod json;
 pub mod key;
 pub mod limits;
+pub mod partial;
 pub mod reason;
 pub mod seal_keys;
 pub mod search;

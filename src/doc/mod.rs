@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
+use docaxis_node_agent::TransferView;
 use docaxis_node_agent::config::AgentConfig;
 use docaxis_protocol::{AgencyCode, DispatchId, ReasonCode};
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use crate::confirm::Confirm;
 use crate::control::Control;
 use crate::out::{Failure, Out, chain};
+use crate::progress::{self, Progress};
 
 pub use import::{Imported, import_file};
 pub use view::timeline;
@@ -211,6 +213,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
 }
 
+/// How long one question to the agent hangs while something is waited for.
+const ASKED_FOR: Duration = Duration::from_secs(30);
+
 pub fn run(command: Command, out: Out) -> Result<(), Failure> {
     match command {
         Command::Send(args) => send::run(&args, out),
@@ -401,17 +406,33 @@ fn speaker(control: &Control, id: DispatchId, named: Option<&AgencyCode>) -> Res
 
 fn wait(args: &WaitArgs, out: Out) -> Result<(), Failure> {
     let control = args.agent.control()?;
-    wait_until(&control, args.id, &args.until, args.timeout)?;
+    wait_watching(&control, args.id, (&args.until, args.timeout), &mut Progress::new(out))?;
     out.data(&json!({"id": args.id, "reached": args.until}), format!("{}: {}", args.id, args.until))
 }
 
 /// Waits until every recipient has reached `until`. A state that can no longer be reached is a refusal.
 pub fn wait_until(control: &Control, id: DispatchId, until: &str, timeout: Duration) -> Result<(), Failure> {
+    wait_watching(control, id, (until, timeout), &mut Progress::off())
+}
+
+/// The same; somebody at a terminal sees meanwhile how far the bodies are on their way to the exchange.
+fn wait_watching(
+    control: &Control,
+    id: DispatchId,
+    (until, timeout): (&str, Duration),
+    progress: &mut Progress,
+) -> Result<(), Failure> {
     let deadline = Instant::now() + timeout;
+    let most = if progress.is_on() { progress::EVERY } else { ASKED_FOR };
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let path = format!("/v1/dispatches/{id}/wait?until={until}&timeout_ms={}", left.as_millis().clamp(1, 30_000));
-        let answer: Value = control.get(&path)?;
+        let ms = left.clamp(Duration::from_millis(1), most).as_millis();
+        let answer: Value = control.get(&format!("/v1/dispatches/{id}/wait?until={until}&timeout_ms={ms}"))?;
+        match serde_json::from_value::<TransferView>(answer["dispatch"]["outgoing"]["transfer"].clone()) {
+            Ok(seen) => progress.at("sending", seen.sent, seen.total),
+            // None is under way.
+            Err(_) => progress.end(),
+        }
         match answer["outcome"].as_str() {
             Some("reached") => return Ok(()),
             Some("never") => {

@@ -1,17 +1,21 @@
 //! `docaxis doc send`: files and a few words about them become a dispatch.
 
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use clap::Args;
 use docaxis_broker::env::{Env as _, SystemEnv};
+use docaxis_node_agent::TransferView;
 use docaxis_node_agent::gateway::edxml::safe_name;
 use docaxis_protocol::{AgencyCode, ReasonCode, Timestamp};
 use serde_json::{Value, json};
 
-use super::{AgentArg, parse_duration};
+use super::{AgentArg, parse_duration, wait_watching};
 use crate::agency::ask_agent;
+use crate::control::Control;
 use crate::out::{Failure, Out};
+use crate::progress::{self, Progress};
 
 #[derive(Debug, Args)]
 pub struct SendArgs {
@@ -54,6 +58,12 @@ pub struct SendArgs {
     /// Send it although a document of the same id or number was sent before.
     #[arg(long)]
     again: bool,
+    /// Do not end before the exchange has accepted it, or every recipient has it; its id is printed at once.
+    #[arg(long, value_parser = ["accepted", "handed-over"])]
+    wait: Option<String>,
+    /// How long to wait, such as 30s or 5m.
+    #[arg(long, default_value = "1h", value_parser = parse_duration, requires = "wait")]
+    timeout: Duration,
     /// The files; the first one is the document, the others are appendices.
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -104,9 +114,37 @@ pub fn run(args: &SendArgs, out: Out) -> Result<(), Failure> {
     if let Some(life) = args.expires_in {
         draft["expires"] = json!(SystemEnv.now().plus(life));
     }
-    let queued: Value = control.post("/v1/dispatches", &draft, args.idempotency_key.as_deref())?;
+    let mut progress = Progress::new(out);
+    let queued = queue(&control, &draft, args.idempotency_key.as_deref(), &mut progress)?;
+    progress.end();
     let id = queued["id"].as_str().unwrap_or_default().to_owned();
-    out.data(&queued, id)
+    // At once, also where it is waited for: whoever breaks off the waiting knows what was queued.
+    out.data(&queued, &id)?;
+    let Some(until) = &args.wait else { return Ok(()) };
+    let id = id.parse().map_err(|error| Failure::other(format!("the agent answered something unexpected: {error}")))?;
+    wait_watching(&control, id, (until, args.timeout), &mut progress)
+}
+
+/// Queues it; somebody at a terminal sees meanwhile how far the agent has taken in the files.
+fn queue(control: &Control, draft: &Value, key: Option<&str>, progress: &mut Progress) -> Result<Value, Failure> {
+    if !progress.is_on() {
+        return control.post("/v1/dispatches", draft, key);
+    }
+    let name = format!("{}-{}", std::process::id(), SystemEnv.now().unix_ms());
+    let (done, ended) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let path = format!("/v1/progress/{name}");
+        scope.spawn(move || {
+            while ended.recv_timeout(progress::EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
+                // What cannot be seen is not shown; the request itself says what is wrong.
+                let Ok(Some(seen)) = control.get::<Option<TransferView>>(&path) else { continue };
+                progress.at("taking in", seen.sent, seen.total);
+            }
+        });
+        let queued = control.post_watched("/v1/dispatches", draft, key, &name);
+        drop(done);
+        queued
+    })
 }
 
 /// A code goes on as it is, in capitals: the agent knows whose other codes there are. Anything else is a name.

@@ -72,7 +72,7 @@ fn cases(round: u64) -> Vec<Case> {
         let part = name.split('.').nth(1).unwrap();
         let victims: &[&'static str] = match part {
             "compose" | "submit" | "follow" | "proofs" => &[SENDER.0],
-            "offer" | "officer" | "report" => &[RECIPIENT.0],
+            "offer" | "officer" | "report" | "partial" => &[RECIPIENT.0],
             _ => &[SENDER.0, RECIPIENT.0],
         };
         all.extend(victims.iter().map(|victim| Case { victim, name, pass: pass(name) }));
@@ -87,6 +87,7 @@ fn try_all(cases: &[Case]) {
         config.broker.max_part_bytes = MAX_PART_BYTES;
         // What is finished may go at once, so that pruning and freeing happen here.
         config.store.keep_bodies = Duration::ZERO;
+        config.partials.sync_every_mib = 1;
     });
     for name in [BROKER, AUTHORITY, SENDER.0, RECIPIENT.0] {
         processes.launch(name);
@@ -216,6 +217,11 @@ impl Load {
         self.done.handed_over.extend([large, back]);
         self.register(&letter);
         self.done.registered.push(letter);
+        if self.about(&["broker.partial.", "agent.partial."]) {
+            // Synced once on its way, and named after that.
+            let sent = self.draft(SENDER, RECIPIENT.1, "partial", &[1_500_000]).submit();
+            self.done.handed_over.push(sent);
+        }
         if self.about(&["broker.reject."]) {
             let over = usize::try_from(MAX_PART_BYTES).unwrap() + 1;
             let sent = self.draft(SENDER, RECIPIENT.1, "too-large", &[over]).submit();

@@ -10,6 +10,7 @@ mod enrol;
 mod exchange;
 #[cfg(debug_assertions)]
 mod failpoints;
+mod forwarder;
 mod kill;
 mod layout;
 mod link;
@@ -27,6 +28,7 @@ mod recall;
 mod refusals;
 mod resident;
 mod restore;
+mod resume;
 mod sim;
 mod succession;
 mod testnet;

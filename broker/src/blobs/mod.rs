@@ -2,7 +2,11 @@
 //!
 //! A body is named only when it is whole, its digest is right, and file and folder are synced: so the commit that
 //! names it may follow at once. What a crash leaves are files under `incoming/`, and bodies that nothing names; both
-//! are collected at start. This module does not know who may read a body.
+//! are collected at start; and uploads under `partial/`, which go on (`partial.rs`). This module does not know who may read
+//! a body.
+
+mod partial;
+mod writer;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,14 +15,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use docaxis_protocol::digest::Hasher;
 use docaxis_protocol::evidence::PartDigest;
-use docaxis_protocol::{AgencyCode, Digest};
+use docaxis_protocol::partial::{PartialKey, PartialName, PartialsConfig, Taken};
+use docaxis_protocol::{AgencyCode, Digest, Timestamp};
 use tokio::sync::Semaphore;
 
+use self::partial::Partials;
+pub use self::writer::BlobWriter;
+use self::writer::Place;
 use crate::disk::{Disk, DiskFile, is_full};
 use crate::loops::Loops;
 
-/// Syncing this often keeps the disk busy while a large body arrives, instead of stalling at its end.
-pub const SYNC_EVERY_BYTES: u64 = 16 << 20;
 const INCOMING: &str = "incoming";
 const RETIRED: &str = "retired";
 /// Beside the bodies' folder: where damaged ones are kept for inspection, the newest of each digest.
@@ -30,7 +36,12 @@ const TURNS: usize = 2;
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     #[error("the body's digest is {found}; expected {expected}")]
-    DigestMismatch { expected: Digest, found: Digest },
+    DigestMismatch {
+        expected: Digest,
+        found: Digest,
+        /// Whether its beginning came with an earlier upload: then the fault may be our own disk's.
+        resumed: bool,
+    },
     #[error("the body goes on after {expected} bytes")]
     TooLarge { expected: u64 },
     #[error("the body ends after {found} bytes; expected {expected}")]
@@ -52,6 +63,10 @@ pub struct BlobStore {
     dir: PathBuf,
     /// Tells apart two uploads of one body at the same time.
     uploads: AtomicU64,
+    partials: Arc<Partials>,
+    /// Syncing this often keeps the disk busy while a large body arrives, instead of stalling at its end; and no more than
+    /// this has to come again after a loss of power. In bytes.
+    sync_every: u64,
     /// Whoever works on a piece of a body holds one meanwhile.
     turns: Arc<Semaphore>,
     loops: Loops,
@@ -63,7 +78,7 @@ pub struct BlobStore {
 pub struct LostTurn;
 
 impl BlobStore {
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, loops: Loops) -> io::Result<Self> {
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, loops: Loops, config: PartialsConfig) -> io::Result<Self> {
         for name in [INCOMING, RETIRED] {
             disk.create_dir_all(&dir.join(name))?;
             for left in disk.list(&dir.join(name))? {
@@ -71,7 +86,9 @@ impl BlobStore {
             }
         }
         let turns = Arc::new(Semaphore::new(TURNS));
-        Ok(Self { disk, dir: dir.to_owned(), uploads: AtomicU64::new(0), turns, loops })
+        let partials = Arc::new(Partials::open(disk.clone(), dir, config)?);
+        let (uploads, sync_every) = (AtomicU64::new(0), config.sync_every_bytes());
+        Ok(Self { disk, dir: dir.to_owned(), uploads, partials, sync_every, turns, loops })
     }
 
     /// Where the bodies' files are.
@@ -150,24 +167,82 @@ impl BlobStore {
         Ok(folder.join(format!("{sha256}.body")))
     }
 
-    /// Begins to take a body from this agency. Dropped without [`BlobWriter::finish`], it leaves nothing behind.
+    /// Begins to take a body from this agency, or goes on where its last upload of the same body broke off: then
+    /// [`BlobWriter::take_up`] has to be called to its end. Waits a while for an upload that is about to end.
+    pub async fn upload(
+        self: &Arc<Self>,
+        agency: &AgencyCode,
+        expected: PartDigest,
+    ) -> Result<Result<BlobWriter, BlobError>, LostTurn> {
+        let key = PartialKey { agency: agency.clone(), sha256: expected.sha256, size: expected.size };
+        let taken = self.partials.take(key.clone()).await;
+        let store = self.clone();
+        // Held by the work itself: whoever asked may be gone before its turn comes.
+        let claim = Claim { partials: self.partials.clone(), key, taken: Some(taken) };
+        self.in_turn(move || store.claimed(claim, expected)).await
+    }
+
+    fn claimed(&self, mut claim: Claim, expected: PartDigest) -> Result<BlobWriter, BlobError> {
+        let name = match &claim.taken {
+            Some(Taken::Kept(name)) => name.clone(),
+            Some(Taken::Nothing) => PartialName { key: claim.key.clone(), bytes: 0, at: self.partials.now() },
+            Some(Taken::Busy) | None => return self.writer(&claim.key.agency, expected),
+        };
+        let path = self.partials.path(&name);
+        let mut resumed = name.bytes;
+        let file = match self.disk.open(&path) {
+            Ok(file) if resumed > 0 => file,
+            Err(e) if resumed > 0 && e.kind() != io::ErrorKind::NotFound => {
+                return Err(BlobError::Io { operation: "opening", path, source: e });
+            }
+            // Not there any more, or not there yet.
+            _ => {
+                resumed = 0;
+                let name = PartialName { bytes: 0, ..name.clone() };
+                let path = self.partials.path(&name);
+                self.disk.create(&path).map_err(|source| BlobError::Io { operation: "creating", path, source })?
+            }
+        };
+        claim.taken = None;
+        let place = Place::Partial(claim.partials.clone(), PartialName { bytes: resumed, ..name });
+        Ok(self.writer_at(place, file, expected, resumed))
+    }
+
+    /// Begins to take a body from this agency, of which nothing stays if it breaks off.
     pub fn writer(&self, agency: &AgencyCode, expected: PartDigest) -> Result<BlobWriter, BlobError> {
         let upload = self.uploads.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.dir.join(INCOMING).join(format!("{agency}-{}-{upload}", expected.sha256));
-        let target = self.path(&expected.sha256);
-        let create = |source| BlobError::Io { operation: "creating", path: temporary.clone(), source };
-        let file = self.disk.create(&temporary).map_err(create)?;
-        Ok(BlobWriter {
+        let path = self.dir.join(INCOMING).join(format!("{agency}-{}-{upload}", expected.sha256));
+        let create = |source| BlobError::Io { operation: "creating", path: path.clone(), source };
+        let file = self.disk.create(&path).map_err(create)?;
+        Ok(self.writer_at(Place::Passing(path), file, expected, 0))
+    }
+
+    fn writer_at(&self, place: Place, file: Arc<dyn DiskFile>, expected: PartDigest, resumed: u64) -> BlobWriter {
+        BlobWriter {
             disk: self.disk.clone(),
             file,
-            temporary,
-            target,
+            place,
+            target: self.path(&expected.sha256),
             expected,
             hasher: Hasher::new(),
+            sync_every: self.sync_every,
             written: 0,
             unsynced: 0,
+            resumed,
+            worthless: false,
             finished: false,
-        })
+        }
+    }
+
+    /// Removes partial bodies that waited too long or are too many, and all of them where there is no room for new work.
+    /// Returns how many. To be called again and again: it also tells the time.
+    pub fn sweep_partials(&self, now: Timestamp, no_room: bool) -> usize {
+        self.partials.sweep(now, no_room)
+    }
+
+    /// Partial bodies that wait for their uploads to go on.
+    pub fn partials(&self) -> Vec<PartialName> {
+        self.partials.waiting()
     }
 
     /// Takes a body out of sight at once; [`BlobStore::remove_retired`] frees its room. The caller has made durable
@@ -226,6 +301,24 @@ impl BlobStore {
     }
 }
 
+/// A body that was taken up, until a writer has it.
+struct Claim {
+    partials: Arc<Partials>,
+    key: PartialKey,
+    /// What there was; none once it is the writer's.
+    taken: Option<Taken>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        match self.taken.take() {
+            Some(Taken::Nothing) => self.partials.release(self.key.clone(), None),
+            Some(Taken::Kept(name)) => self.partials.release(self.key.clone(), Some(name)),
+            Some(Taken::Busy) | None => {}
+        }
+    }
+}
+
 /// Whether a file's bytes have this digest. A read that fails says no: the medium does not give the body back.
 fn holds(file: &dyn DiskFile, sha256: &Digest) -> bool {
     let mut hasher = Hasher::new();
@@ -246,178 +339,5 @@ fn holds(file: &dyn DiskFile, sha256: &Digest) -> bool {
     }
 }
 
-/// A body on its way in.
-pub struct BlobWriter {
-    disk: Arc<dyn Disk>,
-    file: Arc<dyn DiskFile>,
-    temporary: PathBuf,
-    target: PathBuf,
-    expected: PartDigest,
-    hasher: Hasher,
-    written: u64,
-    unsynced: u64,
-    finished: bool,
-}
-
-impl BlobWriter {
-    /// Blocks while the disk works: call it where blocking is allowed.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
-        let after = self.written.saturating_add(bytes.len() as u64);
-        if after > self.expected.size {
-            return Err(BlobError::TooLarge { expected: self.expected.size });
-        }
-        self.file.write_at(self.written, bytes).map_err(|e| self.failed("writing", e))?;
-        self.hasher.update(bytes);
-        self.written = after;
-        self.unsynced += bytes.len() as u64;
-        if self.unsynced >= SYNC_EVERY_BYTES {
-            self.file.sync_data().map_err(|e| self.failed("syncing", e))?;
-            self.unsynced = 0;
-        }
-        Ok(())
-    }
-
-    /// How many bytes have been taken.
-    pub const fn written(&self) -> u64 {
-        self.written
-    }
-
-    /// Checks the digest and makes the body durable under its name. After this a commit may name it.
-    pub fn finish(mut self) -> Result<(), BlobError> {
-        if self.written < self.expected.size {
-            return Err(BlobError::TooShort { expected: self.expected.size, found: self.written });
-        }
-        let found = std::mem::take(&mut self.hasher).finish();
-        if found != self.expected.sha256 {
-            return Err(BlobError::DigestMismatch { expected: self.expected.sha256, found });
-        }
-        docaxis_failpoints::failpoint!("broker.blob.written");
-        // Contents first, then the name, then the name's folder: a name never stands for half a body.
-        self.file.sync_data().map_err(|e| self.failed("syncing", e))?;
-        docaxis_failpoints::failpoint!("broker.blob.synced");
-        let folder = self.target.parent().unwrap_or(Path::new("")).to_owned();
-        self.disk.create_dir_all(&folder).map_err(|e| self.failed("creating the folder of", e))?;
-        self.disk.rename(&self.temporary, &self.target).map_err(|e| self.failed("renaming", e))?;
-        docaxis_failpoints::failpoint!("broker.blob.renamed");
-        self.finished = true;
-        self.disk.sync_dir(&folder).map_err(|e| self.failed("syncing the folder of", e))?;
-        // The folder may have been made a moment ago by another upload that has not synced its name yet.
-        let above = folder.parent().unwrap_or(Path::new(""));
-        self.disk.sync_dir(above).map_err(|e| self.failed("syncing the folder above", e))?;
-        docaxis_failpoints::failpoint!("broker.blob.named");
-        Ok(())
-    }
-
-    fn failed(&self, operation: &'static str, source: io::Error) -> BlobError {
-        BlobError::Io { operation, path: self.temporary.clone(), source }
-    }
-}
-
-impl Drop for BlobWriter {
-    fn drop(&mut self) {
-        if !self.finished
-            && let Err(e) = self.disk.remove(&self.temporary)
-        {
-            tracing::warn!(path = %self.temporary.display(), error = %e, "an unfinished body stays until the next start");
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::disk::sim::{Cut, Failure, SimDisk};
-
-    fn open(disk: &SimDisk) -> BlobStore {
-        BlobStore::open(Arc::new(disk.clone()), Path::new("/data/blobs"), Loops::Threads).unwrap()
-    }
-
-    fn part(bytes: &[u8]) -> PartDigest {
-        PartDigest { sha256: Digest::of(bytes), size: bytes.len() as u64 }
-    }
-
-    fn put(blobs: &BlobStore, bytes: &[u8], expected: PartDigest) -> Result<(), BlobError> {
-        let mut writer = blobs.writer(&"H37.DN.001".parse().unwrap(), expected)?;
-        for chunk in bytes.chunks(1000) {
-            writer.write(chunk)?;
-        }
-        writer.finish()
-    }
-
-    fn files(disk: &SimDisk, blobs: &BlobStore) -> Vec<String> {
-        let folders = disk.list(&blobs.dir).unwrap();
-        folders.iter().flat_map(|folder| disk.list(&blobs.dir.join(folder)).unwrap()).collect()
-    }
-
-    #[test]
-    fn a_finished_body_survives_a_power_cut_at_any_operation_and_is_never_half_there() {
-        let bytes: Vec<u8> = (0..9_999u32).map(|n| n.to_le_bytes()[0]).collect();
-        let all = {
-            let disk = SimDisk::new();
-            put(&open(&disk), &bytes, part(&bytes)).unwrap();
-            disk.operations()
-        };
-        for k in 1..=all + 1 {
-            let disk = SimDisk::new();
-            disk.fail_at(k, Failure::PowerLoss);
-            let done = put(&open(&disk), &bytes, part(&bytes)).is_ok();
-            assert_eq!(done, k > all, "operation {k}");
-            for cut in [Cut::Drop, Cut::Keep, Cut::Tear(k)] {
-                let after = disk.after(cut);
-                let blobs = open(&after);
-                let found = after.read(&blobs.path(&part(&bytes).sha256)).ok();
-                assert!(!done || found.is_some(), "operation {k}, {cut:?}: lost");
-                assert!(found.is_none_or(|found| found == bytes), "operation {k}, {cut:?}: half a body");
-                assert_eq!(after.list(&blobs.dir.join(INCOMING)).unwrap(), Vec::<String>::new());
-            }
-        }
-    }
-
-    #[test]
-    fn a_body_that_is_not_what_was_announced_leaves_nothing_behind() {
-        let disk = SimDisk::new();
-        let blobs = open(&disk);
-        let other = PartDigest { sha256: Digest::of(b"other"), size: 5 };
-        assert!(matches!(put(&blobs, b"bytes", other.clone()), Err(BlobError::DigestMismatch { .. })));
-        assert!(matches!(put(&blobs, b"byte", other.clone()), Err(BlobError::TooShort { expected: 5, found: 4 })));
-        assert!(matches!(put(&blobs, b"longer", other.clone()), Err(BlobError::TooLarge { expected: 5 })));
-        drop(blobs.writer(&"H37.DN.001".parse().unwrap(), other).unwrap());
-        assert_eq!(files(&disk, &blobs), Vec::<String>::new());
-    }
-
-    #[test]
-    fn bodies_that_nothing_names_are_collected_and_others_stay() {
-        let disk = SimDisk::new();
-        let blobs = open(&disk);
-        for bytes in [b"one", b"two"] {
-            put(&blobs, bytes, part(bytes)).unwrap();
-        }
-        let named = part(b"one").sha256;
-        assert_eq!(blobs.collect(|sha256| Ok::<_, io::Error>(*sha256 == named)).unwrap(), 1);
-        assert!(blobs.exists(&part(b"one")) && !blobs.exists(&part(b"two")));
-        blobs.retire(&named).unwrap();
-        assert!(!blobs.exists(&part(b"one")));
-        blobs.remove_retired().unwrap();
-        assert_eq!(files(&disk, &blobs), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_damaged_body_is_set_aside_as_it_was_found_and_a_whole_one_stays() {
-        let disk = SimDisk::new();
-        let blobs = open(&disk);
-        put(&blobs, b"the words", part(b"the words")).unwrap();
-        let sha256 = part(b"the words").sha256;
-        assert_eq!(blobs.set_aside(&part(b"the words")).unwrap(), None);
-        assert!(blobs.exists(&part(b"the words")));
-        for (damaged, len) in [(b"the wordz".as_slice(), 9), (b"the", 3)] {
-            put(&blobs, b"the words", part(b"the words")).unwrap();
-            disk.tamper(&blobs.path(&sha256), |bytes| *bytes = damaged.to_vec()).unwrap();
-            let aside = blobs.set_aside(&part(b"the words")).unwrap().unwrap();
-            assert_eq!(aside, Path::new("/data/damaged").join(format!("{sha256}.body")));
-            assert_eq!((disk.read(&aside).unwrap(), damaged.len()), (damaged.to_vec(), len));
-            assert!(!blobs.exists(&part(b"the words")));
-            assert_eq!(disk.after(Cut::Drop).read(&aside).unwrap(), damaged, "durably");
-        }
-        assert_eq!(blobs.set_aside(&part(b"the words")).unwrap(), None, "gone");
-    }
-}
+mod tests;

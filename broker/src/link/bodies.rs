@@ -1,7 +1,7 @@
 //! Bodies on streams, in pieces: memory for one transfer is constant, whatever its size. While one piece travels, its
 //! neighbour is hashed and on its way to or from the disk, on a blocking thread that is held no longer than that. Pieces
 //! of all transfers take turns, so that many large bodies leave processor and disk to the small dispatches beside them,
-//! and a slow peer, which only waits for its own network, holds up nobody.
+//! and a slow peer, which only waits for its own network, holds up nobody. A transfer that breaks off goes on at its byte.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,12 +26,33 @@ pub enum Received {
     Durable,
     /// The bytes are not what was sealed.
     Refused(Reason),
+    /// The same of a body that came in several tries: the fault may lie with what was kept of it, and it has to come again
+    /// from its beginning.
+    Again,
 }
 
 /// Takes bodies in: where they go, and whether there is room.
 pub struct Intake<'a> {
     pub blobs: &'a Arc<BlobStore>,
     pub space: &'a Arc<Space>,
+}
+
+/// Begins to take a body from this agency; [`BlobWriter::written`] says from which byte on it is wanted. What its last try
+/// left is read again first, piece by piece.
+pub async fn begin(blobs: &Arc<BlobStore>, agency: &AgencyCode, part: PartDigest) -> Result<BlobWriter, BodyError> {
+    let mut writer = blobs.upload(agency, part).await??;
+    loop {
+        let (next, more) = blobs
+            .in_turn(move || {
+                let more = writer.take_up()?;
+                Ok::<_, BlobError>((writer, more))
+            })
+            .await??;
+        writer = next;
+        if !more {
+            return Ok(writer);
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -51,16 +72,21 @@ pub enum BodyError {
     NoRoom(Reason),
 }
 
-/// Receives exactly `part.size` bytes into the blob store; durable when this returns.
+/// Receives the rest of a body of `size` bytes into the blob store; durable when this returns.
 pub async fn receive(
     stream: &mut RecvStream,
     Intake { blobs, space }: Intake<'_>,
-    agency: AgencyCode,
-    part: PartDigest,
+    writer: BlobWriter,
+    size: u64,
 ) -> Result<Received, BodyError> {
-    let _room = space.expect(part.size).map_err(BodyError::NoRoom)?;
-    match write_all_of(stream, blobs, space, agency, part).await {
+    let left = size.saturating_sub(writer.written());
+    let _room = space.expect(left).map_err(BodyError::NoRoom)?;
+    match write_all_of(stream, blobs, space, writer, left).await {
         Ok(()) => Ok(Received::Durable),
+        Err(BodyError::Blob(BlobError::DigestMismatch { resumed: true, expected, .. })) => {
+            tracing::warn!(body = %expected, "a body that came in several tries is not what was sealed; it is asked for anew");
+            Ok(Received::Again)
+        }
         Err(BodyError::Blob(
             error @ (BlobError::DigestMismatch { .. } | BlobError::TooLarge { .. } | BlobError::TooShort { .. }),
         )) => Ok(Received::Refused(ReasonCode::DigestMismatch.because(error.to_string()))),
@@ -77,20 +103,24 @@ async fn write_all_of(
     stream: &mut RecvStream,
     blobs: &Arc<BlobStore>,
     space: &Arc<Space>,
-    agency: AgencyCode,
-    part: PartDigest,
+    mut writer: BlobWriter,
+    mut left: u64,
 ) -> Result<(), BodyError> {
-    let mut left = part.size;
-    let store = blobs.clone();
-    let mut writer = blobs.in_turn(move || store.writer(&agency, part)).await??;
     let (mut full, mut empty) = (Vec::new(), Vec::new());
     loop {
         let wanted = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
         empty.resize(wanted, 0);
-        let (written, filled) = tokio::join!(write_piece(blobs, writer, full), fill(stream, &mut empty, space));
+        let mut came = 0;
+        let (written, filled) =
+            tokio::join!(write_piece(blobs, writer, full), fill(stream, &mut empty, &mut came, space));
         // If both failed, the disk's failure is the one that says what to do.
         (writer, full) = written?;
-        filled?;
+        if let Err(error) = filled {
+            empty.truncate(came);
+            let (writer, _) = write_piece(blobs, writer, empty).await?;
+            blobs.in_turn(move || writer.break_off()).await?;
+            return Err(error);
+        }
         left -= wanted as u64;
         std::mem::swap(&mut full, &mut empty);
         if full.is_empty() {
@@ -112,15 +142,14 @@ async fn write_piece(
     blobs.in_turn(move || writer.write(&piece).map(|()| (writer, piece))).await?.map_err(BodyError::from)
 }
 
-/// Each read has its own time: a slow peer is none that stalled.
-async fn fill(stream: &mut RecvStream, piece: &mut [u8], space: &Space) -> Result<(), BodyError> {
-    let mut at = 0;
-    while at < piece.len() {
-        let read = in_time(async { stream.read(&mut piece[at..]).await.map_err(|e| IoError::Lost(e.to_string())) });
+/// Each read has its own time: a slow peer is none that stalled. `at` counts the bytes that came, also where it fails.
+async fn fill(stream: &mut RecvStream, piece: &mut [u8], at: &mut usize, space: &Space) -> Result<(), BodyError> {
+    while *at < piece.len() {
+        let read = in_time(async { stream.read(&mut piece[*at..]).await.map_err(|e| IoError::Lost(e.to_string())) });
         let Some(read) = read.await? else {
             return Err(IoError::Ended { expected: "the rest of a body" }.into());
         };
-        at += read;
+        *at += read;
         space.may_finish().map_err(BodyError::NoRoom)?;
     }
     Ok(())
@@ -133,8 +162,10 @@ pub async fn receive_small(stream: &mut RecvStream, size: usize) -> Result<Vec<u
     Ok(bytes)
 }
 
-/// Sends a body from byte `offset` on. A file is hashed as it goes, from its beginning; its last piece leaves only when
-/// the digest is right, so that the peer never has all of a damaged body.
+/// Sends a body from byte `offset` on. A file that is sent from its beginning is hashed as it goes; its last piece leaves
+/// only when the digest is right, so that the peer never has all of a damaged body. Of one that goes on, what lies before is
+/// not read: that would take longer than a peer waits. The peer, which has hashed it, asks for all of a body that turns out
+/// wrong, and then the damage is found here.
 pub async fn send(
     stream: &mut SendStream,
     blobs: &BlobStore,
@@ -172,13 +203,13 @@ async fn send_piece(stream: &mut SendStream, piece: Bytes) -> Result<(), BodyErr
     if piece.is_empty() { Ok(()) } else { Ok(write_chunk(stream, piece).await?) }
 }
 
-/// A body's file, read from its beginning.
+/// A body's file on its way out.
 struct BodyReader {
     file: Arc<dyn DiskFile>,
     part: PartDigest,
-    hasher: Hasher,
+    /// None where the reader did not begin at the body's beginning.
+    hasher: Option<Hasher>,
     at: u64,
-    offset: u64,
 }
 
 impl BodyReader {
@@ -188,10 +219,10 @@ impl BodyReader {
         if len != part.size {
             return Err(damaged(&part, format!("{len} bytes instead of {}", part.size)));
         }
-        Ok(Self { file, part, hasher: Hasher::new(), at: 0, offset })
+        Ok(Self { file, part, hasher: (offset == 0).then(Hasher::new), at: offset })
     }
 
-    /// The next piece, of which what lies before the offset is cut off. The last one only if the digest is right.
+    /// The next piece. The last one only if the digest is right.
     fn next(mut self) -> Result<(Self, Bytes), BodyError> {
         let wanted = usize::try_from(self.part.size - self.at).unwrap_or(PIECE).min(PIECE);
         let mut piece = vec![0; wanted];
@@ -199,16 +230,19 @@ impl BodyReader {
         if read < wanted {
             return Err(damaged(&self.part, format!("{} bytes instead of {}", self.at + read as u64, self.part.size)));
         }
-        self.hasher.update(&piece);
-        let cut = usize::try_from(self.offset.saturating_sub(self.at)).unwrap_or(wanted).min(wanted);
         self.at += wanted as u64;
-        if self.at == self.part.size {
-            let found = std::mem::take(&mut self.hasher).finish();
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&piece);
+        }
+        if self.at == self.part.size
+            && let Some(hasher) = self.hasher.take()
+        {
+            let found = hasher.finish();
             if found != self.part.sha256 {
                 return Err(damaged(&self.part, format!("bytes with the digest {found}")));
             }
         }
-        Ok((self, Bytes::from(piece).split_off(cut)))
+        Ok((self, Bytes::from(piece)))
     }
 }
 

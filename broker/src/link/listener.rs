@@ -293,6 +293,10 @@ async fn accept(
         }
     }
     endpoint.close(code::STOPPING.into(), b"the broker is stopping");
+    let ending = async { while sessions.join_next().await.is_some() {} };
+    if tokio::time::timeout(session::STREAMS_END_WITHIN, ending).await.is_err() {
+        tracing::info!("sessions that did not end with their links are cut");
+    }
     sessions.shutdown().await;
     if tokio::time::timeout(CLOSE_TIMEOUT, endpoint.wait_idle()).await.is_err() {
         tracing::info!("some peers did not hear that the link closed");

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::frame::{Class, Frame};
+use docaxis_protocol::partial::rehash_time;
 use docaxis_protocol::{AgencyCode, NodeId, ReasonCode, Statement};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::task::JoinSet;
@@ -29,7 +30,8 @@ const REST: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often all queues of a node are looked at, whether or not the bell rang.
 const ROUND: Duration = Duration::from_secs(30);
-/// How long the node may take from the last byte of the bodies to its statement: it hashes and syncs meanwhile.
+/// How long the node may take from the last byte of the bodies to its statement, for it hashes and syncs meanwhile. Longer
+/// where it may have kept much of large bodies, which it reads again before it asks for the rest.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Deliveries of one agency that are looked through for some that may be begun. What stands behind more than that waits until
@@ -185,7 +187,7 @@ async fn offer(
         // It is not picked again before its bodies are here, or its time has come, and holds up nobody meanwhile; if it could not
         // be noted, it is found again after a rest.
         Ok(Offered::BodiesLost { noted } | Offered::NotYet { noted }) => {
-            turn.step_aside().await;
+            turn.pass();
             if noted {
                 return (key, Ended::Done);
             }
@@ -198,7 +200,7 @@ async fn offer(
             // A node without room takes nothing: that one is no worse than those behind it.
             let own = !matches!(&error, StreamError::Io(IoError::Refused(reason)) if has_no_room(reason.known()));
             if own && failures + 1 >= TRIES {
-                turn.step_aside().await;
+                turn.pass();
             } else {
                 turn.fail();
             }
@@ -307,8 +309,10 @@ async fn converse(
         }
     }
     docaxis_failpoints::failpoint!("broker.offer.sent");
+    let bytes = dispatch.parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
+    let patience = HANDOVER_TIMEOUT + rehash_time(bytes);
     let sealed = loop {
-        let answer = tokio::time::timeout(HANDOVER_TIMEOUT, io::read_unhurried(recv, Class::Large, "Handover"));
+        let answer = tokio::time::timeout(patience, io::read_unhurried(recv, Class::Large, "Handover"));
         match answer.await.unwrap_or(Err(IoError::Stalled))? {
             Frame::Need(need) => {
                 for (index, offset) in need.parts {

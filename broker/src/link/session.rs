@@ -27,6 +27,8 @@ use crate::evidence::log::LogError;
 
 /// How often a follower's evidence is looked for, whether or not the bell rang.
 const ROUND: Duration = Duration::from_secs(30);
+/// How long the streams of a lost link have to end by themselves.
+pub const STREAMS_END_WITHIN: Duration = Duration::from_secs(2);
 /// How long a new connection may take to say `Hello`.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -156,6 +158,11 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
         }
     }
     exchange.bells.take_down(&node, &bell);
+    // All of them meet the link's end by themselves; uploads then keep what came.
+    let ended = tokio::time::timeout(STREAMS_END_WITHIN, async { while streams.join_next().await.is_some() {} }).await;
+    if ended.is_err() {
+        tracing::debug!(%node, "streams that did not end with their link are cut");
+    }
     streams.shutdown().await;
 }
 

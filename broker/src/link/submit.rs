@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::frame::{Done, Frame, Need, Submit};
 use docaxis_protocol::limits::MAX_INLINE_BODY_BYTES;
 use docaxis_protocol::{DispatchId, NodeId, Reason, ReasonCode};
@@ -10,6 +11,7 @@ use quinn::{RecvStream, SendStream};
 use super::bodies::{self, BodyError, Received};
 use super::io::{self, IoError};
 use super::submissions::Submissions;
+use crate::blobs::BlobWriter;
 use crate::dispatch::{Admitted, Exchange, ExchangeError, Intake, inline_sizes};
 
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +85,8 @@ pub async fn serve(
 
 type Collected = Result<Box<Admitted>, (Box<Admitted>, Reason)>;
 
-/// Asks for the bodies that are missing and takes them in.
+/// Asks for the bodies that are missing and takes them in. A second round asks again for those of which what an earlier try
+/// left was damaged; then they come whole.
 async fn collect(
     exchange: &Arc<Exchange>,
     mut admitted: Box<Admitted>,
@@ -91,33 +94,55 @@ async fn collect(
     recv: &mut RecvStream,
 ) -> Result<Collected, StreamError> {
     docaxis_failpoints::failpoint!("broker.submit.admitted");
-    if admitted.missing.is_empty() {
-        return Ok(Ok(admitted));
-    }
-    let missing = admitted.missing.clone();
-    let need = Need { parts: missing.iter().map(|(index, _)| (*index, 0)).collect() };
-    io::write(send, &Frame::Need(need)).await?;
-    docaxis_failpoints::failpoint!("broker.submit.needed");
-    for (index, part) in missing {
-        match usize::try_from(part.size) {
-            Ok(size) if size <= MAX_INLINE_BODY_BYTES => {
+    while !admitted.missing.is_empty() {
+        let missing = begin(exchange, &admitted).await?;
+        let need = Need { parts: missing.iter().map(|one| (one.index, one.offset())).collect() };
+        io::write(send, &Frame::Need(need)).await?;
+        docaxis_failpoints::failpoint!("broker.submit.needed");
+        for Missing { index, part, writer } in missing {
+            let Some(writer) = writer else {
+                let size = usize::try_from(part.size).unwrap_or(MAX_INLINE_BODY_BYTES);
                 let bytes = bodies::receive_small(recv, size).await?;
-                if let Err(reason) = Exchange::take_body(&mut admitted, index, bytes) {
-                    return Ok(Err((admitted, reason)));
+                match Exchange::take_body(&mut admitted, index, bytes) {
+                    Ok(()) => continue,
+                    Err(reason) => return Ok(Err((admitted, reason))),
                 }
-            }
-            _ => {
-                let sha256 = part.sha256;
-                let agency = admitted.envelope.sender.agency.clone();
-                let to = bodies::Intake { blobs: &exchange.blobs, space: &exchange.space };
-                match bodies::receive(recv, to, agency, part).await? {
-                    Received::Durable => Exchange::took_blob(&mut admitted, sha256),
-                    Received::Refused(reason) => return Ok(Err((admitted, reason))),
-                }
+            };
+            let to = bodies::Intake { blobs: &exchange.blobs, space: &exchange.space };
+            match bodies::receive(recv, to, writer, part.size).await? {
+                Received::Durable => Exchange::took_blob(&mut admitted, part.sha256),
+                Received::Again => {}
+                Received::Refused(reason) => return Ok(Err((admitted, reason))),
             }
         }
     }
     Ok(Ok(admitted))
+}
+
+/// A body that must still come.
+struct Missing {
+    index: u16,
+    part: PartDigest,
+    /// Where a large one goes; what is in it already is not asked for.
+    writer: Option<BlobWriter>,
+}
+
+impl Missing {
+    fn offset(&self) -> u64 {
+        self.writer.as_ref().map_or(0, BlobWriter::written)
+    }
+}
+
+async fn begin(exchange: &Arc<Exchange>, admitted: &Admitted) -> Result<Vec<Missing>, StreamError> {
+    let mut missing = Vec::with_capacity(admitted.missing.len());
+    for (index, part) in admitted.missing.clone() {
+        let writer = match part.size > MAX_INLINE_BODY_BYTES as u64 {
+            true => Some(bodies::begin(&exchange.blobs, &admitted.envelope.sender.agency, part.clone()).await?),
+            false => None,
+        };
+        missing.push(Missing { index, part, writer });
+    }
+    Ok(missing)
 }
 
 async fn answer(send: &mut SendStream, done: Done) -> Result<(), StreamError> {

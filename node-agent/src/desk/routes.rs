@@ -23,6 +23,7 @@ use super::problem::Problem;
 use super::shapes::{AgencyJson, DraftJson, EvidenceJson, Made, OpenJson, RecallJson, StatusJson};
 use crate::agent::Shared;
 use crate::query::{self, Box as Which, DispatchView, StatusView, Until, Waited};
+use crate::transfers::TransferView;
 use crate::{compose, officer, related};
 
 /// A draft with an edXML header and small parts in base64; large parts come by path.
@@ -38,6 +39,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/dispatches", get(list).post(make))
+        .route("/v1/progress/{key}", get(progress))
         .route("/v1/dispatches/{id}", get(show))
         .route("/v1/dispatches/{id}/wait", get(wait))
         .route("/v1/dispatches/{id}/parts/{n}", get(part))
@@ -67,14 +69,19 @@ async fn status(State(shared): State<Arc<Shared>>) -> Answer<StatusView> {
 }
 
 async fn make(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Result<Response, Problem> {
-    let key = match headers.get("idempotency-key").map(|value| value.to_str()) {
-        None => None,
-        Some(Ok(key)) => Some(key.to_owned()),
-        Some(Err(_)) => return Err(Problem::malformed("Idempotency-Key is not plain text")),
+    let text = |name: &'static str| match headers.get(name).map(|value| value.to_str()) {
+        None => Ok(None),
+        Some(Ok(key)) => Ok(Some(key.to_owned())),
+        Some(Err(_)) => Err(Problem::malformed(format!("{name} is not plain text"))),
     };
-    let draft = body_of::<DraftJson>(&body)?.into_draft(key)?;
+    let draft = body_of::<DraftJson>(&body)?.into_draft(text("idempotency-key")?, text("progress-key")?)?;
     let compose::Composed { id, sent_before } = compose::compose(&shared, draft).await?;
     Ok((StatusCode::ACCEPTED, Json(Made { id, sent_before })).into_response())
+}
+
+/// How far the files of a request are taken in that bears this `Progress-Key`; `null` if none is under way.
+async fn progress(State(shared): State<Arc<Shared>>, Path(key): Path<String>) -> Json<Option<TransferView>> {
+    Json(shared.transfers.of(&compose::taking_in(&key)))
 }
 
 #[derive(Deserialize)]

@@ -72,7 +72,7 @@ struct PartJson {
 }
 
 impl DraftJson {
-    pub fn into_draft(self, idempotency_key: Option<String>) -> Result<Draft, Problem> {
+    pub fn into_draft(self, idempotency_key: Option<String>, progress_key: Option<String>) -> Result<Draft, Problem> {
         Ok(Draft {
             from: self.from,
             to: self.to,
@@ -85,6 +85,7 @@ impl DraftJson {
             expires: self.expires,
             relates: self.relates,
             status: self.status,
+            progress_key,
             idempotency_key,
             unless_sent_before: self.unless_sent_before,
             checked: false,

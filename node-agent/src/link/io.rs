@@ -9,11 +9,37 @@ use tokio::sync::mpsc;
 
 use super::LinkError;
 use crate::agent::Shared;
-use crate::parts::{CHUNK_BYTES, PartsError, Stored};
+use crate::parts::{CHUNK_BYTES, PartWriter, PartsError, Stored};
+use crate::transfers::Transfer;
+use docaxis_protocol::partial::PartialKey;
 use docaxis_protocol::{Digest, Reason};
 
 /// Chunks between a stream and the disk.
 const CHUNKS_IN_FLIGHT: usize = 2;
+
+/// How reading a body ended.
+pub enum Read {
+    Stored(Stored),
+    /// It came in one go, and its digest is this one instead.
+    Other(Digest),
+    /// It came in several tries and is not what was sealed: the fault may lie with what was kept of it. It has to come again
+    /// from its beginning.
+    Again,
+}
+
+/// Begins to take a body for a recipient; [`PartWriter::size`] says from which byte on it is wanted. What its last try left
+/// is read again first, a bounded piece at a time.
+pub async fn begin_body(shared: &Shared, key: PartialKey) -> Result<PartWriter, LinkError> {
+    let claim = shared.parts.take(key).await;
+    let mut writer = shared.blocking(move |parts| parts.begin_claimed(claim)).await?;
+    loop {
+        let (next, more) = shared.blocking(move |_| writer.take_up().map(|more| (writer, more))).await?;
+        if !more {
+            return Ok(next);
+        }
+        writer = next;
+    }
+}
 
 /// One exchange of frames.
 pub struct Stream {
@@ -45,7 +71,11 @@ impl Stream {
 
     /// Reads a frame; a refusal becomes an error.
     pub async fn read(&mut self, class: Class) -> Result<Frame, LinkError> {
-        let patience = self.patience;
+        self.read_within(class, self.patience).await
+    }
+
+    /// The same with more time than usual.
+    pub async fn read_within(&mut self, class: Class, patience: Duration) -> Result<Frame, LinkError> {
         match tokio::time::timeout(patience, self.read_unhurried(class)).await {
             Ok(read) => read,
             Err(_) => Err(LinkError::TimedOut { what: "a frame", after: patience }),
@@ -71,31 +101,40 @@ impl Stream {
         Ok(body)
     }
 
-    /// Reads exactly `size` bytes into the parts. Kept only if their digest is the one expected; otherwise the digest
-    /// found is returned, and nothing stays.
+    /// Reads the rest of a body of `size` bytes. Kept only if its digest is the one expected. What comes before the stream
+    /// breaks off is kept for the next try, to its last byte.
     pub async fn read_body(
         &mut self,
         shared: &Shared,
-        expected: Digest,
-        size: u64,
-    ) -> Result<Result<Stored, Digest>, LinkError> {
+        writer: PartWriter,
+        (expected, size): (Digest, u64),
+    ) -> Result<Read, LinkError> {
         let (chunks, mut incoming) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
-        let parts = shared.parts.clone();
+        let left = size.saturating_sub(writer.size());
         let writing = shared.aside(async move {
-            let mut writer = parts.begin()?;
+            let mut writer = writer;
             while let Some(chunk) = incoming.recv().await {
                 writer.write(&chunk)?;
             }
             if writer.size() != size {
+                writer.break_off();
                 return Ok(None);
             }
             let whole = writer.finish()?;
-            if whole.sha256 != expected {
-                return Ok(Some(Err(whole.sha256)));
-            }
-            Ok::<_, PartsError>(Some(Ok(whole.keep()?)))
+            let (found, resumed) = (whole.sha256, whole.resumed);
+            Ok::<_, PartsError>(Some(match (found == expected, resumed) {
+                (true, _) => Read::Stored(whole.keep()?),
+                (false, true) => {
+                    whole.discard();
+                    Read::Again
+                }
+                (false, false) => {
+                    whole.discard();
+                    Read::Other(found)
+                }
+            }))
         });
-        let (read, written) = tokio::join!(self.pump(size, chunks), writing);
+        let (read, written) = tokio::join!(self.pump(left, chunks), writing);
         match (read, written??) {
             (Err(error), _) => Err(error),
             (Ok(()), Some(done)) => Ok(done),
@@ -103,25 +142,31 @@ impl Stream {
         }
     }
 
-    async fn pump(&mut self, size: u64, chunks: mpsc::Sender<Bytes>) -> Result<(), LinkError> {
-        let mut left = size;
+    async fn pump(&mut self, mut left: u64, chunks: mpsc::Sender<Bytes>) -> Result<(), LinkError> {
         while left > 0 {
             // What arrives is a packet long; the disk gets it in chunks.
             let mut chunk = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES)];
             let mut filled = 0;
-            while filled < chunk.len() {
-                let read = timed(self.patience, "read a body", self.recv.read(&mut chunk[filled..])).await?;
-                let Some(read) = read else {
-                    let missing = left.saturating_sub(filled as u64);
-                    return Err(LinkError::Stream(format!("the stream ended {missing} bytes before the body's end")));
-                };
-                filled += read;
-            }
+            let read = self.fill(&mut chunk, &mut filled).await;
+            chunk.truncate(filled);
             left = left.saturating_sub(filled as u64);
             if chunks.send(chunk.into()).await.is_err() {
                 // The writer has failed; its own error is the one to report.
                 return Ok(());
             }
+            read.map_err(|error| match error {
+                LinkError::Stream(why) => LinkError::Stream(format!("{why}, {left} bytes before the body's end")),
+                other => other,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Fills a chunk; `filled` counts what came, also where it fails.
+    async fn fill(&mut self, chunk: &mut [u8], filled: &mut usize) -> Result<(), LinkError> {
+        while *filled < chunk.len() {
+            let read = timed(self.patience, "read a body", self.recv.read(&mut chunk[*filled..])).await?;
+            *filled += read.ok_or_else(|| LinkError::Stream("the stream ended".into()))?;
         }
         Ok(())
     }
@@ -139,20 +184,21 @@ impl Stream {
     }
 
     /// Sends a body from `offset` on. The reader keeps the last bytes of a damaged one back; then the stream is reset, so
-    /// that the other side never has all of it.
-    pub async fn write_body(&mut self, shared: &Shared, sha256: Digest, offset: u64) -> Result<(), LinkError> {
+    /// that the other side never has all of it. Of one that goes on, what lies before is not read: that would take longer
+    /// than the broker waits. The broker, which has hashed it, asks for all of a body that turns out wrong.
+    pub async fn write_body(
+        &mut self,
+        shared: &Shared,
+        (sha256, offset): (Digest, u64),
+        transfer: &Transfer,
+    ) -> Result<(), LinkError> {
         let (chunks, outgoing) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
         let opened = shared.open_body(sha256).await?;
         let reading = shared.aside(async move {
-            let mut reader = opened?;
-            let mut skip = offset;
+            let mut reader = opened?.from(offset)?;
             while let Some(chunk) = reader.next_chunk()? {
-                let mut chunk = Bytes::from(chunk);
-                let cut = usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len());
-                skip -= cut as u64;
-                let chunk = chunk.split_off(cut);
                 // The stream has failed if nobody listens, and says so itself.
-                if !chunk.is_empty() && chunks.send(chunk).await.is_err() {
+                if chunks.send(chunk.into()).await.is_err() {
                     return Ok(());
                 }
             }
@@ -162,7 +208,9 @@ impl Stream {
             // Dropped at the end: the reader then stops.
             let mut outgoing = outgoing;
             while let Some(chunk) = outgoing.recv().await {
+                let bytes = chunk.len() as u64;
                 self.write_raw(chunk).await?;
+                transfer.add(bytes);
             }
             Ok(())
         };

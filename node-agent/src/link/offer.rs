@@ -3,20 +3,23 @@
 
 use docaxis_protocol::envelope::Envelope;
 use docaxis_protocol::frame::{Class, Frame, Need, Offer, Outcome, Standing};
+use docaxis_protocol::partial::PartialKey;
 use docaxis_protocol::{
-    AgencyCode, Digest, Event, Evidence, Reason, ReasonCode, SealedStatement, Statement, Timestamp, limits, statement,
+    AgencyCode, Digest, Event, Evidence, Part, Reason, ReasonCode, SealedStatement, Statement, Timestamp, limits,
+    statement,
 };
 
 use super::LinkError;
-use super::io::Stream;
+use super::io::{Read, Stream, begin_body};
 use super::session::Session;
 use crate::acting;
+use crate::agent::Shared;
 use crate::bodies::Kept;
 use crate::inbox::{self, NotTaken};
 use crate::mailbox::{
     self, DocumentKeys, EvidenceRow, Known, QueuedPart, Related, StatementRow, Take, TakeBody, Taken,
 };
-use crate::parts::PartsError;
+use crate::parts::{PartWriter, PartsError};
 
 pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<(), LinkError> {
     let shared = &session.shared;
@@ -133,6 +136,11 @@ async fn take(
     let shared = &session.shared;
     let Looked { sha256, inline, bodies, other, here } = looked;
     let bytes = envelope.parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
+    // What was kept of an earlier try needs no room any more.
+    let kept = shared.parts.partials().into_iter().filter(|name| {
+        name.key.agency == offer.recipient && envelope.parts.iter().any(|part| part.sha256 == name.key.sha256)
+    });
+    let bytes = bytes.saturating_sub(kept.map(|name| name.bytes).sum());
     shared.space.may_begin(bytes).map_err(Problem::NoRoom)?;
     let identity = shared.identity.load_full();
     let acceptance = shared.keys.verify(&identity, &offer.acceptance).map_err(|error| {
@@ -160,7 +168,7 @@ async fn take(
     if fault.is_none() {
         match bodies {
             Err(reason) => fault = Some(reason),
-            Ok(bodies) => match fetch(session, stream, envelope, &bodies, (inline, here)).await? {
+            Ok(bodies) => match fetch(session, stream, (envelope, who), &bodies, (inline, here)).await? {
                 Err(reason) => fault = Some(reason),
                 Ok(fetched) => body = Some((bodies, fetched)),
             },
@@ -282,7 +290,7 @@ struct Here {
 async fn fetch(
     session: &Session,
     stream: &mut Stream,
-    envelope: &Envelope,
+    (envelope, recipient): (&Envelope, &AgencyCode),
     bodies: &[QueuedPart],
     (inline, Here { held: known, kept }): (Vec<(u16, Vec<u8>)>, Here),
 ) -> Result<Result<Here, Reason>, Problem> {
@@ -305,27 +313,36 @@ async fn fetch(
             there.push(found);
         }
     }
-    let missing: Vec<(u16, &docaxis_protocol::Part)> = bodies
+    let mut missing: Vec<(u16, &Part)> = bodies
         .iter()
         .filter(|body| !there.contains(&body.sha256))
         .filter_map(|body| (0..).zip(&envelope.parts).find(|(_, part)| part.sha256 == body.sha256))
         .collect();
-    if !missing.is_empty() {
-        stream.write(&Frame::Need(Need { parts: missing.iter().map(|(index, _)| (*index, 0)).collect() })).await?;
-    }
     let mut fault = None;
-    for (_, part) in missing {
-        if fault.is_some() {
-            stream.skip(part.size).await?;
-            continue;
-        }
-        let found = if fetched.kept.small.fits(part.size) {
-            read_small(stream, part, &mut fetched.kept).await?
-        } else {
-            stream.read_body(shared, part.sha256, part.size).await?.map(|stored| fetched.kept.pins.push(stored.pin))
-        };
-        if let Err(found) = found {
-            fault = Some(mismatch(&part.name, part.sha256, found));
+    // A second round asks again for those of which what an earlier try left was damaged; then they come whole.
+    while !missing.is_empty() && fault.is_none() {
+        let begun = begin(shared, recipient, &missing, &fetched.kept).await?;
+        let parts = begun.iter().map(|(index, _, writer)| (*index, writer.as_ref().map_or(0, PartWriter::size)));
+        stream.write(&Frame::Need(Need { parts: parts.collect() })).await?;
+        missing.clear();
+        for (index, part, writer) in begun {
+            let from = writer.as_ref().map_or(0, PartWriter::size);
+            let read = match writer {
+                _ if fault.is_some() => {
+                    stream.skip(part.size - from).await?;
+                    continue;
+                }
+                Some(writer) => stream.read_body(shared, writer, (part.sha256, part.size)).await?,
+                None => match read_small(stream, part, &mut fetched.kept).await? {
+                    Ok(()) => continue,
+                    Err(found) => Read::Other(found),
+                },
+            };
+            match read {
+                Read::Stored(stored) => fetched.kept.pins.push(stored.pin),
+                Read::Other(found) => fault = Some(mismatch(&part.name, part.sha256, found)),
+                Read::Again => missing.push((index, part)),
+            }
         }
     }
     fetched.held.append(&mut held);
@@ -335,12 +352,31 @@ async fn fetch(
     })
 }
 
+/// A body that must still come, and where it goes if it is not a small one.
+type Begun<'a> = (u16, &'a Part, Option<PartWriter>);
+
+async fn begin<'a>(
+    shared: &Shared,
+    recipient: &AgencyCode,
+    missing: &[(u16, &'a Part)],
+    kept: &Kept,
+) -> Result<Vec<Begun<'a>>, LinkError> {
+    let (mut begun, mut small) = (Vec::with_capacity(missing.len()), 0);
+    for (index, part) in missing {
+        let writer = if kept.small.fits_beside(part.size, small) {
+            small += part.size;
+            None
+        } else {
+            let key = PartialKey { agency: recipient.clone(), sha256: part.sha256, size: part.size };
+            Some(begin_body(shared, key).await?)
+        };
+        begun.push((*index, *part, writer));
+    }
+    Ok(begun)
+}
+
 /// Reads a body that fits; the digest that it has, if that is another one.
-async fn read_small(
-    stream: &mut Stream,
-    part: &docaxis_protocol::Part,
-    kept: &mut Kept,
-) -> Result<Result<(), Digest>, LinkError> {
+async fn read_small(stream: &mut Stream, part: &Part, kept: &mut Kept) -> Result<Result<(), Digest>, LinkError> {
     let bytes = stream.read_small(usize::try_from(part.size).unwrap_or(usize::MAX)).await?;
     let found = Digest::of(&bytes);
     if found != part.sha256 {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use docaxis_protocol::envelope::Envelope;
 use docaxis_protocol::frame::{Class, Done, Frame, Intake, Need, Resend, Submit, VERSION_WITHOUT_ORDER};
+use docaxis_protocol::partial::rehash_time;
 use docaxis_protocol::{DispatchId, Event, Evidence, Reason, ReasonCode, Timestamp, limits};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -252,20 +253,29 @@ async fn converse(
     docaxis_failpoints::failpoint!("agent.submit.sent");
     // A broker that has seen enough answers before all bodies are sent: then its answer counts, not our failed write.
     let mut early = None;
+    // What the broker kept of an earlier try it reads again before it asks for the rest.
+    let bytes = envelope.parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
+    let patience = stream.patience + rehash_time(bytes);
+    let mut transfer = None;
     for _ in 0..MAX_ROUNDS {
-        let frame = match (stream.read(Class::Large).await, early.take()) {
+        let frame = match (stream.read_within(Class::Large, patience).await, early.take()) {
             (Ok(Frame::Need(_)) | Err(_), Some(error)) => return Err(error),
             (read, _) => read?,
         };
         match frame {
             Frame::Need(Need { parts }) => {
                 docaxis_failpoints::failpoint!("agent.submit.needed");
+                let mut needed = Vec::with_capacity(parts.len());
                 for (index, offset) in parts {
-                    let part = envelope.parts.get(usize::from(index)).filter(|part| offset <= part.size);
-                    let Some(part) = part else {
-                        return Err(LinkError::Protocol(format!("it asks for byte {offset} of part {index}")));
-                    };
-                    if let Err(error) = stream.write_body(shared, part.sha256, offset).await {
+                    match envelope.parts.get(usize::from(index)).filter(|part| offset <= part.size) {
+                        Some(part) => needed.push((part.sha256, offset, part.size - offset)),
+                        None => return Err(LinkError::Protocol(format!("it asks for byte {offset} of part {index}"))),
+                    }
+                }
+                let transfer = transfer.get_or_insert_with(|| shared.transfers.begin(row.id.to_string(), bytes));
+                transfer.needs(needed.iter().fold(0, |sum, (_, _, left)| sum.saturating_add(*left)));
+                for (sha256, offset, _) in needed {
+                    if let Err(error) = stream.write_body(shared, (sha256, offset), transfer).await {
                         early = Some(error);
                         break;
                     }

@@ -9,6 +9,7 @@ use docaxis_certs::authority::{Agency, JoinReply, RevocationReason, Target, Whic
 use docaxis_certs::{Authority, AuthorityConfig, BrokerIdentity, NodeIdentity, PendingJoin, Trust, tls};
 use docaxis_protocol::envelope::{self, Envelope, Kind, Sender};
 use docaxis_protocol::frame::{Class, Frame, Offer, Outcome, Standing, Welcome};
+use docaxis_protocol::partial::PartialsConfig;
 use docaxis_protocol::{
     AgencyCode, Digest, DispatchId, Event, Evidence, Reason, SealedEnvelope, SealedStatement, SignedEvidence,
     Timestamp, evidence,
@@ -341,7 +342,7 @@ pub async fn until<T, F: Future<Output = Option<T>>>(agent: &AgentHandle, mut se
 
 /// Every body below a data folder of a stopped agent, in the mailbox or a file.
 pub fn bodies_in(data: &Path) -> Vec<Digest> {
-    let mut all = crate::parts::Parts::open(data.join("parts")).unwrap().list().unwrap();
+    let mut all = crate::parts::Parts::open(data.join("parts"), PartialsConfig::default()).unwrap().list().unwrap();
     all.extend(crate::mailbox::small_bodies(&data.join("mailbox.db")));
     all
 }

@@ -33,8 +33,13 @@ pub struct SmallBodies {
 impl SmallBodies {
     /// Whether a body of this size may be added.
     pub fn fits(&self, size: u64) -> bool {
-        usize::try_from(size)
-            .is_ok_and(|size| size <= MAX_SMALL_BODY_BYTES && self.total + size <= MAX_SMALL_TOTAL_BYTES)
+        self.fits_beside(size, 0)
+    }
+
+    /// The same beside others of so many bytes that are still to be added.
+    pub fn fits_beside(&self, size: u64, others: u64) -> bool {
+        let total = others.saturating_add(size).saturating_add(self.total as u64);
+        size <= MAX_SMALL_BODY_BYTES as u64 && total <= MAX_SMALL_TOTAL_BYTES as u64
     }
 
     /// Adds a body that fits; says what it is.

@@ -3,26 +3,33 @@
 //! A body appears under its digest only when all of it is on disk (file and folder synced), so a power cut leaves the
 //! whole body or none. Memory is one chunk, whatever the size. A body is checked against its name each time it is read;
 //! a damaged one is an error, never passed on. Knows nothing of dispatches: what refers to a body stands in the mailbox,
-//! and small bodies themselves do (`bodies.rs`).
+//! and small bodies themselves do (`bodies.rs`). A delivery that broke off is in `partial/`, and goes on.
+
+mod partial;
+mod reader;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Cursor, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use docaxis_protocol::Digest;
-use docaxis_protocol::digest::Hasher;
+use docaxis_protocol::partial::{PartialKey, PartialName, PartialsConfig};
+use docaxis_protocol::{Digest, Timestamp};
 
+use self::partial::{Claim, Partials};
+pub use self::reader::PartReader;
+use self::reader::PartSource;
+pub use self::writer::{PartWriter, Stored};
 use crate::space::is_full;
 
 /// Bytes read or written at once.
 pub const CHUNK_BYTES: usize = 256 << 10;
-/// How much may be unsynced: syncing as it comes is faster than one sync at the end.
-const SYNC_EVERY_BYTES: u64 = 16 << 20;
 const TEMPORARY: &str = "tmp";
+const PARTIAL: &str = "partial";
 
 #[derive(Debug, thiserror::Error)]
 pub enum PartsError {
@@ -55,11 +62,15 @@ pub struct Parts {
     folder: PathBuf,
     pins: Mutex<BTreeMap<Digest, usize>>,
     temporary: AtomicU64,
+    partials: Arc<Partials>,
+    /// How much may be unsynced, in bytes: syncing as it comes is faster than one sync at the end, and no more than this has
+    /// to come again after a loss of power.
+    sync_every: u64,
 }
 
 impl Parts {
     /// Opens the folder, and clears away what an earlier run left half-written.
-    pub fn open(folder: PathBuf) -> Result<Self, PartsError> {
+    pub fn open(folder: PathBuf, config: PartialsConfig) -> Result<Self, PartsError> {
         let temporary = folder.join(TEMPORARY);
         make_folder(&temporary)?;
         // All folders, durable before the first body: a body's own folder is then the only one to sync for it, and no
@@ -75,7 +86,9 @@ impl Parts {
             let path = entry.map_err(failed("list", &temporary))?.path();
             fs::remove_file(&path).map_err(failed("remove", &path))?;
         }
-        Ok(Self { folder, pins: Mutex::default(), temporary: AtomicU64::new(0) })
+        let partials = Arc::new(Partials::open(folder.join(PARTIAL), config)?);
+        let (temporary, sync_every) = (AtomicU64::new(0), config.sync_every_bytes());
+        Ok(Self { folder, pins: Mutex::default(), temporary, partials, sync_every })
     }
 
     pub(crate) fn path(&self, sha256: Digest) -> PathBuf {
@@ -88,7 +101,7 @@ impl Parts {
         let mut found = Vec::new();
         for fan in fs::read_dir(&self.folder).map_err(failed("list", &self.folder))? {
             let fan = fan.map_err(failed("list", &self.folder))?;
-            if fan.file_name() == TEMPORARY || !fan.path().is_dir() {
+            if fan.file_name() == TEMPORARY || fan.file_name() == PARTIAL || !fan.path().is_dir() {
                 continue;
             }
             for entry in fs::read_dir(fan.path()).map_err(failed("list", &fan.path()))? {
@@ -97,19 +110,6 @@ impl Parts {
             }
         }
         Ok(found)
-    }
-
-    /// Begins a body whose digest is not known yet, or not believed.
-    pub fn begin(self: &Arc<Self>) -> Result<PartWriter, PartsError> {
-        let number = self.temporary.fetch_add(1, Ordering::Relaxed);
-        let path = self.folder.join(TEMPORARY).join(number.to_string());
-        let file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("create", &path))?;
-        Ok(PartWriter { parts: self.clone(), path, file, hasher: Hasher::new(), size: 0, unsynced: 0 })
     }
 
     /// Stores a small body at once.
@@ -131,6 +131,22 @@ impl Parts {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(PartsError::Missing(sha256)),
             Err(e) => Err(failed("open", &path)(e)),
         }
+    }
+
+    /// Takes up a body for one delivery to this recipient. Waits a while for another one that is about to end.
+    pub async fn take(&self, key: PartialKey) -> Claim {
+        self.partials.take(key).await
+    }
+
+    /// Removes partial bodies that waited too long or are too many, and all of them where there is no room for new work.
+    /// Returns how many. To be called again and again: it also tells the time.
+    pub fn sweep_partials(&self, now: Timestamp, no_room: bool) -> usize {
+        self.partials.sweep(now, no_room)
+    }
+
+    /// Partial bodies that wait for their deliveries to go on.
+    pub fn partials(&self) -> Vec<PartialName> {
+        self.partials.waiting()
     }
 
     fn pins(&self) -> MutexGuard<'_, BTreeMap<Digest, usize>> {
@@ -177,160 +193,6 @@ impl Drop for Pin {
     }
 }
 
-/// A durable body, pinned.
-pub struct Stored {
-    pub sha256: Digest,
-    pub size: u64,
-    pub pin: Pin,
-}
-
-/// A body on its way in. Dropped before the end, it leaves nothing.
-pub struct PartWriter {
-    parts: Arc<Parts>,
-    path: PathBuf,
-    file: File,
-    hasher: Hasher,
-    size: u64,
-    unsynced: u64,
-}
-
-impl PartWriter {
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), PartsError> {
-        self.file.write_all(bytes).map_err(failed("write", &self.path))?;
-        self.hasher.update(bytes);
-        let length = bytes.len() as u64;
-        self.size += length;
-        self.unsynced += length;
-        if self.unsynced >= SYNC_EVERY_BYTES {
-            self.file.sync_data().map_err(failed("sync", &self.path))?;
-            self.unsynced = 0;
-        }
-        Ok(())
-    }
-
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// All bytes are there: says what they are. Nothing is kept yet.
-    pub fn finish(self) -> Result<Whole, PartsError> {
-        let sha256 = self.hasher.clone().finish();
-        Ok(Whole { sha256, size: self.size, writer: self })
-    }
-}
-
-impl Drop for PartWriter {
-    fn drop(&mut self) {
-        match fs::remove_file(&self.path) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "a half-written body stays until the next start")
-            }
-        }
-    }
-}
-
-/// A body whose digest is known, not kept yet.
-pub struct Whole {
-    pub sha256: Digest,
-    pub size: u64,
-    writer: PartWriter,
-}
-
-impl Whole {
-    /// Makes it durable under its digest.
-    pub fn keep(self) -> Result<Stored, PartsError> {
-        let parts = self.writer.parts.clone();
-        docaxis_failpoints::failpoint!("agent.part.written");
-        self.writer.file.sync_all().map_err(failed("sync", &self.writer.path))?;
-        docaxis_failpoints::failpoint!("agent.part.synced");
-        let pin = parts.pin(self.sha256);
-        let path = parts.path(self.sha256);
-        let fan = path.parent().unwrap_or(&parts.folder);
-        fs::rename(&self.writer.path, &path).map_err(failed("rename to", &path))?;
-        docaxis_failpoints::failpoint!("agent.part.renamed");
-        sync_folder(fan)?;
-        docaxis_failpoints::failpoint!("agent.part.named");
-        Ok(Stored { sha256: self.sha256, size: self.size, pin })
-    }
-}
-
-/// A body on its way out.
-pub struct PartReader {
-    source: PartSource,
-    /// Bytes read at once.
-    chunk: usize,
-    hasher: Hasher,
-    expected: Digest,
-    /// Read, and not given out before it is known whether it is the last.
-    held: Option<Vec<u8>>,
-    ended: bool,
-}
-
-enum PartSource {
-    File { file: File, path: PathBuf },
-    Memory(Cursor<Vec<u8>>),
-}
-
-impl PartReader {
-    fn new(source: PartSource, chunk: usize, expected: Digest) -> Self {
-        Self { source, chunk, hasher: Hasher::new(), expected, held: None, ended: false }
-    }
-
-    /// A body that is in memory, and is compared with its digest as one on disk is.
-    pub fn of(bytes: Vec<u8>, expected: Digest) -> Self {
-        let chunk = bytes.len().saturating_add(1).min(CHUNK_BYTES);
-        Self::new(PartSource::Memory(Cursor::new(bytes)), chunk, expected)
-    }
-
-    /// All of a body that is known to be small.
-    pub fn read_all(mut self) -> Result<Vec<u8>, PartsError> {
-        let mut all = Vec::new();
-        while let Some(chunk) = self.next_chunk()? {
-            all.extend_from_slice(&chunk);
-        }
-        Ok(all)
-    }
-
-    /// The next bytes; `None` at the end. The last bytes are given out only if all of it has the right digest, so that
-    /// nobody can take a damaged body for a whole one.
-    pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, PartsError> {
-        while !self.ended {
-            match self.read_chunk()? {
-                Some(chunk) => {
-                    if let Some(ready) = self.held.replace(chunk) {
-                        return Ok(Some(ready));
-                    }
-                }
-                None => self.ended = true,
-            }
-        }
-        Ok(self.held.take())
-    }
-
-    fn read_chunk(&mut self) -> Result<Option<Vec<u8>>, PartsError> {
-        let mut chunk = Vec::with_capacity(self.chunk);
-        let most = self.chunk as u64;
-        match &mut self.source {
-            PartSource::File { file, path } => file.take(most).read_to_end(&mut chunk).map_err(failed("read", path))?,
-            PartSource::Memory(bytes) => {
-                bytes.take(most).read_to_end(&mut chunk).map_err(failed("read", Path::new("")))?
-            }
-        };
-        if chunk.is_empty() {
-            let found = self.hasher.clone().finish();
-            return if found == self.expected {
-                Ok(None)
-            } else {
-                Err(PartsError::Damaged { expected: self.expected, found })
-            };
-        }
-        self.hasher.update(&chunk);
-        Ok(Some(chunk))
-    }
-}
-
 fn make_folder(path: &Path) -> Result<(), PartsError> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create folder", path))
 }
@@ -344,7 +206,7 @@ mod tests {
     use super::*;
 
     fn parts(folder: &Path) -> Arc<Parts> {
-        Arc::new(Parts::open(folder.join("parts")).unwrap())
+        Arc::new(Parts::open(folder.join("parts"), PartialsConfig::default()).unwrap())
     }
 
     #[test]
@@ -410,7 +272,7 @@ mod tests {
         assert!(matches!(parts.read(sha256).and_then(PartReader::read_all), Err(PartsError::Missing(_))));
 
         fs::write(folder.path().join("parts/tmp/9"), b"left over").unwrap();
-        let again = Parts::open(folder.path().join("parts")).unwrap();
+        let again = Parts::open(folder.path().join("parts"), PartialsConfig::default()).unwrap();
         assert_eq!(again.list().unwrap(), []);
         assert_eq!(fs::read_dir(folder.path().join("parts/tmp")).unwrap().count(), 0);
     }
@@ -423,6 +285,124 @@ mod tests {
             let mut digest = [0; 32];
             digest[0] = first;
             assert!(parts.path(Digest(digest)).parent().unwrap().is_dir(), "{first:02x}");
+        }
+    }
+
+    const WHO: &str = "H37.DN.001";
+
+    fn open_every_mib(folder: &Path) -> Arc<Parts> {
+        let config = PartialsConfig { sync_every_mib: 1, most_mib: 4, ..PartialsConfig::default() };
+        Arc::new(Parts::open(folder.join("parts"), config).unwrap())
+    }
+
+    fn bytes_of(len: usize) -> Vec<u8> {
+        (0u32..).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).take(len).collect()
+    }
+
+    /// Begins a delivery, or goes on with one; all that was kept is read.
+    fn begin(parts: &Arc<Parts>, who: &str, body: &[u8]) -> PartWriter {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let key = PartialKey { agency: who.parse().unwrap(), sha256: Digest::of(body), size: body.len() as u64 };
+        let claim = runtime.block_on(parts.take(key));
+        let mut writer = parts.begin_claimed(claim).unwrap();
+        while writer.take_up().unwrap() {}
+        writer
+    }
+
+    fn send(writer: &mut PartWriter, body: &[u8], until: usize) {
+        let from = usize::try_from(writer.size()).unwrap();
+        body[from..until].chunks(CHUNK_BYTES).for_each(|chunk| writer.write(chunk).unwrap());
+    }
+
+    #[test]
+    fn a_delivery_that_broke_off_goes_on_at_its_byte_also_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let body = bytes_of(20 << 20);
+        let parts = open_every_mib(folder.path());
+        let mut writer = begin(&parts, WHO, &body);
+        send(&mut writer, &body, 17_000_001);
+        writer.break_off();
+        // As after a death of the process: what was not synced does not count.
+        let parts = open_every_mib(folder.path());
+        let mut writer = begin(&parts, WHO, &body);
+        assert_eq!(writer.size(), 17_000_001);
+        send(&mut writer, &body, (19 << 20) + 500);
+        drop(writer);
+        let mut writer = begin(&parts, WHO, &body);
+        let from = writer.size();
+        assert!(from > 17_000_001 && from <= (19 << 20) + 500 && from > 18 << 20, "{from}");
+        send(&mut writer, &body, body.len());
+        let whole = writer.finish().unwrap();
+        assert!(whole.resumed);
+        let stored = whole.keep().unwrap();
+        assert_eq!((stored.sha256, parts.partials()), (Digest::of(&body), vec![]));
+        assert_eq!(parts.read(stored.sha256).unwrap().read_all().unwrap(), body);
+        assert_eq!(parts.list().unwrap(), [stored.sha256]);
+        assert_eq!(fs::read_dir(folder.path().join("parts/partial")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_partial_body_is_one_recipients_and_one_deliverys_at_a_time_and_what_is_wrong_with_it_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let body = bytes_of(2 << 20);
+        let parts = open_every_mib(folder.path());
+        let mut writer = begin(&parts, WHO, &body);
+        send(&mut writer, &body, 1 << 20);
+        assert_eq!(begin(&parts, WHO, &body).size(), 0, "the first one does not end");
+        writer.break_off();
+        assert_eq!(begin(&parts, "H37.TC.002", &body).size(), 0);
+        let path = parts.partials.path(&parts.partials()[0]);
+        let mut damaged = fs::read(&path).unwrap();
+        damaged[70_000] ^= 1;
+        fs::write(&path, &damaged).unwrap();
+        let mut writer = begin(&parts, WHO, &body);
+        send(&mut writer, &body, body.len());
+        let whole = writer.finish().unwrap();
+        assert!(whole.resumed && whole.sha256 != Digest::of(&body));
+        whole.discard();
+        let mut writer = begin(&parts, WHO, &body);
+        assert_eq!(writer.size(), 0);
+        send(&mut writer, &body, 1 << 20);
+        writer.break_off();
+        fs::write(parts.partials.path(&parts.partials()[0]), &body[..70_000]).unwrap();
+        assert_eq!(begin(&parts, WHO, &body).size(), 0, "it ends early");
+        assert_eq!(fs::read_dir(folder.path().join("parts/partial")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn partial_bodies_are_bounded_and_strangers_among_them_are_removed() {
+        let at = |days: i64| Timestamp::from_unix_ms(days * 86_400_000);
+        let folder = tempfile::tempdir().unwrap();
+        let parts = open_every_mib(folder.path());
+        let keep = |n: usize| {
+            let body = bytes_of((2 << 20) + n);
+            let mut writer = begin(&parts, WHO, &body);
+            send(&mut writer, &body, 1 << 20);
+            writer.break_off();
+        };
+        for day in 1..=5 {
+            assert_eq!(parts.sweep_partials(at(day), false), 0);
+            keep(usize::try_from(day).unwrap());
+        }
+        assert_eq!(parts.sweep_partials(at(6), false), 1, "4 MiB may wait");
+        assert_eq!(parts.sweep_partials(at(9), false), 1, "a week has passed");
+        fs::write(folder.path().join("parts/partial/strange"), b"x").unwrap();
+        let parts = open_every_mib(folder.path());
+        let names = || fs::read_dir(folder.path().join("parts/partial")).unwrap().count();
+        assert_eq!((parts.partials().len(), names()), (3, 3));
+        assert_eq!((parts.sweep_partials(at(9), true), names()), (3, 0));
+    }
+
+    #[test]
+    fn a_body_is_read_from_any_byte_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let parts = open_every_mib(folder.path());
+        let body = bytes_of(CHUNK_BYTES * 2 + 7);
+        let sha256 = parts.store(&body).unwrap().sha256;
+        for offset in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 9, body.len()] {
+            let from = offset as u64;
+            assert_eq!(parts.read(sha256).unwrap().from(from).unwrap().read_all().unwrap(), body[offset..]);
+            assert_eq!(PartReader::of(body.clone(), sha256).from(from).unwrap().read_all().unwrap(), body[offset..]);
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::mailbox::{
     StatementRow,
 };
 use crate::parts::{PartReader, PartsError};
+use crate::transfers::TransferView;
 use crate::uplink::{LinkState, Whose};
 
 /// Entries of one page.
@@ -128,6 +129,11 @@ impl AgentHandle {
     /// Changes with everything that any of the above may show.
     pub fn changes(&self) -> tokio::sync::watch::Receiver<u64> {
         self.shared.changes.subscribe()
+    }
+
+    /// How far the files of a draft with this progress key are taken in; none if none is under way.
+    pub fn taken_in(&self, progress_key: &str) -> Option<TransferView> {
+        self.shared.transfers.of(&crate::compose::taking_in(progress_key))
     }
 
     pub fn link(&self) -> tokio::sync::watch::Receiver<LinkState> {
@@ -232,7 +238,8 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
         subject: subject(&envelope),
         parts: envelope.parts.iter().cloned().enumerate().map(|(n, part)| PartView { n, part }).collect(),
         outgoing: outgoing
-            .map(|row| out_view(&row, &envelope, (deliveries, &recalls, &evidence), (&link, shared.env.now()))),
+            .map(|row| out_view(&row, &envelope, (deliveries, &recalls, &evidence), (&link, shared.env.now())))
+            .map(|view| OutView { transfer: shared.transfers.of(&id.to_string()), ..view }),
         incoming: incoming.into_iter().map(|row| in_view(row, &envelope, &statements, &recalls)).collect(),
         same_document,
         related: recalls.views(),
@@ -288,6 +295,7 @@ fn out_view(
         attempts: row.attempts,
         reason: row.trouble.clone().filter(|_| row.state == OutState::Rejected),
         waiting,
+        transfer: None,
         deliveries: deliveries.into_iter().map(deliver).collect(),
     }
 }

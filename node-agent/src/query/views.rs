@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::agent::Alarm;
 use crate::mailbox::{DeliveryState, InState, OutState};
+use crate::transfers::TransferView;
 use crate::uplink::{LinkState, Whose};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -88,6 +89,9 @@ pub struct OutView {
     pub reason: Option<Reason>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub waiting: Option<Waiting>,
+    /// Bodies on their way to the exchange now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<TransferView>,
     pub deliveries: Vec<DeliveryView>,
 }
 

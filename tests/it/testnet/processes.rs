@@ -163,7 +163,8 @@ fn agent_toml(data: &Path) -> String {
         "[agent]\ndata = {data:?}\nidentity = {identity:?}\n\
          [link]\nkeep_alive = '300ms'\nretry_min = '20ms'\nretry_max = '300ms'\n\
          proofs_every = '300ms'\n\
-         [outbox]\nretry_min = '50ms'\nretry_max = '500ms'\n"
+         [outbox]\nretry_min = '50ms'\nretry_max = '500ms'\n\
+         [partials]\nsync_every_mib = 1\n"
     )
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use docaxis_protocol::partial::PartialsConfig;
 use docaxis_protocol::space::SpaceConfig;
 
 use super::bulk::Bounds;
@@ -54,6 +55,8 @@ pub struct EmbeddedConfig {
     pub keep_bodies: Duration,
     /// How much of the disk is kept back.
     pub space: SpaceConfig,
+    /// What is kept of uploads that broke off.
+    pub partials: PartialsConfig,
     /// How often the disk is looked at.
     pub look_every: Duration,
     pub index: IndexKind,
@@ -87,6 +90,7 @@ impl Default for EmbeddedConfig {
             idle: Duration::from_secs(1),
             keep_bodies: Duration::from_secs(30 * 24 * 3600),
             space: SpaceConfig::default(),
+            partials: PartialsConfig::default(),
             look_every: LOOK_EVERY,
             index: IndexKind::Sled,
             index_cache_bytes: 64 << 20,

@@ -124,8 +124,8 @@ impl EmbeddedStore {
         disk: &Arc<dyn Disk>,
         space: &Arc<Space>,
     ) -> Result<(Arc<Shared>, End, Totals, Loop), StoreError> {
-        let blobs =
-            BlobStore::open(disk.clone(), &dir.join("blobs"), config.loops).map_err(io_error("opening the bodies"))?;
+        let blobs = BlobStore::open(disk.clone(), &dir.join("blobs"), config.loops, config.partials)
+            .map_err(io_error("opening the bodies"))?;
         let evidence = EvidenceFiles::open(disk.clone(), &dir.join("evidence"), config.evidence_file_bytes)?;
         let segments = Segments::open(disk.clone(), &dir.join("journal"), config)?;
         recover::check_order(&segments, &evidence)?;

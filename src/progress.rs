@@ -1,0 +1,157 @@
+//! A line on a terminal that says how far something is which takes more than a moment. Off a terminal, and with `--json`,
+//! there is none.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use crate::out::Out;
+
+/// Before this, nothing is shown: most things are done sooner.
+const AFTER: Duration = Duration::from_secs(1);
+/// How often it is looked at.
+pub const EVERY: Duration = Duration::from_millis(250);
+/// Of the bar itself. The whole line fits into 79 columns.
+const BAR_COLUMNS: usize = 10;
+
+/// A progress line on stderr, or nothing at all.
+pub struct Progress {
+    on: bool,
+    what: &'static str,
+    began: Instant,
+    /// What was there at first: a transfer that goes on owes its speed to the rest.
+    first: Option<u64>,
+    shown: bool,
+}
+
+impl Progress {
+    pub fn new(out: Out) -> Self {
+        Self { on: !out.json && std::io::stderr().is_terminal(), ..Self::off() }
+    }
+
+    pub fn off() -> Self {
+        Self { on: false, what: "", began: Instant::now(), first: None, shown: false }
+    }
+
+    /// Whether anybody looks.
+    pub const fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// So many bytes are done. Another `what` begins another line.
+    pub fn at(&mut self, what: &'static str, done: u64, total: u64) {
+        if !self.on {
+            return;
+        }
+        if self.what != what || self.first.is_none_or(|first| done < first) {
+            self.end();
+            (self.what, self.began, self.first) = (what, Instant::now(), Some(done));
+        }
+        let elapsed = self.began.elapsed();
+        if elapsed < AFTER {
+            return;
+        }
+        let text = line(what, (self.first.unwrap_or(0), done, total), elapsed);
+        // Where nobody can be told, nothing is lost.
+        let mut stderr = std::io::stderr();
+        let _unseen = write!(stderr, "\r{text:<79}").and_then(|()| stderr.flush());
+        self.shown = true;
+    }
+
+    /// Takes the line away.
+    pub fn end(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            let mut stderr = std::io::stderr();
+            let _unseen = write!(stderr, "\r{:79}\r", "").and_then(|()| stderr.flush());
+        }
+        self.first = None;
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// How it stands, with the speed since the line began and the time that the rest will take at that speed. `first`, `done`
+/// and `total` are bytes.
+fn line(what: &str, (first, done, total): (u64, u64, u64), elapsed: Duration) -> String {
+    let done = done.min(total);
+    let part = |of: u64| {
+        if total == 0 { of } else { u64::try_from(u128::from(done) * u128::from(of) / u128::from(total)).unwrap_or(of) }
+    };
+    let full = usize::try_from(part(BAR_COLUMNS as u64)).unwrap_or(BAR_COLUMNS);
+    let bar = format!("{}{}", "#".repeat(full), "-".repeat(BAR_COLUMNS - full));
+    let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+    let rate = done.saturating_sub(first).saturating_mul(1000) / ms;
+    let left = match (total - done).checked_div(rate) {
+        Some(seconds) => format!("{} left", time(seconds)),
+        None => "waiting".into(),
+    };
+    format!("{what} [{bar}] {:>3}%  {} of {}  {}/s  {left}", part(100), size(done), size(total), size(rate))
+}
+
+/// At most ten characters.
+fn size(bytes: u64) -> String {
+    const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
+    let (unit, shift) = UNITS.into_iter().find(|(_, shift)| bytes >> shift > 0).unwrap_or(("B", 0));
+    let whole = bytes >> shift;
+    if shift == 0 || whole >= 100 {
+        return format!("{whole} {unit}");
+    }
+    format!("{whole}.{} {unit}", ((bytes - (whole << shift)) * 10) >> shift)
+}
+
+fn time(seconds: u64) -> String {
+    match (seconds / 86_400, seconds / 3600, seconds / 60) {
+        (100.., ..) => "over 99 d".into(),
+        (days @ 1.., ..) => format!("{days} d {} h", seconds % 86_400 / 3600),
+        (0, hours @ 1.., _) => format!("{hours} h {} min", seconds % 3600 / 60),
+        (0, 0, minutes @ 1..) => format!("{minutes} min {} s", seconds % 60),
+        _ => format!("{seconds} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn the_line_says_how_far_it_is_how_fast_and_how_long_it_will_take() {
+        let at = |first, done, total, seconds| line("sending", (first, done, total), Duration::from_secs(seconds));
+        let checks = [
+            (at(0, 0, 300 * MIB, 2), "sending [----------]   0%  0 B of 300 MiB  0 B/s  waiting"),
+            (at(0, 75 * MIB, 300 * MIB, 2), "sending [##--------]  25%  75.0 MiB of 300 MiB  37.5 MiB/s  6 s left"),
+            // What was there before is no speed of now.
+            (
+                at(50 * MIB, 75 * MIB, 300 * MIB, 10),
+                "sending [##--------]  25%  75.0 MiB of 300 MiB  2.5 MiB/s  1 min 30 s left",
+            ),
+            (at(0, 300 * MIB, 300 * MIB, 9), "sending [##########] 100%  300 MiB of 300 MiB  33.3 MiB/s  0 s left"),
+            (at(0, 1, 2, 0), "sending [#####-----]  50%  1 B of 2 B  1000 B/s  0 s left"),
+            (at(0, 0, 0, 3), "sending [##########] 100%  0 B of 0 B  0 B/s  waiting"),
+            (at(0, 5, 4, 1), "sending [##########] 100%  4 B of 4 B  4 B/s  0 s left"),
+            (at(0, 1, 16 << 30, 1), "sending [----------]   0%  1 B of 16.0 GiB  1 B/s  over 99 d left"),
+        ];
+        for (found, expected) in checks {
+            assert_eq!(found, expected);
+            assert!(found.len() <= 79, "{} columns: {found}", found.len());
+        }
+        // 59 min 59 s and 23 h 59 min are the longest words.
+        for seconds in [3_600, 86_400, 86_400 * 99] {
+            let total = 1024 * MIB - 1;
+            let found =
+                line("taking in", (0, total - seconds * 10, total), Duration::from_secs((total - seconds * 10) / 10));
+            assert!(found.len() <= 79, "{} columns: {found}", found.len());
+        }
+    }
+
+    #[test]
+    fn off_a_terminal_nothing_is_shown() {
+        let mut progress = Progress::off();
+        progress.at("sending", 1, 2);
+        assert!(!progress.is_on() && !progress.shown);
+    }
+}
