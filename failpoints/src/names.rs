@@ -148,6 +148,7 @@ pub const DEFECTS: &[&str] = &[
     // A recipient whose node did not take an offer is offered it no more.
     "broker.defect.dropped-on-retry",
     // A recall withdraws what was handed over already.
+    "broker.defect.handed-over-out-of-turn",
     "broker.defect.recall-and-handover",
     // A dispatch is shown before the exchange has recorded its handover.
     "agent.defect.shown-before-recorded",

@@ -120,7 +120,10 @@ impl Line {
         let pair = (self.sender(senders, waiting.seq)?, waiting.recipient.clone(), waiting.priority);
         let place = Arc::new(Place::default());
         let others = self.pairs.entry(pair.clone()).or_default();
-        let ahead = others.range(..waiting.seq).next_back().map(|(_, place)| place.clone());
+        // Something large or resting that still waits would have held this one back: what is left of such was withdrawn or has
+        // expired, and nobody waits for it.
+        let in_the_way = |place: &&Arc<Place>| !matches!(place.stage(), Stage::Slow | Stage::Failed);
+        let ahead = others.range(..waiting.seq).rev().map(|(_, place)| place).find(in_the_way).cloned();
         let failures = self.failures(&key);
         let place = if self.is_passed_by(&key) {
             None
@@ -213,6 +216,16 @@ mod tests {
         assert_eq!(begin(&mut line, 4).wait().await, Ok(()), "nor is it waited for");
         line.end(&key(2), Ended::Done);
         assert_eq!(line.failures(&key(2)), 0);
+    }
+
+    #[tokio::test]
+    async fn what_was_withdrawn_while_it_was_under_way_holds_up_nobody_who_begins_then() {
+        let mut line = Line::default();
+        let withdrawn = begin(&mut line, 2);
+        withdrawn.begin(false).await.unwrap();
+        assert_eq!(retained(&mut line, &[4]), [4], "the queue has it no longer");
+        let next = begin(&mut line, 4);
+        assert_eq!((next.begin(true).await, next.wait().await), (Ok(()), Ok(())));
     }
 
     #[tokio::test]

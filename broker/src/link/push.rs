@@ -26,6 +26,8 @@ use crate::turns::{PutBack, Turn};
 const MAX_OFFERS: usize = 64;
 /// How long an offer that the node did not take rests before the next try.
 const REST: Duration = Duration::from_secs(5);
+/// How long one rests that was put back behind another of its sender.
+const PUT_BACK: Duration = Duration::from_millis(100);
 /// How long a delivery that is no longer due is left alone, so that its place in the queue can be cleared.
 const SETTLE: Duration = Duration::from_secs(1);
 /// How often all queues of a node are looked at, whether or not the bell rang.
@@ -177,7 +179,7 @@ async fn offer(
     let key = (waiting.seq, waiting.recipient.clone());
     let (rest, ended) = match hand_over(&exchange, &node, &connection, waiting, &turn).await {
         Ok(Offered::Recorded) => return (key, Ended::Done),
-        Ok(Offered::NotYetItsTurn) => return (key, Ended::PutBack),
+        Ok(Offered::NotYetItsTurn) => (PUT_BACK, Ended::PutBack),
         // It has just expired, or its outcome was recorded on another way: the queue will say so in a moment. Until it does, those
         // behind wait: it might be due after all.
         Ok(Offered::NoLongerDue) => {

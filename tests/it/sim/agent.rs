@@ -234,6 +234,10 @@ impl Office {
     async fn look_at_outbox(&self) {
         let mine = |letter: &&Letter| letter.node == self.host.name && letter.id.is_some() && !letter.done;
         let mine: Vec<Letter> = self.world.ledger().letters.iter().filter(mine).cloned().collect();
+        let placed = |letter: &Letter| letter.id.is_some_and(|id| self.world.ledger().places.contains_key(&id));
+        if !mine.iter().all(placed) {
+            self.note_places().await;
+        }
         for letter in mine {
             let Some(id) = letter.id else { continue };
             let view = match self.agent.show(id).await {
@@ -283,6 +287,19 @@ impl Office {
             let taken_back = letter.recalled || letter.recalled_after.is_none();
             if ended == letter.to.len() && taken_back && calm && self.is_proven(&letter, id).await {
                 self.world.ledger().letters[letter.number].done = true;
+            }
+        }
+    }
+
+    /// In which order they were queued, as the mailbox has it: an officer may not have heard of the one before a crash.
+    async fn note_places(&self) {
+        let mut after = None;
+        loop {
+            let Ok(page) = self.agent.list(Which::Out, None, after).await else { return };
+            after = page.last().map(|line| line.cursor);
+            self.world.ledger().places.extend(page.iter().map(|line| (line.id, line.cursor)));
+            if after.is_none() {
+                return;
             }
         }
     }

@@ -127,9 +127,37 @@ pub fn check_recorded(world: &World, exchange: &Exchange, (id, recipient): &Deli
     }
 }
 
+/// What one agency sent another in one priority was accepted and handed over in the order in which it was queued. Left out is
+/// what was rejected, failed or was withdrawn. No letter here is appointed for later or loses a body at the broker, and none
+/// is tried so often in vain that it is passed by.
+fn check_order(world: &World, exchange: &Exchange) {
+    let pairs = world.ledger().in_order();
+    for ((from, to, priority), ids) in pairs {
+        let (mut accepted, mut handed_over) = (Vec::new(), Vec::new());
+        for id in &ids {
+            let [seq] = exchange.store.find(*id).unwrap_or_default()[..] else { continue };
+            // A rejection has no delivery.
+            if exchange.store.delivery(seq, &to).ok().flatten().is_none() {
+                continue;
+            }
+            accepted.push(seq.0);
+            let first = exchange.store.chain(seq, &to).unwrap_or_default().into_iter().next();
+            handed_over.extend(first.filter(|piece| piece.event == Event::ContentHandover).map(|piece| piece.leaf));
+        }
+        for (what, leaves) in [("accepted", accepted), ("handed over", handed_over)] {
+            if !leaves.is_sorted() {
+                world.violation(format!(
+                    "what {from} sent {to} with priority {priority} was {what} at the leaves {leaves:?}: queued were {ids:?}"
+                ));
+            }
+        }
+    }
+}
+
 /// What must hold at the very end.
 pub fn check_end(world: &World, exchange: &Exchange) {
     check_all(world, exchange);
+    check_order(world, exchange);
     let letters = world.ledger().letters.clone();
     for letter in letters {
         let Some(id) = letter.id else { continue };

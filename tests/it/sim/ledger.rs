@@ -52,6 +52,8 @@ pub struct Ledger {
     pub visible: BTreeSet<Delivery>,
     /// Outcomes that a sender was told.
     pub outcomes: BTreeMap<Delivery, String>,
+    /// Places in the outbox of their node: they grow in the order of queueing.
+    pub places: BTreeMap<DispatchId, u64>,
     /// What an officer reported.
     pub reported: BTreeSet<Delivery>,
 }
@@ -62,12 +64,39 @@ impl Ledger {
         let mut random = Random::of(seed, "letters");
         let agencies: Vec<(&'static str, AgencyCode)> =
             NODES.iter().flat_map(|(node, codes)| codes.iter().map(|code| (*node, code.parse().unwrap()))).collect();
-        let letters = (0..letters).map(|number| Letter::of(number, &agencies, within, &mut random)).collect();
-        Self { letters, ..Self::default() }
+        let mut made: Vec<Letter> = Vec::with_capacity(letters);
+        for number in 0..letters {
+            let mut letter = Letter::of(number, &agencies, within, &mut random);
+            // Many come close behind another of the same sender, to the same recipients: their order is to be kept.
+            if let Some(before) = made.last().filter(|_| random.chance(50)) {
+                letter.node = before.node;
+                letter.from = before.from.clone();
+                letter.to = before.to.clone();
+                letter.priority = before.priority;
+                letter.at = before.at + Duration::from_millis(random.between(0, 300));
+            }
+            made.push(letter);
+        }
+        Self { letters: made, ..Self::default() }
     }
 
     pub fn letter(&self, id: DispatchId) -> Option<&Letter> {
         self.letters.iter().find(|letter| letter.id == Some(id))
+    }
+
+    /// Letters of one sender to one recipient in one priority, each in the order of queueing.
+    pub fn in_order(&self) -> BTreeMap<(AgencyCode, AgencyCode, u8), Vec<DispatchId>> {
+        let mut queued: Vec<(u64, &Letter)> =
+            self.letters.iter().filter_map(|letter| Some((*self.places.get(&letter.id?)?, letter))).collect();
+        queued.sort_by_key(|(place, _)| *place);
+        let mut pairs: BTreeMap<_, Vec<DispatchId>> = BTreeMap::new();
+        for (_, letter) in queued {
+            for to in &letter.to {
+                let pair = (letter.from.clone(), to.clone(), letter.priority);
+                pairs.entry(pair).or_default().extend(letter.id);
+            }
+        }
+        pairs
     }
 
     /// Every sender knows all that there is to know, and every officer sees what was handed over.

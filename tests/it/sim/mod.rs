@@ -120,6 +120,12 @@ fn a_recall_and_a_handover_that_both_win_are_found() {
 
 #[cfg(debug_assertions)]
 #[test]
+fn a_handover_out_of_turn_is_found() {
+    is_found("broker.defect.handed-over-out-of-turn", WITHIN);
+}
+
+#[cfg(debug_assertions)]
+#[test]
 fn a_dispatch_that_is_shown_before_it_is_recorded_is_found() {
     is_found("agent.defect.shown-before-recorded", WITHIN);
 }
