@@ -74,6 +74,20 @@ impl Place {
     }
 }
 
+/// Those of these places that have not passed, and in place of each that has passed without waiting, whom it left. Never
+/// more than are under way at once, so that no chain of places grows.
+fn standing(places: &[Arc<Place>]) -> Vec<Arc<Place>> {
+    let (mut open, mut standing) = (places.to_vec(), Vec::<Arc<Place>>::new());
+    while let Some(place) = open.pop() {
+        if place.stage() == Stage::Passed {
+            open.extend(place.instead.get().into_iter().flatten().cloned());
+        } else if !standing.iter().any(|known| Arc::ptr_eq(known, &place)) {
+            standing.push(place);
+        }
+    }
+    standing
+}
+
 /// What is ahead takes too long, or is tried again first: whoever is told so is to be tried again behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PutBack;
@@ -130,7 +144,7 @@ impl Turn {
     pub async fn wait(&self) -> Result<(), PutBack> {
         let all = self.all(|stage| stage >= Stage::Slow, |stage| stage != Stage::Passed);
         let waited = tokio::time::timeout(self.patience, all).await.unwrap_or_else(|_| {
-            self.ahead.iter().for_each(|place| place.advance(Stage::Slow));
+            standing(&self.ahead).iter().for_each(|place| place.advance(Stage::Slow));
             Err(PutBack)
         });
         self.waited.fetch_or(waited.is_ok(), Ordering::Relaxed);
@@ -139,9 +153,9 @@ impl Turn {
 
     /// Lets those behind go: to wait for whoever is ahead of this one, unless it has waited for them itself.
     pub fn pass(&self) {
-        if !self.waited.load(Ordering::Relaxed) && !self.ahead.is_empty() {
+        if !self.waited.load(Ordering::Relaxed) && self.own.stage() != Stage::Passed {
             // Before those behind are told. Only the first time counts.
-            let _earlier = self.own.instead.set(self.ahead.clone());
+            let _earlier = self.own.instead.set(standing(&self.ahead));
         }
         self.own.advance(Stage::Passed);
     }
@@ -214,6 +228,21 @@ mod tests {
         turns[0].pass();
         assert_eq!((turns[1].wait().await, turns[0].own.stage()), (Ok(()), Stage::Passed));
         assert!(turns[1].is_put_back());
+    }
+
+    #[test]
+    fn however_many_pass_behind_one_another_no_chain_of_them_grows() {
+        let first = Turn::default();
+        let mut ahead = first.own.clone();
+        for _ in 0..200_000 {
+            let turn = Turn::new(Arc::default(), vec![ahead]);
+            turn.pass();
+            ahead = turn.own.clone();
+        }
+        let newest = [ahead];
+        let left = standing(&newest);
+        assert!(left.len() == 1 && Arc::ptr_eq(&left[0], &first.own));
+        assert_eq!(Arc::strong_count(&first.own), 3, "its turn, the newest place, and `left`");
     }
 
     #[tokio::test]

@@ -147,8 +147,9 @@ pub const DEFECTS: &[&str] = &[
     "broker.defect.acknowledged-before-sync",
     // A recipient whose node did not take an offer is offered it no more.
     "broker.defect.dropped-on-retry",
-    // A recall withdraws what was handed over already.
+    // A handover does not wait for the earlier ones of its pair.
     "broker.defect.handed-over-out-of-turn",
+    // A recall withdraws what was handed over already.
     "broker.defect.recall-and-handover",
     // A dispatch is shown before the exchange has recorded its handover.
     "agent.defect.shown-before-recorded",

@@ -32,6 +32,10 @@ impl Appointed {
         room
     }
 
+    pub fn has(&self, seq: Seq) -> bool {
+        self.times().contains_key(&seq)
+    }
+
     /// All that are not to be offered yet.
     pub fn all(&self) -> BTreeSet<Seq> {
         self.times().keys().copied().collect()

@@ -174,6 +174,9 @@ impl Exchange {
             if let Err(reason) = self.space.may_begin() {
                 return Ok(Look::Refused(reason));
             }
+            if let Err(reason) = self.quotas.submit(node, &envelope.sender.agency, now) {
+                return Ok(Look::Refused(reason));
+            }
             let reason = conflict(&envelope, known.envelope_sha256, digest);
             return Ok(Look::Rejected(Box::new(envelope), digest, sealed, reason));
         }
@@ -223,7 +226,12 @@ impl Exchange {
         now: Timestamp,
     ) -> Result<Result<(), Reason>, StoreError> {
         let agency = &envelope.sender.agency;
-        let own = envelope.parts.iter().map(|part| part.size).fold(0, u64::saturating_add);
+        let too_large = envelope.parts.iter().any(|part| part.size > self.max_part_bytes);
+        // What is to be rejected anyhow is not told to come again.
+        let own = match too_large || envelope.expires <= now {
+            true => 0,
+            false => envelope.parts.iter().map(|part| part.size).fold(0, u64::saturating_add),
+        };
         let of_node = || {
             let hosted = self.with_directory(|directory| directory.hosted_by(node));
             hosted.iter().try_fold(0u64, |sum, agency| Ok(sum.saturating_add(self.store.unfinished_bytes(agency)?)))

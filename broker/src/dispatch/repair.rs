@@ -47,6 +47,10 @@ impl Repairs {
         true
     }
 
+    pub fn has(&self, seq: Seq) -> bool {
+        self.wanted().contains_key(&seq)
+    }
+
     /// All that wait for a body: not to be offered meanwhile.
     pub fn all(&self) -> BTreeSet<Seq> {
         self.wanted().keys().copied().collect()

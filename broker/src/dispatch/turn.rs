@@ -10,7 +10,7 @@ use crate::store::{Dispatch, Seq, StoreError};
 use crate::turns::Turn;
 
 /// Waiting deliveries that are looked through for an earlier one of the same sender.
-const MAX_LOOKED_THROUGH: usize = 4096;
+const MAX_LOOKED_THROUGH: usize = 256;
 
 /// How a statement came, which says what it has to wait for.
 #[derive(Clone, Copy)]
@@ -44,14 +44,14 @@ impl Exchange {
     /// later, or whose bodies are lost, holds nobody up. Behind very many others it is not found out, and the answer is no:
     /// then the offer of it decides.
     fn is_first_waiting(&self, dispatch: &Dispatch, recipient: &AgencyCode) -> Result<bool, StoreError> {
-        let (mut held, priority) = (self.repairs.all(), dispatch.priority);
-        held.extend(self.appointed.all());
+        let priority = dispatch.priority;
+        let held = |seq: Seq| self.repairs.has(seq) || self.appointed.has(seq);
         // Behind everything that is more urgent.
         let before = (priority.saturating_add(1), Seq(u64::MAX));
         let queue = self.store.waiting(recipient, Some(before), MAX_LOOKED_THROUGH)?;
         let looked_through = queue.len() < MAX_LOOKED_THROUGH || queue.iter().any(|one| one.seq >= dispatch.seq);
         for ahead in queue.iter().take_while(|one| one.priority == priority && one.seq < dispatch.seq) {
-            if !held.contains(&ahead.seq) && self.store.sender(ahead.seq)?.as_ref() == Some(&dispatch.sender) {
+            if !held(ahead.seq) && self.store.sender(ahead.seq)?.as_ref() == Some(&dispatch.sender) {
                 return Ok(false);
             }
         }

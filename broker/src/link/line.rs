@@ -40,6 +40,25 @@ pub struct Line {
     /// How often each that waits was not taken.
     failed: BTreeMap<Key, u32>,
     senders: BTreeMap<Seq, AgencyCode>,
+    /// Of each recipient's queue, up to where nothing may be begun.
+    looked_through: BTreeMap<AgencyCode, Blocked>,
+}
+
+/// A place in a recipient's queue before which everything is under way or has to wait, and for whom.
+#[derive(Debug, Clone, Default)]
+pub struct Blocked {
+    /// Of the last one before it.
+    pub after: Option<(u8, Seq)>,
+    /// Priorities and senders.
+    pub senders: BTreeSet<(u8, AgencyCode)>,
+}
+
+impl Blocked {
+    /// Whether it lies behind another place: less urgent, or later in the same priority.
+    fn is_behind(&self, other: &Self) -> bool {
+        let at = |place: &Self| place.after.map(|(priority, seq)| (u8::MAX - priority, seq));
+        at(self) > at(other)
+    }
 }
 
 /// How an offer ended, for those behind it and for its own next try.
@@ -82,6 +101,24 @@ impl Line {
 
     fn is_passed_by(&self, key: &Key) -> bool {
         self.failures(key) >= TRIES
+    }
+
+    /// Goes on where this recipient's queue was looked through before, if that is behind `here`.
+    pub fn skip(&self, recipient: &AgencyCode, here: &mut Blocked) {
+        if let Some(known) = self.looked_through.get(recipient).filter(|known| known.is_behind(here)) {
+            here.after = known.after;
+            here.senders.extend(known.senders.iter().cloned());
+        }
+    }
+
+    /// Notes up to where a recipient's queue has nothing that may be begun, until an offer to it ends.
+    pub fn note(&mut self, recipient: &AgencyCode, upto: Blocked) {
+        self.looked_through.insert(recipient.clone(), upto);
+    }
+
+    /// Forgets up to where queues were looked through: what was held in them may be due.
+    pub fn look_anew(&mut self) {
+        self.looked_through.clear();
     }
 
     /// Takes out of one recipient's queue, in its order, what may not be begun now. `blocked` are the senders, by priority, of
@@ -137,6 +174,7 @@ impl Line {
     }
 
     pub fn end(&mut self, key: &Key, ended: Ended) {
+        self.looked_through.remove(&key.1);
         if let Some(one) = self.under_way.remove(key)
             && let Some(others) = self.pairs.get_mut(&one.pair)
         {

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use super::bodies::{self, BodyError};
 use super::io::{self, IoError};
-use super::line::{Ended, Key, Line, TRIES};
+use super::line::{Blocked, Ended, Key, Line, TRIES};
 use super::submit::StreamError;
 use crate::bells::Bell;
 use crate::dispatch::{Exchange, ExchangeError, Offering, Prepared, Way};
@@ -36,8 +36,8 @@ const ROUND: Duration = Duration::from_secs(30);
 /// where it may have kept much of large bodies, which it reads again before it asks for the rest.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Deliveries of one agency that are looked through for some that may be begun. What stands behind more than that waits until
-/// those before it have ended.
+/// Deliveries of one agency that are looked through in one go for some that may be begun. Behind more that have to wait it goes
+/// on at the next turn.
 const MAX_LOOKED_THROUGH: usize = 2048;
 
 /// Runs until the connection is gone.
@@ -55,8 +55,10 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
         // What cannot be recorded is not offered.
         let open = exchange.continuity.is_open();
         let room = if open { MAX_OFFERS.saturating_sub(line.len()) } else { 0 };
+        let mut more = false;
         if room > 0 {
-            let picked = pick(&exchange, &mut active, &mut line, last.as_ref(), room).and_then(|picked| {
+            let picked = pick(&exchange, &mut active, &mut line, last.as_ref(), room).and_then(|(picked, unread)| {
+                more = unread;
                 let begin = |waiting: Waiting| Ok((line.begin(&waiting, &|seq| exchange.store.sender(seq))?, waiting));
                 picked.into_iter().map(begin).collect::<Result<Vec<_>, _>>()
             });
@@ -77,7 +79,10 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
             biased;
             _ = connection.closed() => return,
             // A bell may be lost with the request that was to ring it; the queue is the truth.
-            _ = round.tick() => active.extend(ours.iter().cloned()),
+            _ = round.tick() => {
+                line.look_anew();
+                active.extend(ours.iter().cloned());
+            }
             // An agency that moved to this node, or was merged into one of this node, may bring a queue with it; one that
             // left has taken its own along. Of a whole country's import most is about others.
             Ok(()) = directory.changed() => {
@@ -109,64 +114,71 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
             // What was rung for an agency that has left since is its new node's; one that has just come is looked at with the
             // directory.
             rung = bell.recipients() => active.extend(rung.into_iter().filter(|agency| ours.contains(agency))),
+            () = tokio::task::yield_now(), if more => {}
         }
     }
 }
 
-/// The next deliveries to offer. Agencies with nothing left to offer leave `active`.
+/// The next deliveries to offer, and whether there may be others behind what has to wait. Agencies with nothing left to offer
+/// leave `active`.
 fn pick(
     exchange: &Exchange,
     active: &mut BTreeSet<AgencyCode>,
     line: &mut Line,
     last: Option<&AgencyCode>,
     room: usize,
-) -> Result<Vec<Waiting>, StoreError> {
+) -> Result<(Vec<Waiting>, bool), StoreError> {
+    let mut more = false;
     let mut queues = Vec::new();
     let mut idle = BTreeSet::new();
     // They take no place among the offers: others flow while their bodies are asked for, or their time is to come.
     let mut held = exchange.repairs.all();
     held.extend(exchange.appointed.all());
     for agency in active.iter() {
-        let queue = may_begin(exchange, agency, line, &held, room)?;
-        if queue.is_empty() {
+        let (queue, all) = may_begin(exchange, agency, line, &held, room)?;
+        if queue.is_empty() && !all {
+            more = true;
+        } else if queue.is_empty() {
             idle.insert(agency.clone());
         } else {
             queues.push(queue);
         }
     }
     active.retain(|agency| !idle.contains(agency));
-    Ok(schedule::next(queues, &line.keys(), last, room))
+    Ok((schedule::next(queues, &line.keys(), last, room), more))
 }
 
 /// The first `room` or more of an agency's queue that may be offered now: what is under way is not, nor what has to wait for it.
+/// And whether the queue has been looked through.
 fn may_begin(
     exchange: &Exchange,
     agency: &AgencyCode,
     line: &mut Line,
     held: &BTreeSet<Seq>,
     room: usize,
-) -> Result<Vec<Waiting>, StoreError> {
+) -> Result<(Vec<Waiting>, bool), StoreError> {
     // Enough to look past everything of this agency that is under way already.
     let page = room + line.len() + held.len();
-    let (mut found, mut after, mut looked_through) = (Vec::new(), None, 0);
-    let mut blocked = BTreeSet::new();
-    while found.len() < room && looked_through < MAX_LOOKED_THROUGH.max(page) {
-        let mut queue = exchange.store.waiting(agency, after, page)?;
-        let Some(newest) = queue.last() else { break };
-        after = Some((newest.priority, newest.seq));
+    let (mut found, mut looked_through, mut ended) = (Vec::new(), 0, false);
+    let mut here = Blocked::default();
+    while !ended && found.len() < room && looked_through < MAX_LOOKED_THROUGH.max(page) {
+        let mut queue = exchange.store.waiting(agency, here.after, page)?;
+        ended = queue.len() < page;
         looked_through += queue.len();
-        let ended = queue.len() < page;
+        here.after = queue.last().map(|newest| (newest.priority, newest.seq)).or(here.after);
         queue.retain(|waiting| !held.contains(&waiting.seq));
         queue.retain(|Waiting { seq, recipient, .. }| {
             !docaxis_failpoints::defect!("broker.defect.dropped-on-retry" has befallen format!("{} {recipient}", seq.0))
         });
-        line.retain(&mut queue, &mut blocked, &|seq| exchange.store.sender(seq))?;
+        line.retain(&mut queue, &mut here.senders, &|seq| exchange.store.sender(seq))?;
         found.append(&mut queue);
-        if ended {
-            break;
+        if found.is_empty() {
+            // What is urgent comes first and is looked at each time; of the rest, what had to wait still does.
+            line.skip(agency, &mut here);
+            line.note(agency, here.clone());
         }
     }
-    Ok(found)
+    Ok((found, ended))
 }
 
 async fn offer(
@@ -199,8 +211,13 @@ async fn offer(
             let (seq, recipient) = (key.0.0, &key.1);
             tracing::warn!(%node, seq, %recipient, %error, "an offer was not taken; it waits on");
             docaxis_failpoints::defect!("broker.defect.dropped-on-retry" befalls format!("{seq} {recipient}"));
-            // A node without room takes nothing: that one is no worse than those behind it.
-            let own = !matches!(&error, StreamError::Io(IoError::Refused(reason)) if has_no_room(reason.known()));
+            // A node without room takes nothing, and what fails here is no fault of the dispatch: it is no worse than those behind.
+            let own = match &error {
+                StreamError::Io(IoError::Refused(reason)) => !has_no_room(reason.known()),
+                StreamError::Exchange(_) | StreamError::Body(BodyError::NoRoom(_) | BodyError::Thread(_)) => false,
+                StreamError::Body(BodyError::Blob(error)) => !error.is_disk_full(),
+                StreamError::Io(_) | StreamError::Body(_) => true,
+            };
             if own && failures + 1 >= TRIES {
                 turn.pass();
             } else {

@@ -162,3 +162,27 @@ async fn a_report_out_of_turn_is_to_be_made_again() {
     let busy = leaves[0].as_ref().unwrap_err().known();
     assert_eq!((busy, &leaves[1..]), (ReasonCode::Busy, &[Ok(2), Ok(3)][..]));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn however_many_stand_behind_a_large_one_of_their_sender_another_sender_s_go_past_them() {
+    let exchange = three().with(|config| config.quota = docaxis_broker::quota::QuotaSection::unlimited()).start();
+    let (g22, a53) = (RawNode::link(&exchange, "g22").await, RawNode::link(&exchange, A53.1).await);
+    g22.submit(&letter(&[DN], &[LARGE]).seal(&g22)).await.done();
+    let h37 = RawNode::link(&exchange, "h37").await;
+    // It is under way, and nobody takes it.
+    let mut large = h37.offered().await;
+    for n in 0..2_300u32 {
+        g22.submit(&letter(&[DN], &[&n.to_be_bytes()]).seal(&g22)).await.done();
+    }
+    a53.submit(&Letter::new(A53, &[DN], &[b"past them"]).seal(&a53)).await.done();
+    let sender = loop {
+        let mut offered = h37.offered().await;
+        let sender = offered.envelope.sender.agency.clone();
+        if sender.as_str() == A53.0 {
+            hand_over(&mut offered, &h37).await;
+            break sender;
+        }
+    };
+    assert_eq!(sender.as_str(), A53.0);
+    hand_over(&mut large, &h37).await;
+}

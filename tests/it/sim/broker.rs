@@ -7,9 +7,9 @@ use docaxis_broker::config::ConsoleListen;
 use docaxis_broker::dispatch::Exchange;
 use docaxis_broker::store::DeliveryState;
 use docaxis_broker::{Broker, BrokerConfig, Simulated};
-use docaxis_protocol::Event;
 use docaxis_protocol::space::SpaceConfig;
 use docaxis_protocol::tlog::checkpoint::Checkpoint;
+use docaxis_protocol::{DispatchId, Event};
 
 use super::ledger::{Delivery, REJECTED};
 use super::network::Ours;
@@ -131,18 +131,26 @@ pub fn check_recorded(world: &World, exchange: &Exchange, (id, recipient): &Deli
 /// what was rejected, failed or was withdrawn. No letter here is appointed for later or loses a body at the broker, and none
 /// is tried so often in vain that it is passed by.
 fn check_order(world: &World, exchange: &Exchange) {
+    let queued: Vec<DispatchId> = world.ledger().letters.iter().filter_map(|letter| letter.id).collect();
+    for id in queued {
+        if !world.ledger().places.contains_key(&id) {
+            world.violation(format!("where {id} stood in its outbox is not known: its order was not checked"));
+        }
+    }
     let pairs = world.ledger().in_order();
     for ((from, to, priority), ids) in pairs {
         let (mut accepted, mut handed_over) = (Vec::new(), Vec::new());
         for id in &ids {
-            let [seq] = exchange.store.find(*id).unwrap_or_default()[..] else { continue };
-            // A rejection has no delivery.
-            if exchange.store.delivery(seq, &to).ok().flatten().is_none() {
-                continue;
+            let found = exchange.store.find(*id).expect("the store answers");
+            for seq in found {
+                // A rejection has no delivery.
+                if exchange.store.delivery(seq, &to).expect("the store answers").is_none() {
+                    continue;
+                }
+                accepted.push(seq.0);
+                let first = exchange.store.chain(seq, &to).expect("the store answers").into_iter().next();
+                handed_over.extend(first.filter(|piece| piece.event == Event::ContentHandover).map(|piece| piece.leaf));
             }
-            accepted.push(seq.0);
-            let first = exchange.store.chain(seq, &to).unwrap_or_default().into_iter().next();
-            handed_over.extend(first.filter(|piece| piece.event == Event::ContentHandover).map(|piece| piece.leaf));
         }
         for (what, leaves) in [("accepted", accepted), ("handed over", handed_over)] {
             if !leaves.is_sorted() {

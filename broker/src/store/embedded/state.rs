@@ -87,11 +87,18 @@ fn list_files(folder: &Path, above: &str, lines: &mut Vec<String>) -> io::Result
 
 /// Opens the index, emptied if it is not to be believed or does not open. From now on it counts as open.
 pub fn open(disk: &dyn Disk, dir: &Path, config: &EmbeddedConfig) -> Result<Arc<dyn Index>, StoreError> {
-    let believed = believed(disk, dir, config);
+    let emptied = match believed(disk, dir, config) {
+        true => None,
+        false => {
+            // Until it is empty, no start may take it for one that was open.
+            distrust(disk, dir).map_err(io_error("noting that the index is not to be believed"))?;
+            Some(empty(dir, config)?)
+        }
+    };
     write(disk, dir, &open_text(disk)).map_err(io_error("noting that the index is open"))?;
     docaxis_failpoints::failpoint!("broker.start.index-noted");
-    if !believed {
-        return empty(dir, config);
+    if let Some(index) = emptied {
+        return Ok(index);
     }
     match &config.index {
         IndexKind::Memory(index) => Ok(index.clone()),
