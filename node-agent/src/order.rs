@@ -2,8 +2,8 @@
 //! in the order in which they were queued; urgent ones pass, and what has no recipient in common goes side by side. Pure.
 //!
 //! What is small is sent while others ahead of it are under way, and tells the exchange behind which. Behind something with
-//! large bodies, or something that rests after a failed try, nothing is begun that shares a recipient with it. A dispatch
-//! whose own fault it is that it rests holds nobody up ([`outbox::is_passed_by`](crate::outbox::is_passed_by)).
+//! large bodies, or something that rests after a failed try, nothing is begun that shares a recipient with it. What rests
+//! for long, or has expired, holds nobody up ([`outbox::is_passed_by`](crate::outbox::is_passed_by)).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,11 +11,14 @@ use docaxis_protocol::{AgencyCode, DispatchId, Reason, Timestamp};
 
 use crate::outbox::is_passed_by;
 
-/// Dispatches of one priority that are looked at together: those under way, and those that wait for others. While so many
-/// wait, what is queued behind them waits as well.
+/// Dispatches of one line that are looked at together: those under way, and those that rest or wait for others. While so many
+/// do, what the same agency queued behind them waits as well.
 pub const MAX_ROWS: usize = 2048;
 /// The same in deliveries: circulars have thousands each.
 pub const MAX_DELIVERIES: usize = 100_000;
+/// The same of all lines: beyond this, each line has the few that none takes from another.
+const MAX_ALL: (usize, usize) = (8 * MAX_ROWS, 4 * MAX_DELIVERIES);
+const FEW: (usize, usize) = (64, 4_096);
 /// Others that a submission may name as ahead of it.
 const MAX_BEHIND: usize = docaxis_protocol::limits::MAX_BATCH;
 
@@ -35,6 +38,8 @@ pub struct Waits {
     pub attempts: u32,
     pub next_attempt: Timestamp,
     pub trouble: Option<Reason>,
+    /// When it expires; read of what was tried in vain, as nothing else rests.
+    pub expires: Option<Timestamp>,
 }
 
 /// One that is to be sent now.
@@ -52,7 +57,7 @@ pub enum Ended {
     /// There is evidence about it: it is queued no longer.
     Settled,
     /// It is tried again at this time, if nothing ahead holds it up.
-    Postponed { attempts: u32, until: Timestamp, why: Reason },
+    Postponed { attempts: u32, until: Timestamp, why: Reason, expires: Option<Timestamp> },
     /// Something ahead of it did not come to its end: it is tried again when all that is ahead has.
     PutBack,
 }
@@ -77,10 +82,16 @@ struct Row {
 }
 
 impl Row {
-    fn is_passed_by(&self) -> bool {
-        is_passed_by(self.waits.attempts, self.waits.trouble.as_ref())
+    /// What is under way never is: it may be accepted now.
+    fn is_passed_by(&self, now: Timestamp) -> bool {
+        let waits = &self.waits;
+        let expired = waits.expires.is_some_and(|expires| expires <= now);
+        !self.under_way && (expired || is_passed_by(waits.attempts, waits.trouble.as_ref()))
     }
 }
+
+/// Sender and priority: each is read and bounded for itself, so that no agency waits for another's rows.
+pub type Line = (AgencyCode, u8);
 
 /// Sender, priority, recipient.
 type Pair = (AgencyCode, u8, AgencyCode);
@@ -94,8 +105,10 @@ pub struct Order {
     last: BTreeMap<Pair, At>,
     /// Rows that are about a dispatch which is not decided yet.
     awaiting: BTreeMap<DispatchId, BTreeSet<At>>,
-    /// Rows and deliveries of each priority, and up to where the outbox has been read.
-    seen: BTreeMap<u8, Seen>,
+    /// Rows and deliveries of each line, and up to where it has been read.
+    seen: BTreeMap<Line, Seen>,
+    /// Rows and deliveries of all lines.
+    all: (usize, usize),
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -106,10 +119,13 @@ struct Seen {
 }
 
 impl Order {
-    /// Behind which place the outbox is to be read on for this priority; none while enough of it is looked at.
-    pub fn read_from(&self, priority: u8) -> Option<u64> {
-        let seen = self.seen.get(&priority).copied().unwrap_or_default();
-        (seen.rows < MAX_ROWS && seen.deliveries < MAX_DELIVERIES).then_some(seen.upto)
+    /// Behind which place each line is to be read on; none while enough of it is looked at. A line that is not named here is
+    /// read from its beginning.
+    pub fn read_from(&self) -> BTreeMap<Line, Option<u64>> {
+        let below = |(rows, deliveries), bound: (usize, usize)| rows < bound.0 && deliveries < bound.1;
+        let bound = if below(self.all, MAX_ALL) { (MAX_ROWS, MAX_DELIVERIES) } else { FEW };
+        let from = |seen: &Seen| below((seen.rows, seen.deliveries), bound).then_some(seen.upto);
+        self.seen.iter().map(|(line, seen)| (line.clone(), from(seen))).collect()
     }
 
     /// The outbox is read from its beginning once more: what was accepted before may have been queued again.
@@ -119,13 +135,14 @@ impl Order {
 
     pub fn add(&mut self, waits: Waits) {
         let own = at(waits.priority, waits.seq);
-        let seen = self.seen.entry(waits.priority).or_default();
+        let seen = self.seen.entry((waits.sender.clone(), waits.priority)).or_default();
         seen.upto = seen.upto.max(waits.seq);
         if self.rows.contains_key(&own) {
             return;
         }
         seen.rows += 1;
         seen.deliveries += waits.recipients.len();
+        self.all = (self.all.0 + 1, self.all.1 + waits.recipients.len());
         let mut ahead = BTreeSet::new();
         for recipient in &waits.recipients {
             let pair = (waits.sender.clone(), waits.priority, recipient.clone());
@@ -176,7 +193,7 @@ impl Order {
             return None;
         }
         let mut behind = Vec::new();
-        for before in self.holding(row) {
+        for before in self.holding(row, now) {
             let goes_along = beside && !row.alone && before.under_way && !before.waits.large;
             if !goes_along || behind.len() >= MAX_BEHIND {
                 return None;
@@ -187,14 +204,14 @@ impl Order {
     }
 
     /// The rows that a row has to follow: in place of what is passed by, those that stand ahead of it.
-    fn holding<'a>(&'a self, row: &'a Row) -> Vec<&'a Row> {
+    fn holding<'a>(&'a self, row: &'a Row, now: Timestamp) -> Vec<&'a Row> {
         let (mut looked_at, mut holding) = (BTreeSet::new(), Vec::new());
         let mut open: Vec<At> = row.ahead.iter().rev().copied().collect();
         while let Some(next) = open.pop() {
             let Some(before) = self.rows.get(&next).filter(|_| looked_at.insert(next)) else { continue };
             // What is about a dispatch that is passed by cannot be sent, and is passed by with it.
-            let passed_by = |id: &DispatchId| self.place(*id).is_some_and(Row::is_passed_by);
-            if before.is_passed_by() || before.waits.about.iter().any(passed_by) {
+            let passed_by = |id: &DispatchId| self.place(*id).is_some_and(|row| row.is_passed_by(now));
+            if before.is_passed_by(now) || before.waits.about.iter().any(passed_by) {
                 open.extend(before.ahead.iter().rev());
             } else {
                 holding.push(before);
@@ -213,10 +230,11 @@ impl Order {
         row.under_way = false;
         match ended {
             Ended::Settled => self.settled(own),
-            Ended::Postponed { attempts, until, why } => {
+            Ended::Postponed { attempts, until, why, expires } => {
                 row.waits.attempts = attempts;
                 row.waits.next_attempt = until;
                 row.waits.trouble = Some(why);
+                row.waits.expires = expires;
             }
             Ended::PutBack => row.alone = true,
         }
@@ -225,10 +243,12 @@ impl Order {
     fn settled(&mut self, own: At) {
         let Some(Row { waits, ahead, followers, .. }) = self.rows.remove(&own) else { return };
         self.places.remove(&waits.id);
-        if let Some(seen) = self.seen.get_mut(&waits.priority) {
+        let deliveries = waits.recipients.len();
+        if let Some(seen) = self.seen.get_mut(&(waits.sender.clone(), waits.priority)) {
             seen.rows = seen.rows.saturating_sub(1);
-            seen.deliveries = seen.deliveries.saturating_sub(waits.recipients.len());
+            seen.deliveries = seen.deliveries.saturating_sub(deliveries);
         }
+        self.all = (self.all.0.saturating_sub(1), self.all.1.saturating_sub(deliveries));
         // Whoever followed it follows what it followed, as far as that is not settled yet.
         let ahead: BTreeSet<At> = ahead.into_iter().filter(|before| self.rows.contains_key(before)).collect();
         for before in &ahead {
@@ -259,10 +279,11 @@ impl Order {
         }
     }
 
-    /// When the next row may be tried that rests now, if nothing ahead holds it up.
+    /// When the next row may be tried that rests now, if nothing ahead holds it up, or expires and holds up nobody any more.
     pub fn next_at(&self, now: Timestamp) -> Option<Timestamp> {
         let resting = self.rows.values().filter(|row| !row.under_way && row.waits.about.is_empty());
-        resting.map(|row| row.waits.next_attempt).filter(|at| *at > now).min()
+        let times = resting.flat_map(|row| std::iter::once(row.waits.next_attempt).chain(row.waits.expires));
+        times.filter(|at| *at > now).min()
     }
 }
 
@@ -292,6 +313,7 @@ mod tests {
             attempts: 0,
             next_attempt: NOW,
             trouble: None,
+            expires: None,
         }
     }
 
@@ -308,7 +330,8 @@ mod tests {
     }
 
     fn postponed(attempts: u32, code: ReasonCode) -> Ended {
-        Ended::Postponed { attempts, until: NOW.plus(std::time::Duration::from_secs(9)), why: code.because("x") }
+        let until = NOW.plus(std::time::Duration::from_secs(9));
+        Ended::Postponed { attempts, until, why: code.because("x"), expires: None }
     }
 
     #[test]
@@ -376,7 +399,7 @@ mod tests {
         next(&mut order);
         order.ended(id(3), Ended::PutBack);
         order.ended(id(2), postponed(1, ReasonCode::DigestMismatch));
-        order.ended(id(1), postponed(400, ReasonCode::DiskFull));
+        order.ended(id(1), postponed(9, ReasonCode::DiskFull));
         assert_eq!(next(&mut order), []);
         order.ended(id(1), Ended::Settled);
         assert_eq!(next(&mut order), [(3, vec![])]);
@@ -401,14 +424,64 @@ mod tests {
     fn so_much_is_looked_at_and_room_is_made_by_what_is_settled() {
         let rows = u64::try_from(MAX_ROWS).unwrap();
         let mut order = order((1..=rows).map(|seq| small(seq, &["A"])));
-        assert_eq!((order.read_from(0), order.read_from(4)), (None, Some(0)));
+        let from = |order: &Order, priority| order.read_from().get(&(small(1, &[]).sender, priority)).copied();
+        assert_eq!((from(&order, 0), from(&order, 4)), (Some(None), None));
         order.ended(id(1), Ended::Settled);
-        assert_eq!(order.read_from(0), Some(rows));
+        assert_eq!(from(&order, 0), Some(Some(rows)));
         // What was accepted long ago and is queued again waits for nobody, and nobody for it.
         order.read_anew();
-        assert_eq!(order.read_from(0), Some(0));
+        assert_eq!(from(&order, 0), Some(Some(0)));
         order.add(small(1, &["A"]));
         assert_eq!(order.next(NOW, 2, true).iter().map(|next| next.behind.len()).collect::<Vec<_>>(), [0, 0]);
+    }
+
+    #[test]
+    fn when_all_lines_together_are_many_each_still_has_its_few() {
+        let of = |n: usize| -> AgencyCode { format!("000.00.{n:02}.G22").parse().unwrap() };
+        let rows = u64::try_from(MAX_ROWS).unwrap();
+        let lines = (0..8).flat_map(|n| (1..=rows).map(move |seq| (n, seq)));
+        let mut order = order(lines.map(|(n, seq)| Waits { sender: of(n), ..small(seq * 10 + n as u64, &["A"]) }));
+        assert!(order.read_from().values().all(Option::is_none));
+        for seq in 0..64 {
+            assert!(order.read_from().get(&(of(9), 0)).is_none_or(Option::is_some));
+            order.add(Waits { sender: of(9), ..small(100_000 + seq, &["A"]) });
+        }
+        assert_eq!(order.read_from()[&(of(9), 0)], None);
+        order.ended(id(100_000), Ended::Settled);
+        assert_eq!(order.read_from()[&(of(9), 0)], Some(100_063));
+    }
+
+    #[test]
+    fn what_the_exchange_has_no_room_for_holds_those_behind_for_so_many_tries_or_until_it_expires() {
+        for code in [ReasonCode::OverQuota, ReasonCode::DiskFull] {
+            let mut order = order([small(1, &["A"]), small(2, &["A"])]);
+            next(&mut order);
+            order.ended(id(2), Ended::PutBack);
+            order.ended(id(1), postponed(9, code));
+            assert_eq!(next(&mut order), []);
+            order.ended(id(1), postponed(10, code));
+            assert_eq!(next(&mut order), [(2, vec![])]);
+        }
+        let mut order = order([small(1, &["A"]), small(2, &["A"])]);
+        next(&mut order);
+        order.ended(id(2), Ended::PutBack);
+        let (until, expires) =
+            (NOW.plus(std::time::Duration::from_secs(9)), NOW.plus(std::time::Duration::from_secs(5)));
+        let why = ReasonCode::OverQuota.because("x");
+        order.ended(id(1), Ended::Postponed { attempts: 1, until, why, expires: Some(expires) });
+        assert_eq!((next(&mut order), order.next_at(NOW)), (vec![], Some(expires)));
+        assert_eq!(order.next(expires, 64, true).iter().map(|next| next.seq).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn what_is_passed_by_while_it_rests_is_followed_while_it_is_under_way() {
+        let rested = Waits { attempts: 10, trouble: Some(ReasonCode::Busy.because("x")), ..small(1, &["A"]) };
+        let mut order = order([rested, small(2, &["A"])]);
+        assert_eq!(next(&mut order), [(1, vec![]), (2, vec![1])]);
+        order.ended(id(2), Ended::PutBack);
+        assert_eq!(next(&mut order), []);
+        order.ended(id(1), postponed(11, ReasonCode::Busy));
+        assert_eq!(next(&mut order), [(2, vec![])]);
     }
 
     #[test]

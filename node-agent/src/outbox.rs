@@ -64,11 +64,12 @@ pub fn verdict(
 /// Tries that a dispatch holds up those queued behind it for the same recipient.
 pub const HOLDS_FOR: u32 = 10;
 
-/// Whether what is queued behind a dispatch goes on without it: after so many failed tries for a reason that may be its own; at
-/// once if a body of its own is lost. Where the exchange has no room for anybody, never: those behind would only take its turn.
+/// Whether what is queued behind a dispatch goes on without it: after so many failed tries, for whatever reasons; at once if a
+/// body of its own is lost. Tries for which the exchange had no room (`over-quota`, `disk-full`) count like others: nothing says
+/// that there will ever be room for this one, and those behind it may be smaller, or charged to somebody else.
 pub fn is_passed_by(failures: u32, why: Option<&Reason>) -> bool {
     match why.map(Reason::known) {
-        None | Some(ReasonCode::DiskFull | ReasonCode::OverQuota) => false,
+        None => false,
         Some(ReasonCode::DigestMismatch) => failures > 0,
         Some(_) => failures >= HOLDS_FOR,
     }
@@ -127,12 +128,13 @@ mod tests {
     }
 
     #[test]
-    fn a_dispatch_is_passed_by_for_a_fault_of_its_own_and_not_for_the_exchanges() {
+    fn a_dispatch_is_passed_by_after_so_many_tries_and_at_once_for_a_lost_body() {
         let passed_by = |code: ReasonCode, failures| is_passed_by(failures, Some(&code.because("x")));
         assert!(!is_passed_by(HOLDS_FOR, None));
-        assert_eq!([HOLDS_FOR - 1, HOLDS_FOR].map(|n| passed_by(ReasonCode::Busy, n)), [false, true]);
+        for code in [ReasonCode::Busy, ReasonCode::DiskFull, ReasonCode::OverQuota] {
+            assert_eq!([HOLDS_FOR - 1, HOLDS_FOR].map(|n| passed_by(code, n)), [false, true], "{code:?}");
+        }
         assert_eq!([0, 1].map(|n| passed_by(ReasonCode::DigestMismatch, n)), [false, true]);
-        assert_eq!([ReasonCode::DiskFull, ReasonCode::OverQuota].map(|code| passed_by(code, 1_000)), [false; 2]);
     }
 
     #[test]

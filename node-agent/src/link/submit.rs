@@ -26,8 +26,6 @@ use crate::outbox::{self, Answer, Verdict};
 const MAX_ROUNDS: usize = 4;
 /// How long a dispatch rests whose answer found no room on our disk.
 const AFTER_FULL: Duration = Duration::from_secs(1);
-/// Every priority of a dispatch.
-const PRIORITIES: std::ops::RangeInclusive<u8> = 0..=limits::MAX_PRIORITY;
 /// How long to wait for something due when nothing says when.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
@@ -86,8 +84,7 @@ async fn begin(
         order.read_anew();
     }
     loop {
-        let places = PRIORITIES.filter_map(|priority| Some((priority, order.read_from(priority)?))).collect();
-        let found = shared.mailbox.queued_behind(places, room).await?;
+        let found = shared.mailbox.queued_behind(order.read_from(), room).await?;
         let more = found.len() >= room;
         found.into_iter().for_each(|waits| order.add(waits));
         let next = order.next(shared.env.now(), room, beside);
@@ -195,7 +192,8 @@ async fn postpone(session: &Session, row: &OutgoingRow, until: Timestamp, why: R
     tracing::info!(dispatch = %row.id, %why, at = %until, "a dispatch is tried again later");
     shared.mailbox.postpone(row.id, until, why.clone()).await?;
     shared.changed();
-    Ok(Ended::Postponed { attempts: row.attempts.saturating_add(1), until, why })
+    let expires = Envelope::parse(&row.sealed.bytes).ok().map(|envelope| envelope.expires);
+    Ok(Ended::Postponed { attempts: row.attempts.saturating_add(1), until, why, expires })
 }
 
 async fn try_once(

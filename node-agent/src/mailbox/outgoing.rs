@@ -1,6 +1,11 @@
 //! What agencies of this node send: durable from the moment an id is given out.
 
-use docaxis_protocol::{AgencyCode, Digest, DispatchId, Reason, SealedEnvelope, StatusCode, Timestamp, limits};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use docaxis_protocol::{
+    AgencyCode, Digest, DispatchId, Envelope, Reason, SealedEnvelope, StatusCode, Timestamp, limits,
+};
 use rusqlite::{Connection, OptionalExtension as _, Row, named_params, params};
 
 use super::incoming::Destroyed;
@@ -10,7 +15,7 @@ use super::rows::{self, DeliveryState, OutState};
 use super::{
     DocumentKeys, EvidenceRow, GivesUp, Mailbox, MailboxError, Related, SmallBodies, bodies, documents, related,
 };
-use crate::order::Waits;
+use crate::order::{Line, Waits};
 
 /// A new dispatch, sealed.
 #[derive(Debug, Clone)]
@@ -120,6 +125,15 @@ fn waits(connection: &Connection, seq: i64) -> Result<Waits, MailboxError> {
                WHERE dispatch = ?1 AND agency = ?2 AND incoming = 0";
     let (largest, all): (i64, i64) =
         connection.prepare_cached(sql)?.query_row(params![id, sender], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    // The envelope is read of the few that were tried in vain.
+    let expires = match attempts {
+        0 => None,
+        _ => {
+            let mut query = connection.prepare_cached("SELECT envelope FROM outgoing WHERE seq = ?1")?;
+            let envelope: Vec<u8> = query.query_row([seq], |row| row.get(0))?;
+            Envelope::parse(&envelope).ok().map(|envelope| envelope.expires)
+        }
+    };
     let fits = |size: i64, bound: usize| usize::try_from(size).is_ok_and(|size| size <= bound);
     Ok(Waits {
         seq: rows::uint(seq),
@@ -132,7 +146,22 @@ fn waits(connection: &Connection, seq: i64) -> Result<Waits, MailboxError> {
         attempts,
         next_attempt: rows::time(next),
         trouble: rows::reason(trouble),
+        expires,
     })
+}
+
+/// The lines that something is queued in: one step in the index for each, however much that is.
+fn lines(connection: &Connection) -> Result<Vec<Line>, MailboxError> {
+    let mut next = connection.prepare_cached(
+        "SELECT sender, priority FROM outgoing INDEXED BY outgoing_lines \
+         WHERE state = 'queued' AND (sender, priority) > (?1, ?2) ORDER BY sender, priority LIMIT 1",
+    )?;
+    let (mut found, mut last) = (Vec::new(), (String::new(), 0));
+    while let Some(line) = next.query_row(params![last.0, last.1], |row| Ok((row.get(0)?, row.get(1)?))).optional()? {
+        last = line;
+        found.push((rows::name("agency code", &last.0)?, last.1));
+    }
+    Ok(found)
 }
 
 impl Mailbox {
@@ -180,23 +209,31 @@ impl Mailbox {
         .await
     }
 
-    /// What is queued, of each of these priorities behind this place of the outbox, oldest first: at most so many of each.
-    pub async fn queued_behind(&self, places: Vec<(u8, u64)>, limit: usize) -> Result<Vec<Waits>, MailboxError> {
+    /// What is queued, of each line behind this place of the outbox: the urgent first, then the oldest, at most so many. A line
+    /// that is not named is read from its beginning, one without a place not at all.
+    pub async fn queued_behind(
+        &self,
+        places: BTreeMap<Line, Option<u64>>,
+        limit: usize,
+    ) -> Result<Vec<Waits>, MailboxError> {
         self.read(move |connection| {
             // In the order of an index that holds all that is looked for: this is asked after each answer.
             let mut query = connection.prepare_cached(
-                "SELECT seq FROM outgoing INDEXED BY outgoing_order WHERE state = 'queued' AND priority = ?1 AND seq > ?2 \
-                 ORDER BY seq LIMIT ?3",
+                "SELECT seq FROM outgoing INDEXED BY outgoing_lines \
+                 WHERE state = 'queued' AND sender = ?1 AND priority = ?2 AND seq > ?3 ORDER BY seq LIMIT ?4",
             )?;
+            let at_most = i64::try_from(limit).unwrap_or(i64::MAX);
             let mut found = Vec::new();
-            for (priority, behind) in places {
-                let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-                let seqs = query.query_map(params![priority, rows::int(behind), limit], |row| row.get::<_, i64>(0))?;
-                for seq in seqs {
-                    found.push(waits(connection, seq?)?);
+            for line in lines(connection)? {
+                let Some(behind) = places.get(&line).copied().unwrap_or(Some(0)) else { continue };
+                let of_line = params![line.0.as_str(), line.1, rows::int(behind), at_most];
+                for seq in query.query_map(of_line, |row| row.get::<_, i64>(0))? {
+                    found.push((Reverse(line.1), seq?));
                 }
             }
-            Ok(found)
+            found.sort_unstable();
+            found.truncate(limit);
+            found.into_iter().map(|(_, seq)| waits(connection, seq)).collect()
         })
         .await
     }

@@ -200,6 +200,12 @@ CREATE INDEX IF NOT EXISTS agencies_node ON agencies (node) WHERE node IS NOT NU
 CREATE INDEX IF NOT EXISTS aliases_agency ON aliases (agency);
 ";
 
+/// In which order the outbox is read, each sender and priority for itself. The index of version 4 stays: programs of this version
+/// that know no other read by it.
+const LINES: &str = "
+CREATE INDEX IF NOT EXISTS outgoing_lines ON outgoing (sender, priority, seq) WHERE state = 'queued';
+";
+
 /// The most that the writer's cache takes, in KiB.
 const CACHE_KIB: i64 = 24 << 10;
 
@@ -238,10 +244,10 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
             documents::fill(&transaction)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
-            connection.execute_batch(AGENCIES)?;
-            Ok(())
         }
-        VERSION => Ok(connection.execute_batch(AGENCIES)?),
-        found => Err(MailboxError::Newer { found, known: VERSION }),
+        VERSION => {}
+        found => return Err(MailboxError::Newer { found, known: VERSION }),
     }
+    connection.execute_batch(AGENCIES)?;
+    Ok(connection.execute_batch(LINES)?)
 }

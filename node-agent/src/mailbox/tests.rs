@@ -1,6 +1,6 @@
 //! What the mailbox promises: an answered write is there after kill -9, a failed one leaves nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use docaxis_protocol::{AgencyCode, Digest, DispatchId, SealedEnvelope, Timestamp
 
 use super::*;
 use crate::link::testing::{code, envelope};
-use crate::order::Waits;
+use crate::order::{self, Ended, Order, Waits};
 
 pub(super) fn queued(n: u32) -> Queued {
     let mut envelope = envelope("000.00.00.G22", &["H37.DN.001"]);
@@ -254,18 +254,20 @@ fn what_is_queued_is_read_on_in_its_order_until_it_is_settled() {
         let later = queued(0).queued.plus(Duration::from_secs(1));
         let why = docaxis_protocol::ReasonCode::Busy.because("later");
         mailbox.postpone(queued(1).id, later, why.clone()).await.unwrap();
-        let behind = async |places: &[(u8, u64)], limit| {
-            let found = mailbox.queued_behind(places.to_vec(), limit).await.unwrap();
+        let behind = async |places: &[(u8, Option<u64>)], limit| {
+            let places = places.iter().map(|(priority, place)| ((queued(1).sender, *priority), *place)).collect();
+            let found = mailbox.queued_behind(places, limit).await.unwrap();
             found.into_iter().map(|waits| waits.seq).collect::<Vec<_>>()
         };
-        assert_eq!(behind(&[(4, 0), (0, 0)], 2).await, [3, 1, 2]);
-        assert_eq!(behind(&[(0, 2), (3, 0)], 2).await, [4]);
+        assert_eq!(behind(&[], 3).await, [3, 1, 2]);
+        assert_eq!(behind(&[(0, Some(2)), (4, Some(3))], 2).await, [4]);
+        assert_eq!(behind(&[(0, None)], 10).await, [3]);
         mailbox.settle(queued(2).id, OutState::Accepted, later, None, None).await.unwrap();
-        assert_eq!(behind(&[(0, 0)], 10).await, [1, 4]);
+        assert_eq!(behind(&[(4, None)], 10).await, [1, 4]);
         let left: Vec<_> = mailbox.queued_at(vec![1, 2, 9]).await.unwrap().into_iter().map(|row| row.id).collect();
         assert_eq!(left, [queued(1).id]);
         let new = queued(1);
-        let found = mailbox.queued_behind(vec![(0, 0)], 1).await.unwrap();
+        let found = mailbox.queued_behind(BTreeMap::from([((queued(1).sender, 4), None)]), 1).await.unwrap();
         let expected = Waits {
             seq: 1,
             id: new.id,
@@ -277,8 +279,41 @@ fn what_is_queued_is_read_on_in_its_order_until_it_is_settled() {
             attempts: 1,
             next_attempt: later,
             trouble: Some(why),
+            expires: Some(docaxis_protocol::Envelope::parse(&new.sealed.bytes).unwrap().expires),
         };
         assert_eq!(found, [expected]);
+    });
+    mailbox.close();
+}
+
+#[test]
+fn what_one_agency_has_that_rests_keeps_nothing_of_another_from_being_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let mailbox = Mailbox::open(&folder.path().join("mailbox.db")).unwrap();
+    let many = u32::try_from(order::MAX_ROWS).unwrap() + 200;
+    runtime().block_on(async {
+        let queue_all =
+            mailbox.write(move |connection| (1..=many).try_for_each(|n| outgoing::insert(connection, &queued(n))));
+        queue_all.await.unwrap();
+        let other = Queued { sender: code("000.00.01.A53"), ..queued(many + 1) };
+        mailbox.queue(other.clone()).await.unwrap().unwrap();
+        let (now, why) = (other.queued, docaxis_protocol::ReasonCode::OverQuota.because("full"));
+        let (mut order, mut sent) = (Order::default(), BTreeSet::new());
+        loop {
+            let found = mailbox.queued_behind(order.read_from(), 64).await.unwrap();
+            let more = !found.is_empty();
+            found.into_iter().for_each(|waits| order.add(waits));
+            for next in order.next(now, 64, true) {
+                sent.insert(next.id);
+                let (until, why) = (now.plus(Duration::from_secs(60)), why.clone());
+                order.ended(next.id, Ended::Postponed { attempts: 1, until, why, expires: None });
+            }
+            if !more {
+                break;
+            }
+        }
+        assert!(sent.contains(&queued(1).id) && sent.contains(&other.id));
+        assert_eq!(order.read_from()[&(queued(1).sender, 0)], None, "there is more of it than is looked at");
     });
     mailbox.close();
 }
@@ -298,7 +333,7 @@ fn bodies_that_do_not_go_with_the_envelope_make_a_dispatch_a_large_one() {
         for (n, parts) in (1..).zip(parts) {
             mailbox.queue(Queued { parts, ..queued(n) }).await.unwrap().unwrap();
         }
-        let found = mailbox.queued_behind(vec![(0, 0)], 10).await.unwrap();
+        let found = mailbox.queued_behind(BTreeMap::new(), 10).await.unwrap();
         assert_eq!(found.into_iter().map(|waits| waits.large).collect::<Vec<_>>(), [false, true, false, true]);
     });
     mailbox.close();
