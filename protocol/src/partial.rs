@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::MAX_CLOCK_SKEW;
 use crate::{AgencyCode, Digest, Timestamp};
 
 /// Partial bodies that are kept at most, whatever their sizes: each is a file of its own.
@@ -188,7 +189,10 @@ impl Book {
         let most = self.config.most_mib << 20;
         let mut waiting: Vec<&PartialName> = self.waiting().collect();
         // The newest first: whatever no longer fits behind them goes.
-        waiting.sort_by(|a, b| b.at.cmp(&a.at).then_with(|| a.key.cmp(&b.key)));
+        // A time that cannot be, of a clock that was put right since, must not outlast all others.
+        let latest = now.plus(MAX_CLOCK_SKEW);
+        let when = |name: &PartialName| (name.at <= latest).then_some(name.at);
+        waiting.sort_by(|a, b| when(b).cmp(&when(a)).then_with(|| a.key.cmp(&b.key)));
         let (mut count, mut bytes) = (0, 0u64);
         let mut due = Vec::new();
         for name in waiting {
@@ -280,6 +284,8 @@ mod tests {
         assert_eq!(book(&names, 120).due(at(3), false), []);
         assert_eq!(book(&names, 119).due(at(3), false), [names[1].clone()]);
         assert_eq!(book(&names, 0).due(at(3), false).len(), 3);
+        // A clock that was ahead does not make one the newest.
+        assert_eq!(book(&names, 119).due(at(2), false), [names[0].clone()]);
         let mut aging = book(&names, 120);
         assert_eq!(aging.due(at(8), false), [names[1].clone()]);
         assert_eq!(aging.due(at(8), false), [], "each once");

@@ -160,6 +160,38 @@ fn a_delivery_goes_on_after_the_network_was_cut_and_after_the_recipient_was_rest
     }
 }
 
+/// The first of two large parts had come whole when the line was cut in the second.
+fn two_parts_pass_once(node: &'static str, way: Way, folder: impl Fn(&TestNet) -> PathBuf) {
+    let (net, forwarder) = with_forwarder(node);
+    forwarder.cut_after(way, SIZE as u64 + CUT_AFTER);
+    let sent = net.send(G22.1, &[H37.1], letter().with_part("ban-ve.pdf", SIZE).with_part("phu-luc.pdf", SIZE));
+    forwarder.wait_cut();
+    let folder = folder(&net);
+    let since = Instant::now();
+    while !partials(&folder).iter().any(|(_, name)| name.bytes == name.key.size)
+        || partials(&folder).iter().filter(|(_, name)| name.bytes >= CUT_AFTER / 2).count() < 2
+    {
+        assert!(since.elapsed() < HANG, "{:?}", partials(&folder));
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    forwarder.mend();
+    net.wait_handed_over(&sent);
+    assert_eq!(net.inbox(H37.1), [sent.received()]);
+    let (passed, size) = (forwarder.passed(way), 2 * SIZE as u64);
+    assert!(passed > size && passed < size + MOST - SIZE as u64, "{passed} bytes passed for bodies of {size}");
+    assert!(partials(&folder).is_empty());
+}
+
+#[test]
+fn of_several_large_parts_those_that_came_whole_are_not_uploaded_again() {
+    two_parts_pass_once(G22.0, Way::ToBroker, |net| net.broker_data().join("blobs/partial"));
+}
+
+#[test]
+fn of_several_large_parts_those_that_came_whole_are_not_delivered_again() {
+    two_parts_pass_once(H37.0, Way::ToNode, |net| net.node_data(H37.0).join("parts/partial"));
+}
+
 #[test]
 fn a_delivery_of_which_the_kept_part_was_damaged_arrives_whole() {
     let (mut net, forwarder) = with_forwarder(H37.0);

@@ -119,8 +119,13 @@ impl BlobStore {
         self.dir.join(&name[..2]).join(name)
     }
 
-    pub fn exists(&self, part: &PartDigest) -> bool {
-        self.open_body(&part.sha256).is_ok_and(|(_, len)| len == part.size)
+    /// An error is no word on whether it is there: too many open files, for one, must not make a body look lost.
+    pub fn exists(&self, part: &PartDigest) -> io::Result<bool> {
+        match self.open_body(&part.sha256) {
+            Ok((_, len)) => Ok(len == part.size),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The body's file and its length in bytes.
@@ -186,21 +191,19 @@ impl BlobStore {
         let name = match &claim.taken {
             Some(Taken::Kept(name)) => name.clone(),
             Some(Taken::Nothing) => PartialName { key: claim.key.clone(), bytes: 0, at: self.partials.now() },
-            Some(Taken::Busy) | None => return self.writer(&claim.key.agency, expected),
+            Some(Taken::Busy) | None => return Ok(self.writer(&claim.key.agency, expected)),
         };
         let path = self.partials.path(&name);
         let mut resumed = name.bytes;
-        let file = match self.disk.open(&path) {
-            Ok(file) if resumed > 0 => file,
-            Err(e) if resumed > 0 && e.kind() != io::ErrorKind::NotFound => {
+        let file = match (resumed > 0).then(|| self.disk.open(&path)) {
+            Some(Ok(file)) => Some(file),
+            Some(Err(e)) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(BlobError::Io { operation: "opening", path, source: e });
             }
-            // Not there any more, or not there yet.
+            // Not there any more, or not there yet: it is created when its first bytes come.
             _ => {
                 resumed = 0;
-                let name = PartialName { bytes: 0, ..name.clone() };
-                let path = self.partials.path(&name);
-                self.disk.create(&path).map_err(|source| BlobError::Io { operation: "creating", path, source })?
+                None
             }
         };
         claim.taken = None;
@@ -209,17 +212,22 @@ impl BlobStore {
     }
 
     /// Begins to take a body from this agency, of which nothing stays if it breaks off.
-    pub fn writer(&self, agency: &AgencyCode, expected: PartDigest) -> Result<BlobWriter, BlobError> {
+    pub fn writer(&self, agency: &AgencyCode, expected: PartDigest) -> BlobWriter {
         let upload = self.uploads.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(INCOMING).join(format!("{agency}-{}-{upload}", expected.sha256));
-        let create = |source| BlobError::Io { operation: "creating", path: path.clone(), source };
-        let file = self.disk.create(&path).map_err(create)?;
-        Ok(self.writer_at(Place::Passing(path), file, expected, 0))
+        self.writer_at(Place::Passing(path), None, expected, 0)
     }
 
-    fn writer_at(&self, place: Place, file: Arc<dyn DiskFile>, expected: PartDigest, resumed: u64) -> BlobWriter {
+    fn writer_at(
+        &self,
+        place: Place,
+        file: Option<Arc<dyn DiskFile>>,
+        expected: PartDigest,
+        resumed: u64,
+    ) -> BlobWriter {
         BlobWriter {
             disk: self.disk.clone(),
+            created: file.is_some(),
             file,
             place,
             target: self.path(&expected.sha256),
@@ -230,6 +238,7 @@ impl BlobStore {
             unsynced: 0,
             resumed,
             worthless: false,
+            whole: false,
             finished: false,
         }
     }

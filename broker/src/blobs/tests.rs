@@ -11,7 +11,7 @@ fn part(bytes: &[u8]) -> PartDigest {
 }
 
 fn put(blobs: &BlobStore, bytes: &[u8], expected: PartDigest) -> Result<(), BlobError> {
-    let mut writer = blobs.writer(&"H37.DN.001".parse().unwrap(), expected)?;
+    let mut writer = blobs.writer(&"H37.DN.001".parse().unwrap(), expected);
     for chunk in bytes.chunks(1000) {
         writer.write(chunk)?;
     }
@@ -55,7 +55,7 @@ fn a_body_that_is_not_what_was_announced_leaves_nothing_behind() {
     assert!(matches!(put(&blobs, b"bytes", other.clone()), Err(BlobError::DigestMismatch { .. })));
     assert!(matches!(put(&blobs, b"byte", other.clone()), Err(BlobError::TooShort { expected: 5, found: 4 })));
     assert!(matches!(put(&blobs, b"longer", other.clone()), Err(BlobError::TooLarge { expected: 5 })));
-    drop(blobs.writer(&"H37.DN.001".parse().unwrap(), other).unwrap());
+    drop(blobs.writer(&"H37.DN.001".parse().unwrap(), other));
     assert_eq!(files(&disk, &blobs), Vec::<String>::new());
 }
 
@@ -68,9 +68,9 @@ fn bodies_that_nothing_names_are_collected_and_others_stay() {
     }
     let named = part(b"one").sha256;
     assert_eq!(blobs.collect(|sha256| Ok::<_, io::Error>(*sha256 == named)).unwrap(), 1);
-    assert!(blobs.exists(&part(b"one")) && !blobs.exists(&part(b"two")));
+    assert!(blobs.exists(&part(b"one")).unwrap() && !blobs.exists(&part(b"two")).unwrap());
     blobs.retire(&named).unwrap();
-    assert!(!blobs.exists(&part(b"one")));
+    assert!(!blobs.exists(&part(b"one")).unwrap());
     blobs.remove_retired().unwrap();
     assert_eq!(files(&disk, &blobs), Vec::<String>::new());
 }
@@ -82,14 +82,14 @@ fn a_damaged_body_is_set_aside_as_it_was_found_and_a_whole_one_stays() {
     put(&blobs, b"the words", part(b"the words")).unwrap();
     let sha256 = part(b"the words").sha256;
     assert_eq!(blobs.set_aside(&part(b"the words")).unwrap(), None);
-    assert!(blobs.exists(&part(b"the words")));
+    assert!(blobs.exists(&part(b"the words")).unwrap());
     for (damaged, len) in [(b"the wordz".as_slice(), 9), (b"the", 3)] {
         put(&blobs, b"the words", part(b"the words")).unwrap();
         disk.tamper(&blobs.path(&sha256), |bytes| *bytes = damaged.to_vec()).unwrap();
         let aside = blobs.set_aside(&part(b"the words")).unwrap().unwrap();
         assert_eq!(aside, Path::new("/data/damaged").join(format!("{sha256}.body")));
         assert_eq!((disk.read(&aside).unwrap(), damaged.len()), (damaged.to_vec(), len));
-        assert!(!blobs.exists(&part(b"the words")));
+        assert!(!blobs.exists(&part(b"the words")).unwrap());
         assert_eq!(disk.after(Cut::Drop).read(&aside).unwrap(), damaged, "durably");
     }
     assert_eq!(blobs.set_aside(&part(b"the words")).unwrap(), None, "gone");
@@ -141,7 +141,7 @@ fn an_upload_that_broke_off_goes_on_at_the_very_byte() {
         assert_eq!(writer.written(), 1_500_001);
         send(&mut writer, &bytes, bytes.len()).unwrap();
         writer.finish().unwrap();
-        assert!(blobs.exists(&part(&bytes)) && blobs.partials().is_empty());
+        assert!(blobs.exists(&part(&bytes)).unwrap() && blobs.partials().is_empty());
         let (file, len) = blobs.open_body(&part(&bytes).sha256).unwrap();
         assert!(holds(file.as_ref(), &part(&bytes).sha256) && len == bytes.len() as u64);
     }
@@ -149,12 +149,22 @@ fn an_upload_that_broke_off_goes_on_at_the_very_byte() {
 
 #[test]
 fn power_lost_at_any_operation_costs_no_more_than_what_was_not_synced_and_never_a_wrong_byte() {
+    for held in [false, true] {
+        power_lost_at_any_operation(held);
+    }
+}
+
+fn power_lost_at_any_operation(held: bool) {
     let bytes = bytes_of(2 * MIB + 300_000);
     let upload = |blobs: &Arc<BlobStore>, durable: &mut u64| {
         let mut writer = begin(blobs, WHO, part(&bytes))?;
         for until in [700_000, MIB, 2 * MIB, bytes.len()] {
             send(&mut writer, &bytes, until)?;
             *durable = if until < bytes.len() { (until / MIB * MIB) as u64 } else { *durable };
+        }
+        if held {
+            writer = writer.hold()?;
+            *durable = bytes.len() as u64;
         }
         writer.finish()
     };
@@ -174,7 +184,10 @@ fn power_lost_at_any_operation_costs_no_more_than_what_was_not_synced_and_never_
             let mut writer = begin(&blobs, WHO, part(&bytes)).unwrap();
             let from = writer.written();
             // Whole under its name already, or the upload goes on.
-            assert!(from >= durable || blobs.exists(&part(&bytes)), "operation {k}, {cut:?}: {from}, not {durable}");
+            assert!(
+                from >= durable || blobs.exists(&part(&bytes)).unwrap(),
+                "operation {k}, {cut:?}: {from}, not {durable}"
+            );
             send(&mut writer, &bytes, bytes.len()).unwrap();
             writer.finish().unwrap_or_else(|error| panic!("operation {k}, {cut:?}: {error}"));
             assert_eq!(blobs.partials(), []);
@@ -196,6 +209,30 @@ fn a_writer_that_is_only_dropped_keeps_what_was_durable_and_little_is_not_kept()
         }
         let found = blobs.partials().first().map(|name| name.bytes);
         assert_eq!(found, kept);
+    }
+}
+
+#[test]
+fn a_body_that_waits_for_the_rest_of_its_dispatch_is_held_and_found_again_and_one_without_bytes_has_no_file() {
+    let bytes = bytes_of(MIB + 5);
+    let disk = SimDisk::new();
+    let blobs = store(&disk);
+    let mut writer = begin(&blobs, WHO, part(&bytes)).unwrap();
+    assert!(writer.file.is_none() && files(&disk, &blobs).is_empty());
+    send(&mut writer, &bytes, bytes.len()).unwrap();
+    let held = writer.hold().unwrap();
+    assert!(held.file.is_none() && !blobs.exists(&part(&bytes)).unwrap());
+    drop(held);
+    let cut = store(&disk.after(Cut::Drop));
+    let mut wrong = begin(&blobs, "H37.TC.002", part(&bytes)).unwrap();
+    send(&mut wrong, &vec![7; bytes.len()], bytes.len()).unwrap();
+    assert!(matches!(wrong.hold(), Err(BlobError::DigestMismatch { resumed: false, .. })));
+    // After a loss of power too.
+    for blobs in [cut, blobs] {
+        let held = begin(&blobs, WHO, part(&bytes)).unwrap();
+        assert!(held.written() == bytes.len() as u64 && held.file.is_none());
+        held.hold().unwrap().finish().unwrap();
+        assert_eq!((blobs.exists(&part(&bytes)).unwrap(), blobs.partials()), (true, vec![]));
     }
 }
 

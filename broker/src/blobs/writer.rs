@@ -26,7 +26,10 @@ pub(super) enum Place {
 
 pub struct BlobWriter {
     pub(super) disk: Arc<dyn Disk>,
-    pub(super) file: Arc<dyn DiskFile>,
+    /// Open only while bytes of it are read or written: many bodies may wait for their turns.
+    pub(super) file: Option<Arc<dyn DiskFile>>,
+    /// Whether there is a file.
+    pub(super) created: bool,
     pub(super) place: Place,
     pub(super) target: PathBuf,
     pub(super) expected: PartDigest,
@@ -39,6 +42,8 @@ pub struct BlobWriter {
     pub(super) resumed: u64,
     /// What there is of it must not be taken up again.
     pub(super) worthless: bool,
+    /// All of it is there, its digest is right, and its contents are durable.
+    pub(super) whole: bool,
     pub(super) finished: bool,
 }
 
@@ -46,12 +51,17 @@ impl BlobWriter {
     /// Reads and hashes the next piece of what an earlier upload left. False at its end. What cannot be read is given up,
     /// and the upload begins anew. Blocks while the disk works.
     pub fn take_up(&mut self) -> Result<bool, BlobError> {
-        if self.written == self.resumed {
-            return Ok(false);
+        let more = self.written < self.resumed && self.take_up_piece()?;
+        if !more {
+            self.file = None;
         }
+        Ok(more)
+    }
+
+    fn take_up_piece(&mut self) -> Result<bool, BlobError> {
         let wanted = usize::try_from(self.resumed - self.written).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
         let mut piece = vec![0; wanted];
-        match self.file.read_at(self.written, &mut piece) {
+        match self.opened()?.read_at(self.written, &mut piece) {
             Ok(read) if read == wanted => {
                 self.hasher.update(&piece);
                 self.written += wanted as u64;
@@ -60,22 +70,34 @@ impl BlobWriter {
             failed => {
                 let why = failed.map_or_else(|error| error.to_string(), |_| "it ends early".into());
                 tracing::warn!(path = %self.path().display(), why, "a partial body cannot be read; its upload begins anew");
-                self.begin_anew()?;
+                self.begin_anew();
                 Ok(false)
             }
         }
     }
 
     /// Another file, and not the same one: the name of the old one promises bytes that would no longer be there.
-    fn begin_anew(&mut self) -> Result<(), BlobError> {
+    fn begin_anew(&mut self) {
         self.remove();
         if let Place::Partial(_, name) = &mut self.place {
             name.bytes = 0;
         }
-        let path = self.path();
-        self.file = self.disk.create(&path).map_err(|e| self.failed("creating", e))?;
+        (self.file, self.created) = (None, false);
         (self.hasher, self.written, self.unsynced, self.resumed) = (Hasher::new(), 0, 0, 0);
-        Ok(())
+    }
+
+    /// The file, which is opened, or created, when it is first needed.
+    fn opened(&mut self) -> Result<Arc<dyn DiskFile>, BlobError> {
+        if let Some(file) = &self.file {
+            return Ok(file.clone());
+        }
+        let path = self.path();
+        let file = match self.created {
+            true => self.disk.open(&path).map_err(|e| self.failed("opening", e))?,
+            false => self.disk.create(&path).map_err(|e| self.failed("creating", e))?,
+        };
+        (self.file, self.created) = (Some(file.clone()), true);
+        Ok(file)
     }
 
     /// Blocks while the disk works: call it where blocking is allowed.
@@ -84,7 +106,7 @@ impl BlobWriter {
         if after > self.expected.size {
             return Err(BlobError::TooLarge { expected: self.expected.size });
         }
-        self.file.write_at(self.written, bytes).map_err(|e| self.failed("writing", e))?;
+        self.opened()?.write_at(self.written, bytes).map_err(|e| self.failed("writing", e))?;
         self.hasher.update(bytes);
         self.written = after;
         self.unsynced += bytes.len() as u64;
@@ -96,7 +118,7 @@ impl BlobWriter {
 
     /// Makes durable what was taken, and then says so in the name.
     fn mark(&mut self) -> Result<(), BlobError> {
-        self.file.sync_data().map_err(|e| self.failed("syncing", e))?;
+        self.opened()?.sync_data().map_err(|e| self.failed("syncing", e))?;
         self.unsynced = 0;
         let Place::Partial(partials, name) = &mut self.place else { return Ok(()) };
         docaxis_failpoints::failpoint!("broker.partial.synced");
@@ -127,8 +149,20 @@ impl BlobWriter {
         }
     }
 
-    /// Checks the digest and makes the body durable under its name. After this a commit may name it.
-    pub fn finish(mut self) -> Result<(), BlobError> {
+    /// Checks a body that is all there, and keeps it as a partial one of its full size, made durable, until the others of its
+    /// dispatch have come: then [`BlobWriter::finish`] gives it its name. If they do not come, the next try finds it. Blocks
+    /// while the disk works.
+    pub fn hold(mut self) -> Result<Self, BlobError> {
+        self.check()?;
+        let marked = matches!(&self.place, Place::Partial(_, name) if name.bytes == self.written);
+        if self.unsynced > 0 || !marked {
+            self.mark()?;
+        }
+        (self.whole, self.file) = (true, None);
+        Ok(self)
+    }
+
+    fn check(&mut self) -> Result<(), BlobError> {
         if self.written < self.expected.size {
             return Err(BlobError::TooShort { expected: self.expected.size, found: self.written });
         }
@@ -138,9 +172,17 @@ impl BlobWriter {
             let resumed = self.resumed > 0;
             return Err(BlobError::DigestMismatch { expected: self.expected.sha256, found, resumed });
         }
-        docaxis_failpoints::failpoint!("broker.blob.written");
+        Ok(())
+    }
+
+    /// Checks the digest and makes the body durable under its name. After this a commit may name it.
+    pub fn finish(mut self) -> Result<(), BlobError> {
         // Contents first, then the name, then the name's folder: a name never stands for half a body.
-        self.file.sync_data().map_err(|e| self.failed("syncing", e))?;
+        if !self.whole {
+            self.check()?;
+            docaxis_failpoints::failpoint!("broker.blob.written");
+            self.opened()?.sync_data().map_err(|e| self.failed("syncing", e))?;
+        }
         docaxis_failpoints::failpoint!("broker.blob.synced");
         let folder = self.target.parent().unwrap_or(Path::new("")).to_owned();
         self.disk.create_dir_all(&folder).map_err(|e| self.failed("creating the folder of", e))?;
@@ -174,7 +216,9 @@ impl BlobWriter {
 
     fn remove(&self) {
         let path = self.path();
-        if let Err(error) = self.disk.remove(&path) {
+        if self.created
+            && let Err(error) = self.disk.remove(&path)
+        {
             tracing::warn!(path = %path.display(), %error, "an unfinished body stays until the next start");
         }
     }

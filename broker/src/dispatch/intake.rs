@@ -295,7 +295,7 @@ impl Exchange {
         Ok(())
     }
 
-    /// Notes that a large body is durable in the blob store.
+    /// Notes that a large body is durable in the blob store, or will be there by its name before the dispatch is accepted.
     pub fn took_blob(admitted: &mut Admitted, sha256: Digest) {
         admitted.missing.retain(|(_, part)| part.sha256 != sha256);
     }

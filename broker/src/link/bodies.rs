@@ -24,6 +24,8 @@ const PIECE: usize = 256 << 10;
 /// How receiving a body ended.
 pub enum Received {
     Durable,
+    /// It is all there and durable, and gets its name with [`name`] when the others of its dispatch have come.
+    Held(Box<BlobWriter>),
     /// The bytes are not what was sealed.
     Refused(Reason),
     /// The same of a body that came in several tries: the fault may lie with what was kept of it, and it has to come again
@@ -72,17 +74,26 @@ pub enum BodyError {
     NoRoom(Reason),
 }
 
-/// Receives the rest of a body of `size` bytes into the blob store; durable when this returns.
+/// Receives the rest of a body of `size` bytes into the blob store; durable when this returns. While `more` bodies of the same
+/// dispatch are to come it is held: named by nothing yet, it must be found again if they do not come.
 pub async fn receive(
     stream: &mut RecvStream,
     Intake { blobs, space }: Intake<'_>,
     writer: BlobWriter,
-    size: u64,
+    (size, more): (u64, bool),
 ) -> Result<Received, BodyError> {
     let left = size.saturating_sub(writer.written());
     let _room = space.expect(left).map_err(BodyError::NoRoom)?;
-    match write_all_of(stream, blobs, space, writer, left).await {
-        Ok(()) => Ok(Received::Durable),
+    let received = match write_all_of(stream, blobs, space, writer, left).await {
+        Ok(writer) => match more {
+            true => blobs.in_turn(move || writer.hold()).await?.map(|held| Received::Held(Box::new(held))),
+            false => blobs.in_turn(move || writer.finish()).await?.map(|()| Received::Durable),
+        }
+        .map_err(BodyError::from),
+        Err(error) => Err(error),
+    };
+    match received {
+        Ok(received) => Ok(received),
         Err(BodyError::Blob(BlobError::DigestMismatch { resumed: true, expected, .. })) => {
             tracing::warn!(body = %expected, "a body that came in several tries is not what was sealed; it is asked for anew");
             Ok(Received::Again)
@@ -105,7 +116,7 @@ async fn write_all_of(
     space: &Arc<Space>,
     mut writer: BlobWriter,
     mut left: u64,
-) -> Result<(), BodyError> {
+) -> Result<BlobWriter, BodyError> {
     let (mut full, mut empty) = (Vec::new(), Vec::new());
     loop {
         let wanted = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
@@ -124,10 +135,18 @@ async fn write_all_of(
         left -= wanted as u64;
         std::mem::swap(&mut full, &mut empty);
         if full.is_empty() {
-            break;
+            return Ok(writer);
         }
     }
-    Ok(blobs.in_turn(move || writer.finish()).await??)
+}
+
+/// Gives a body that was held its name.
+pub async fn name(Intake { blobs, space }: Intake<'_>, held: BlobWriter) -> Result<(), BodyError> {
+    let named = blobs.in_turn(move || held.finish()).await?;
+    if named.as_ref().is_err_and(BlobError::is_disk_full) {
+        space.ran_out();
+    }
+    Ok(named?)
 }
 
 /// Gives both back: the writer goes from thread to thread, and the piece's memory is used again.

@@ -86,7 +86,8 @@ pub async fn serve(
 type Collected = Result<Box<Admitted>, (Box<Admitted>, Reason)>;
 
 /// Asks for the bodies that are missing and takes them in. A second round asks again for those of which what an earlier try
-/// left was damaged; then they come whole.
+/// left was damaged; then they come whole. Large bodies get their names together, when the last has come: until then they are
+/// partial ones, with which the next try goes on if this one breaks off.
 async fn collect(
     exchange: &Arc<Exchange>,
     mut admitted: Box<Admitted>,
@@ -94,6 +95,8 @@ async fn collect(
     recv: &mut RecvStream,
 ) -> Result<Collected, StreamError> {
     docaxis_failpoints::failpoint!("broker.submit.admitted");
+    let to = || bodies::Intake { blobs: &exchange.blobs, space: &exchange.space };
+    let mut held = Vec::new();
     while !admitted.missing.is_empty() {
         let missing = begin(exchange, &admitted).await?;
         let need = Need { parts: missing.iter().map(|one| (one.index, one.offset())).collect() };
@@ -108,13 +111,20 @@ async fn collect(
                     Err(reason) => return Ok(Err((admitted, reason))),
                 }
             };
-            let to = bodies::Intake { blobs: &exchange.blobs, space: &exchange.space };
-            match bodies::receive(recv, to, writer, part.size).await? {
+            let more = admitted.missing.len() > 1;
+            match bodies::receive(recv, to(), writer, (part.size, more)).await? {
                 Received::Durable => Exchange::took_blob(&mut admitted, part.sha256),
+                Received::Held(writer) => {
+                    held.push(writer);
+                    Exchange::took_blob(&mut admitted, part.sha256);
+                }
                 Received::Again => {}
                 Received::Refused(reason) => return Ok(Err((admitted, reason))),
             }
         }
+    }
+    for writer in held {
+        bodies::name(to(), *writer).await?;
     }
     Ok(Ok(admitted))
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::LinkError;
 use crate::agent::Shared;
-use crate::parts::{CHUNK_BYTES, PartWriter, PartsError, Stored};
+use crate::parts::{CHUNK_BYTES, PartWriter, PartsError, Stored, Whole};
 use crate::transfers::Transfer;
 use docaxis_protocol::partial::PartialKey;
 use docaxis_protocol::{Digest, Reason};
@@ -20,6 +20,8 @@ const CHUNKS_IN_FLIGHT: usize = 2;
 /// How reading a body ended.
 pub enum Read {
     Stored(Stored),
+    /// It is all there and durable, and gets its name when the others of its dispatch have come.
+    Held(Box<Whole>),
     /// It came in one go, and its digest is this one instead.
     Other(Digest),
     /// It came in several tries and is not what was sealed: the fault may lie with what was kept of it. It has to come again
@@ -102,12 +104,13 @@ impl Stream {
     }
 
     /// Reads the rest of a body of `size` bytes. Kept only if its digest is the one expected. What comes before the stream
-    /// breaks off is kept for the next try, to its last byte.
+    /// breaks off is kept for the next try, to its last byte; and while `more` bodies of the same dispatch are to come, all of
+    /// it is only held, so that the next try finds it if they do not.
     pub async fn read_body(
         &mut self,
         shared: &Shared,
         writer: PartWriter,
-        (expected, size): (Digest, u64),
+        (expected, size, more): (Digest, u64, bool),
     ) -> Result<Read, LinkError> {
         let (chunks, mut incoming) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
         let left = size.saturating_sub(writer.size());
@@ -123,6 +126,7 @@ impl Stream {
             let whole = writer.finish()?;
             let (found, resumed) = (whole.sha256, whole.resumed);
             Ok::<_, PartsError>(Some(match (found == expected, resumed) {
+                (true, _) if more => Read::Held(Box::new(whole.hold()?)),
                 (true, _) => Read::Stored(whole.keep()?),
                 (false, true) => {
                     whole.discard();
@@ -189,13 +193,13 @@ impl Stream {
     pub async fn write_body(
         &mut self,
         shared: &Shared,
-        (sha256, offset): (Digest, u64),
+        (sha256, offset, size): (Digest, u64, u64),
         transfer: &Transfer,
     ) -> Result<(), LinkError> {
         let (chunks, outgoing) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
         let opened = shared.open_body(sha256).await?;
         let reading = shared.aside(async move {
-            let mut reader = opened?.from(offset)?;
+            let mut reader = opened?.from(offset, size)?;
             while let Some(chunk) = reader.next_chunk()? {
                 // The stream has failed if nobody listens, and says so itself.
                 if chunks.send(chunk.into()).await.is_err() {

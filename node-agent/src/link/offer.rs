@@ -318,21 +318,25 @@ async fn fetch(
         .filter(|body| !there.contains(&body.sha256))
         .filter_map(|body| (0..).zip(&envelope.parts).find(|(_, part)| part.sha256 == body.sha256))
         .collect();
-    let mut fault = None;
+    let (mut fault, mut held_back) = (None, Vec::new());
     // A second round asks again for those of which what an earlier try left was damaged; then they come whole.
     while !missing.is_empty() && fault.is_none() {
         let begun = begin(shared, recipient, &missing, &fetched.kept).await?;
         let parts = begun.iter().map(|(index, _, writer)| (*index, writer.as_ref().map_or(0, PartWriter::size)));
         stream.write(&Frame::Need(Need { parts: parts.collect() })).await?;
         missing.clear();
-        for (index, part, writer) in begun {
+        let mut begun = begun.into_iter();
+        while let Some((index, part, writer)) = begun.next() {
             let from = writer.as_ref().map_or(0, PartWriter::size);
             let read = match writer {
                 _ if fault.is_some() => {
                     stream.skip(part.size - from).await?;
                     continue;
                 }
-                Some(writer) => stream.read_body(shared, writer, (part.sha256, part.size)).await?,
+                Some(writer) => {
+                    let more = begun.len() > 0 || !missing.is_empty();
+                    stream.read_body(shared, writer, (part.sha256, part.size, more)).await?
+                }
                 None => match read_small(stream, part, &mut fetched.kept).await? {
                     Ok(()) => continue,
                     Err(found) => Read::Other(found),
@@ -340,9 +344,17 @@ async fn fetch(
             };
             match read {
                 Read::Stored(stored) => fetched.kept.pins.push(stored.pin),
+                Read::Held(one) => held_back.push(*one),
                 Read::Other(found) => fault = Some(mismatch(&part.name, part.sha256, found)),
                 Read::Again => missing.push((index, part)),
             }
+        }
+    }
+    // All have come: now they get their names. Of a dispatch that is refused nothing is taken up again.
+    for one in held_back {
+        match fault {
+            Some(_) => one.discard(),
+            None => fetched.kept.pins.push(shared.blocking(move |_| one.keep()).await?.pin),
         }
     }
     fetched.held.append(&mut held);

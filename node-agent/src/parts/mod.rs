@@ -23,7 +23,7 @@ use docaxis_protocol::{Digest, Timestamp};
 use self::partial::{Claim, Partials};
 pub use self::reader::PartReader;
 use self::reader::PartSource;
-pub use self::writer::{PartWriter, Stored};
+pub use self::writer::{PartWriter, Stored, Whole};
 use crate::space::is_full;
 
 /// Bytes read or written at once.
@@ -370,6 +370,24 @@ mod tests {
     }
 
     #[test]
+    fn a_body_that_waits_for_the_rest_of_its_dispatch_is_held_and_found_again_and_one_without_bytes_has_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let body = bytes_of((1 << 20) + 5);
+        let parts = open_every_mib(folder.path());
+        let names = || fs::read_dir(folder.path().join("parts/partial")).unwrap().count();
+        let mut writer = begin(&parts, WHO, &body);
+        assert_eq!(names(), 0);
+        send(&mut writer, &body, body.len());
+        drop(writer.finish().unwrap().hold().unwrap());
+        assert_eq!((names(), parts.list().unwrap()), (1, vec![]));
+        let again = begin(&parts, WHO, &body);
+        assert_eq!(again.size(), body.len() as u64);
+        let stored = again.finish().unwrap().hold().unwrap().keep().unwrap();
+        assert_eq!((names(), parts.list().unwrap()), (0, vec![stored.sha256]));
+        assert_eq!(parts.read(stored.sha256).unwrap().read_all().unwrap(), body);
+    }
+
+    #[test]
     fn partial_bodies_are_bounded_and_strangers_among_them_are_removed() {
         let at = |days: i64| Timestamp::from_unix_ms(days * 86_400_000);
         let folder = tempfile::tempdir().unwrap();
@@ -401,8 +419,12 @@ mod tests {
         let sha256 = parts.store(&body).unwrap().sha256;
         for offset in [0, 1, CHUNK_BYTES, CHUNK_BYTES + 9, body.len()] {
             let from = offset as u64;
-            assert_eq!(parts.read(sha256).unwrap().from(from).unwrap().read_all().unwrap(), body[offset..]);
-            assert_eq!(PartReader::of(body.clone(), sha256).from(from).unwrap().read_all().unwrap(), body[offset..]);
+            let size = body.len() as u64;
+            assert_eq!(parts.read(sha256).unwrap().from(from, size).unwrap().read_all().unwrap(), body[offset..]);
+            let small = PartReader::of(body.clone(), sha256);
+            assert_eq!(small.from(from, size).unwrap().read_all().unwrap(), body[offset..]);
+            let short = parts.read(sha256).unwrap().from(from, size + 1);
+            assert_eq!(matches!(short, Err(PartsError::Unreadable { .. })), offset > 0);
         }
     }
 }

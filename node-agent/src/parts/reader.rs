@@ -38,10 +38,19 @@ impl PartReader {
         Self::new(PartSource::Memory(Cursor::new(bytes)), chunk, expected)
     }
 
-    /// The body from this byte on, before anything of it was read. Its digest is not compared then.
-    pub fn from(mut self, offset: u64) -> Result<Self, PartsError> {
+    /// A body of `size` bytes from this byte on, before anything of it was read. Its digest is not compared then, only its
+    /// length.
+    pub fn from(mut self, offset: u64, size: u64) -> Result<Self, PartsError> {
         if offset == 0 {
             return Ok(self);
+        }
+        let found = match &self.source {
+            PartSource::File { file, path } => file.metadata().map_err(failed("look at", path))?.len(),
+            PartSource::Memory(bytes) => bytes.get_ref().len() as u64,
+        };
+        if found != size {
+            let why = format!("it has {found} bytes instead of {size}");
+            return Err(PartsError::Unreadable { sha256: self.expected, why });
         }
         match &mut self.source {
             PartSource::File { file, path } => {

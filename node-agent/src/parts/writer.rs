@@ -32,7 +32,10 @@ enum Place {
 pub struct PartWriter {
     parts: Arc<Parts>,
     place: Place,
-    file: File,
+    /// Open only while bytes of it are read or written: many bodies may wait for their turns.
+    file: Option<File>,
+    /// Whether there is a file.
+    created: bool,
     hasher: Hasher,
     /// Bytes taken and hashed.
     size: u64,
@@ -49,10 +52,14 @@ fn create(path: &Path) -> Result<File, PartsError> {
 impl Parts {
     /// Begins a body whose digest is not known yet, or not believed.
     pub fn begin(self: &Arc<Self>) -> Result<PartWriter, PartsError> {
-        let number = self.temporary.fetch_add(1, Ordering::Relaxed);
-        let path = self.folder.join(TEMPORARY).join(number.to_string());
+        let path = self.passing();
         let file = create(&path)?;
-        Ok(self.writer(Place::Passing(path), file, 0))
+        Ok(self.writer(Place::Passing(path), Some(file), 0))
+    }
+
+    fn passing(&self) -> PathBuf {
+        let number = self.temporary.fetch_add(1, Ordering::Relaxed);
+        self.folder.join(TEMPORARY).join(number.to_string())
     }
 
     /// Begins a body that was taken up, or goes on with what an earlier delivery left of it: then
@@ -60,7 +67,7 @@ impl Parts {
     pub fn begin_claimed(self: &Arc<Self>, mut claim: Claim) -> Result<PartWriter, PartsError> {
         let anew = PartialName { key: claim.key.clone(), bytes: 0, at: self.partials.now() };
         let kept = match &claim.taken {
-            Taken::Busy => return self.begin(),
+            Taken::Busy => return Ok(self.writer(Place::Passing(self.passing()), None, 0)),
             Taken::Nothing => None,
             Taken::Kept(name) => Some(name.clone()),
         };
@@ -69,19 +76,19 @@ impl Parts {
             match fs::OpenOptions::new().read(true).write(true).open(&path) {
                 Ok(file) => {
                     let resumed = name.bytes;
-                    return Ok(self.writer(Place::Partial(claim, name), file, resumed));
+                    return Ok(self.writer(Place::Partial(claim, name), Some(file), resumed));
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed("open", &path)(error)),
             }
         }
-        let file = create(&self.partials.path(&anew))?;
         claim.taken = Taken::Nothing;
-        Ok(self.writer(Place::Partial(claim, anew), file, 0))
+        Ok(self.writer(Place::Partial(claim, anew), None, 0))
     }
 
-    fn writer(self: &Arc<Self>, place: Place, file: File, resumed: u64) -> PartWriter {
-        PartWriter { parts: self.clone(), place, file, hasher: Hasher::new(), size: 0, unsynced: 0, resumed }
+    fn writer(self: &Arc<Self>, place: Place, file: Option<File>, resumed: u64) -> PartWriter {
+        let (parts, created) = (self.clone(), file.is_some());
+        PartWriter { parts, place, file, created, hasher: Hasher::new(), size: 0, unsynced: 0, resumed }
     }
 }
 
@@ -89,6 +96,14 @@ impl PartWriter {
     /// Reads and hashes more of what an earlier delivery left. False at its end. What cannot be read is given up, and the
     /// body begins anew.
     pub fn take_up(&mut self) -> Result<bool, PartsError> {
+        let more = self.size < self.resumed && self.take_up_pieces()?;
+        if !more {
+            self.file = None;
+        }
+        Ok(more)
+    }
+
+    fn take_up_pieces(&mut self) -> Result<bool, PartsError> {
         let mut piece = vec![0; CHUNK_BYTES];
         for _ in 0..TAKE_UP_CHUNKS {
             let left = self.resumed - self.size;
@@ -96,9 +111,10 @@ impl PartWriter {
                 return Ok(false);
             }
             piece.truncate(usize::try_from(left).unwrap_or(CHUNK_BYTES));
-            if let Err(error) = self.file.read_exact_at(&mut piece, self.size) {
+            let at = self.size;
+            if let Err(error) = self.opened()?.read_exact_at(&mut piece, at) {
                 tracing::warn!(path = %self.path().display(), %error, "a partial body cannot be read; it begins anew");
-                self.begin_anew()?;
+                self.begin_anew();
                 return Ok(false);
             }
             self.hasher.update(&piece);
@@ -108,19 +124,35 @@ impl PartWriter {
     }
 
     /// Another file, and not the same one: the name of the old one promises bytes that would no longer be there.
-    fn begin_anew(&mut self) -> Result<(), PartsError> {
+    fn begin_anew(&mut self) {
         self.remove();
         if let Place::Partial(claim, name) = &mut self.place {
             name.bytes = 0;
             claim.taken = Taken::Nothing;
         }
-        self.file = create(&self.path())?;
+        (self.file, self.created) = (None, false);
         (self.hasher, self.size, self.unsynced, self.resumed) = (Hasher::new(), 0, 0, 0);
-        Ok(())
+    }
+
+    /// The file, which is opened, or created, when it is first needed.
+    fn opened(&mut self) -> Result<&File, PartsError> {
+        let file = match self.file.take() {
+            Some(file) => file,
+            None => {
+                let path = self.path();
+                match self.created {
+                    true => fs::OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?,
+                    false => create(&path)?,
+                }
+            }
+        };
+        self.created = true;
+        Ok(self.file.insert(file))
     }
 
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), PartsError> {
-        self.file.write_all_at(bytes, self.size).map_err(|e| failed("write", &self.path())(e))?;
+        let at = self.size;
+        self.opened()?.write_all_at(bytes, at).map_err(|e| failed("write", &self.path())(e))?;
         self.hasher.update(bytes);
         let length = bytes.len() as u64;
         self.size += length;
@@ -133,7 +165,7 @@ impl PartWriter {
 
     /// Makes durable what was taken, and then says so in the name.
     fn mark(&mut self) -> Result<(), PartsError> {
-        self.file.sync_data().map_err(|e| failed("sync", &self.path())(e))?;
+        self.opened()?.sync_data().map_err(|e| failed("sync", &self.path())(e))?;
         self.unsynced = 0;
         let Place::Partial(claim, name) = &mut self.place else { return Ok(()) };
         docaxis_failpoints::failpoint!("agent.partial.synced");
@@ -167,7 +199,7 @@ impl PartWriter {
     /// All bytes are there: says what they are. Nothing is kept yet.
     pub fn finish(self) -> Result<Whole, PartsError> {
         let sha256 = self.hasher.clone().finish();
-        Ok(Whole { sha256, size: self.size, resumed: self.resumed > 0, writer: self })
+        Ok(Whole { sha256, size: self.size, resumed: self.resumed > 0, held: false, writer: self })
     }
 
     fn path(&self) -> PathBuf {
@@ -204,6 +236,8 @@ pub struct Whole {
     pub size: u64,
     /// Whether its beginning came with an earlier delivery.
     pub resumed: bool,
+    /// Its contents are durable.
+    held: bool,
     writer: PartWriter,
 }
 
@@ -219,12 +253,27 @@ impl Whole {
         }
     }
 
+    /// Keeps it as a partial body of its full size, made durable, until the others of its dispatch have come: then
+    /// [`Whole::keep`] gives it its name. If they do not come, the next delivery finds it.
+    pub fn hold(mut self) -> Result<Self, PartsError> {
+        let writer = &mut self.writer;
+        let marked = matches!(&writer.place, Place::Partial(_, name) if name.bytes == writer.size);
+        if writer.unsynced > 0 || !marked {
+            writer.mark()?;
+        }
+        writer.file = None;
+        self.held = true;
+        Ok(self)
+    }
+
     /// Makes it durable under its digest.
     pub fn keep(mut self) -> Result<Stored, PartsError> {
         let parts = self.writer.parts.clone();
         let from = self.writer.path();
-        docaxis_failpoints::failpoint!("agent.part.written");
-        self.writer.file.sync_all().map_err(failed("sync", &from))?;
+        if !self.held {
+            docaxis_failpoints::failpoint!("agent.part.written");
+            self.writer.opened()?.sync_all().map_err(failed("sync", &from))?;
+        }
         docaxis_failpoints::failpoint!("agent.part.synced");
         let pin = parts.pin(self.sha256);
         let path = parts.path(self.sha256);
@@ -234,6 +283,12 @@ impl Whole {
         docaxis_failpoints::failpoint!("agent.part.renamed");
         sync_folder(fan)?;
         docaxis_failpoints::failpoint!("agent.part.named");
+        // A body must not have a second, durable name under which a delivery could write into it.
+        if let Place::Partial(claim, name) = &self.writer.place
+            && name.bytes > 0
+        {
+            sync_folder(claim.partials.folder())?;
+        }
         Ok(Stored { sha256: self.sha256, size: self.size, pin })
     }
 }

@@ -390,7 +390,14 @@ impl Reads<'_> {
 
     fn large(&self, part: &PartDigest) -> Result<Option<BodySource>, StoreError> {
         let Some(bytes) = self.rows().get(&keys::body(&part.sha256.0))? else { return Ok(None) };
-        let there = read_row::<BodyRow>(&bytes)?.size == part.size && self.0.blobs.exists(part);
+        let exists = || {
+            let failed = |error: std::io::Error| {
+                let found = format!("the body {}: {error}", part.sha256);
+                StoreError::Io { operation: "looking for a body", found }
+            };
+            self.0.blobs.exists(part).map_err(failed)
+        };
+        let there = read_row::<BodyRow>(&bytes)?.size == part.size && exists()?;
         Ok(there.then(|| BodySource::File(self.0.blobs.path(&part.sha256))))
     }
 

@@ -139,7 +139,7 @@ fn a_large_body_that_comes_late_is_found_after_a_rebuild_too() {
     let sent = Acceptance { bodies: vec![], parts: vec![part.clone()], ..letter(3, &["A53.01"]) };
     assert_eq!(wait(store.import(0, vec![Earlier::Accepted(Box::new(sent.clone()))])).unwrap(), 1);
     assert!(!store.holds(&sent.sender, &part).unwrap());
-    let mut writer = store.blobs().writer(&sent.sender, part.clone()).unwrap();
+    let mut writer = store.blobs().writer(&sent.sender, part.clone());
     writer.write(&bytes).unwrap();
     writer.finish().unwrap();
     assert!(store.holds(&sent.sender, &part).unwrap());
