@@ -252,6 +252,8 @@ impl Office {
                 continue;
             };
             self.note_evidence(id).await;
+            let tries = out.attempts;
+            self.world.ledger().tries.entry(id).and_modify(|most| *most = tries.max(*most)).or_insert(tries);
             if out.state == OutState::Rejected {
                 let reason = out.reason.map(|reason| reason.known());
                 if letter.expires_after.is_none() || reason != Some(ReasonCode::Expired) {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use docaxis_broker::config::ConsoleListen;
 use docaxis_broker::dispatch::Exchange;
-use docaxis_broker::store::DeliveryState;
+use docaxis_broker::store::{DeliveryState, Seq};
 use docaxis_broker::{Broker, BrokerConfig, Simulated};
+use docaxis_node_agent::outbox::HOLDS_FOR;
 use docaxis_protocol::space::SpaceConfig;
 use docaxis_protocol::tlog::checkpoint::Checkpoint;
 use docaxis_protocol::{DispatchId, Event};
@@ -128,8 +129,8 @@ pub fn check_recorded(world: &World, exchange: &Exchange, (id, recipient): &Deli
 }
 
 /// What one agency sent another in one priority was accepted and handed over in the order in which it was queued. Left out is
-/// what was rejected, failed or was withdrawn. No letter here is appointed for later or loses a body at the broker, and none
-/// is tried so often in vain that it is passed by.
+/// what was rejected, failed or was withdrawn, and what was tried so often in vain that it is passed by. No letter here is
+/// appointed for later or loses a body at the broker.
 fn check_order(world: &World, exchange: &Exchange) {
     let queued: Vec<DispatchId> = world.ledger().letters.iter().filter_map(|letter| letter.id).collect();
     for id in queued {
@@ -138,9 +139,11 @@ fn check_order(world: &World, exchange: &Exchange) {
         }
     }
     let pairs = world.ledger().in_order();
+    // What was tried in vain so often is passed by.
+    let passed_by = |id: &DispatchId| world.ledger().tries.get(id).is_some_and(|tries| *tries >= HOLDS_FOR);
     for ((from, to, priority), ids) in pairs {
         let (mut accepted, mut handed_over) = (Vec::new(), Vec::new());
-        for id in &ids {
+        for id in ids.iter().filter(|id| !passed_by(id)) {
             let found = exchange.store.find(*id).expect("the store answers");
             for seq in found {
                 // A rejection has no delivery.
@@ -169,10 +172,19 @@ pub fn check_end(world: &World, exchange: &Exchange) {
     let letters = world.ledger().letters.clone();
     for letter in letters {
         let Some(id) = letter.id else { continue };
-        let found = exchange.store.find(id).unwrap_or_default();
-        let [seq] = found[..] else {
-            world.violation(format!("letter {}, {id}, is at the broker {} times", letter.number, found.len()));
-            continue;
+        let found = exchange.store.find(id).expect("the store answers");
+        let evidence = |seq: &Seq| exchange.store.evidence(*seq).expect("the store answers");
+        let accepted = |seq: &Seq| evidence(seq).iter().any(|piece| piece.event == Event::SubmissionAcceptance);
+        // One that expired on its way may be rejected again and again, each time with evidence, but never is both.
+        let seq = match found[..] {
+            [seq] => seq,
+            [seq, ..] if !found.iter().any(accepted) => seq,
+            _ => {
+                let events = |seq| evidence(seq).iter().map(|piece| (piece.leaf, piece.event)).collect::<Vec<_>>();
+                let events: Vec<_> = found.iter().map(events).collect();
+                world.violation(format!("letter {}, {id}, is at the broker more than once: {events:?}", letter.number));
+                continue;
+            }
         };
         for recipient in &letter.to {
             let delivery = (id, recipient.clone());

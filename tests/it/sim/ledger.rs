@@ -54,6 +54,8 @@ pub struct Ledger {
     pub outcomes: BTreeMap<Delivery, String>,
     /// Places in the outbox of their node: they grow in the order of queueing.
     pub places: BTreeMap<DispatchId, u64>,
+    /// How often each was tried in vain, at most.
+    pub tries: BTreeMap<DispatchId, u32>,
     /// What an officer reported.
     pub reported: BTreeSet<Delivery>,
 }
