@@ -18,8 +18,8 @@ def another_boot(data):
     boot that wrote it."""
     state = Path(data) / "index.state"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    if state.exists() and state.read_text(errors="replace") == boot:
-        state.write_text(str(uuid.uuid4()))
+    if state.exists() and (text := state.read_text(errors="replace")).endswith(boot):
+        state.write_text(text.removesuffix(boot) + str(uuid.uuid4()))
 
 
 def forget_receipts(data):

@@ -93,10 +93,12 @@ async fn begin(
             false => shared.mailbox.queued_at(next.iter().map(|next| next.seq).collect()).await?,
         };
         let mut rows: BTreeMap<DispatchId, OutgoingRow> = rows.into_iter().map(|row| (row.id, row)).collect();
+        let mut settled = false;
         for Next { id, behind, .. } in next {
             // Evidence about it may have come on another way.
             let Some(row) = rows.remove(&id) else {
                 order.ended(id, Ended::Settled);
+                settled = true;
                 continue;
             };
             room = room.saturating_sub(1);
@@ -106,7 +108,8 @@ async fn begin(
                 Ok((id, unless_full(&session, sent).await?))
             });
         }
-        if room == 0 || !more {
+        // What followed one that was settled meanwhile may go now, and nothing else would say so.
+        if room == 0 || !(more || settled) {
             return Ok(());
         }
     }
