@@ -4,6 +4,8 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
+use docaxis_protocol::space::binary;
+
 use crate::out::Out;
 
 /// Before this, nothing is shown: most things are done sooner.
@@ -11,7 +13,7 @@ const AFTER: Duration = Duration::from_secs(1);
 /// How often it is looked at.
 pub const EVERY: Duration = Duration::from_millis(250);
 /// Of the bar itself. The whole line fits into 79 columns.
-const BAR_COLUMNS: usize = 10;
+const BAR_COLUMNS: usize = 8;
 
 /// A progress line on stderr, or nothing at all.
 pub struct Progress {
@@ -88,18 +90,7 @@ fn line(what: &str, (first, done, total): (u64, u64, u64), elapsed: Duration) ->
         Some(seconds) => format!("{} left", time(seconds)),
         None => "waiting".into(),
     };
-    format!("{what} [{bar}] {:>3}%  {} of {}  {}/s  {left}", part(100), size(done), size(total), size(rate))
-}
-
-/// At most ten characters.
-fn size(bytes: u64) -> String {
-    const UNITS: [(&str, u32); 4] = [("GiB", 30), ("MiB", 20), ("KiB", 10), ("B", 0)];
-    let (unit, shift) = UNITS.into_iter().find(|(_, shift)| bytes >> shift > 0).unwrap_or(("B", 0));
-    let whole = bytes >> shift;
-    if shift == 0 || whole >= 100 {
-        return format!("{whole} {unit}");
-    }
-    format!("{whole}.{} {unit}", ((bytes - (whole << shift)) * 10) >> shift)
+    format!("{what} [{bar}] {:>3}%  {} of {}  {}/s  {left}", part(100), binary(done), binary(total), binary(rate))
 }
 
 fn time(seconds: u64) -> String {
@@ -122,18 +113,18 @@ mod tests {
     fn the_line_says_how_far_it_is_how_fast_and_how_long_it_will_take() {
         let at = |first, done, total, seconds| line("sending", (first, done, total), Duration::from_secs(seconds));
         let checks = [
-            (at(0, 0, 300 * MIB, 2), "sending [----------]   0%  0 B of 300 MiB  0 B/s  waiting"),
-            (at(0, 75 * MIB, 300 * MIB, 2), "sending [##--------]  25%  75.0 MiB of 300 MiB  37.5 MiB/s  6 s left"),
+            (at(0, 0, 300 * MIB, 2), "sending [--------]   0%  0 bytes of 300.0 MiB  0 bytes/s  waiting"),
+            (at(0, 75 * MIB, 300 * MIB, 2), "sending [##------]  25%  75.0 MiB of 300.0 MiB  37.5 MiB/s  6 s left"),
             // What was there before is no speed of now.
             (
                 at(50 * MIB, 75 * MIB, 300 * MIB, 10),
-                "sending [##--------]  25%  75.0 MiB of 300 MiB  2.5 MiB/s  1 min 30 s left",
+                "sending [##------]  25%  75.0 MiB of 300.0 MiB  2.5 MiB/s  1 min 30 s left",
             ),
-            (at(0, 300 * MIB, 300 * MIB, 9), "sending [##########] 100%  300 MiB of 300 MiB  33.3 MiB/s  0 s left"),
-            (at(0, 1, 2, 0), "sending [#####-----]  50%  1 B of 2 B  1000 B/s  0 s left"),
-            (at(0, 0, 0, 3), "sending [##########] 100%  0 B of 0 B  0 B/s  waiting"),
-            (at(0, 5, 4, 1), "sending [##########] 100%  4 B of 4 B  4 B/s  0 s left"),
-            (at(0, 1, 16 << 30, 1), "sending [----------]   0%  1 B of 16.0 GiB  1 B/s  over 99 d left"),
+            (at(0, 300 * MIB, 300 * MIB, 9), "sending [########] 100%  300.0 MiB of 300.0 MiB  33.3 MiB/s  0 s left"),
+            (at(0, 1, 2, 0), "sending [####----]  50%  1 bytes of 2 bytes  1000 bytes/s  0 s left"),
+            (at(0, 0, 0, 3), "sending [########] 100%  0 bytes of 0 bytes  0 bytes/s  waiting"),
+            (at(0, 5, 4, 1), "sending [########] 100%  4 bytes of 4 bytes  4 bytes/s  0 s left"),
+            (at(0, 1, 16 << 30, 1), "sending [--------]   0%  1 bytes of 16.0 GiB  1 bytes/s  over 99 d left"),
         ];
         for (found, expected) in checks {
             assert_eq!(found, expected);

@@ -31,7 +31,8 @@ pub const fn rehash_time(bytes: u64) -> Duration {
 pub struct PartialsConfig {
     /// How long it waits for its transfer to go on, in days.
     pub keep_days: u64,
-    /// Room for all that wait, in MiB; the oldest go first. 0 turns it off: every transfer begins anew.
+    /// Room for all that wait, in MiB; what is too much goes, of those who have most and the oldest first. With 0 nothing waits
+    /// for longer than a second: in effect every transfer begins anew.
     pub most_mib: u64,
     /// How much of a body may have to come again after a loss of power, in MiB. Less means more syncs.
     pub sync_every_mib: u64,
@@ -188,14 +189,24 @@ impl Book {
         let keep = Duration::from_secs(self.config.keep_days.saturating_mul(86_400));
         let most = self.config.most_mib << 20;
         let mut waiting: Vec<&PartialName> = self.waiting().collect();
-        // The newest first: whatever no longer fits behind them goes.
         // A time that cannot be, of a clock that was put right since, must not outlast all others.
         let latest = now.plus(MAX_CLOCK_SKEW);
         let when = |name: &PartialName| (name.at <= latest).then_some(name.at);
         waiting.sort_by(|a, b| when(b).cmp(&when(a)).then_with(|| a.key.cmp(&b.key)));
+        // The newest of each agency first, then those behind which it has little: whatever no longer fits goes, so that none can
+        // push out others' with many of its own. Each counts for its share of the room at least, as their number is bounded too.
+        let least = most / MAX_PARTIALS as u64;
+        let mut held: BTreeMap<&AgencyCode, u64> = BTreeMap::new();
+        let mut in_turn: Vec<(u64, &PartialName)> = Vec::with_capacity(waiting.len());
+        for name in waiting {
+            let of_agency = held.entry(&name.key.agency).or_default();
+            *of_agency = of_agency.saturating_add(name.bytes.max(least));
+            in_turn.push((*of_agency, name));
+        }
+        in_turn.sort_by_key(|(of_agency, _)| *of_agency);
         let (mut count, mut bytes) = (0, 0u64);
         let mut due = Vec::new();
-        for name in waiting {
+        for (_, name) in in_turn {
             let fits = count < MAX_PARTIALS && bytes.saturating_add(name.bytes) <= most;
             if no_room || !fits || now.since(name.at) >= keep {
                 due.push(name.clone());
@@ -292,6 +303,23 @@ mod tests {
         assert_eq!(aging.due(at(8), true), [names[0].clone(), names[2].clone()]);
         let many: Vec<_> = (0..=MAX_PARTIALS).map(|n| name(&format!("H37.{n}"), 0, 0)).collect();
         assert_eq!(book(&many, 120).due(at(0), false).len(), 1);
+    }
+
+    #[test]
+    fn an_agency_with_many_or_large_ones_pushes_out_its_own_and_nobody_else_s() {
+        let of_hog = |n: u32, mib| {
+            let mut one = name("H37.HOG", mib, 1 + n);
+            one.key.size = u64::from(n) + (900 << 20);
+            one
+        };
+        let old = name("H37.DN.001", 30, 0);
+        let large: Vec<_> = (0..4).map(|n| of_hog(n, 30)).chain([old.clone()]).collect();
+        assert_eq!(book(&large, 120).due(at(5), false), [of_hog(0, 30)], "its oldest");
+        let mut many: Vec<_> = (0..u32::try_from(MAX_PARTIALS).unwrap()).map(|n| of_hog(n, 0)).collect();
+        many.iter_mut().for_each(|one| one.at = at(1));
+        many.push(old.clone());
+        let due = book(&many, 32 << 10).due(at(5), false);
+        assert_eq!((due.len(), due.contains(&old)), (1, false));
     }
 
     #[test]

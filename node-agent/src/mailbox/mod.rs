@@ -142,7 +142,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 }
 
 /// Statements keep the plan that they were prepared with. Else those with parameters are prepared anew at nearly every use,
-/// as this SQLite looks at the parameters' values; a third of the time spent in it went there.
+/// as this SQLite looks at the parameters' values; two thirds of the time spent in it went there.
 fn keep_plans(connection: &Connection) -> Result<(), rusqlite::Error> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
