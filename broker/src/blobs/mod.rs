@@ -18,6 +18,7 @@ use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::partial::{PartialKey, PartialName, PartialsConfig, Taken};
 use docaxis_protocol::{AgencyCode, Digest, Timestamp};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use self::partial::Partials;
 pub use self::writer::BlobWriter;
@@ -172,15 +173,21 @@ impl BlobStore {
         Ok(folder.join(format!("{sha256}.body")))
     }
 
+    /// By when the earlier uploads of a dispatch that is tried now should have ended.
+    pub fn earlier_end_by() -> Instant {
+        Instant::now() + partial::EARLIER_ENDS_WITHIN
+    }
+
     /// Begins to take a body from this agency, or goes on where its last upload of the same body broke off: then
-    /// [`BlobWriter::take_up`] has to be called to its end. Waits a while for an upload that is about to end.
+    /// [`BlobWriter::take_up`] has to be called to its end. Waits for another upload of it to end, but not longer than `by`.
     pub async fn upload(
         self: &Arc<Self>,
         agency: &AgencyCode,
         expected: PartDigest,
+        by: Instant,
     ) -> Result<Result<BlobWriter, BlobError>, LostTurn> {
         let key = PartialKey { agency: agency.clone(), sha256: expected.sha256, size: expected.size };
-        let taken = self.partials.take(key.clone()).await;
+        let taken = self.partials.take(key.clone(), by).await;
         let store = self.clone();
         // Held by the work itself: whoever asked may be gone before its turn comes.
         let claim = Claim { partials: self.partials.clone(), key, taken: Some(taken) };

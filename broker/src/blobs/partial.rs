@@ -14,13 +14,14 @@ use std::time::Duration;
 use docaxis_protocol::Timestamp;
 use docaxis_protocol::partial::{Book, PartialKey, PartialName, PartialsConfig, Taken};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::disk::Disk;
 
 const PARTIAL: &str = "partial";
-/// How long an upload waits for another one of the same body: mostly a lost connection's, which is about to end. After
-/// that, it begins anew beside it.
-const EARLIER_ENDS_WITHIN: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5_000 });
+/// How long a dispatch's uploads wait, all together, for others of the same bodies: mostly a lost connection's, which are about
+/// to end. After that, they begin anew beside them.
+pub(super) const EARLIER_ENDS_WITHIN: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5_000 });
 
 pub(super) struct Partials {
     disk: Arc<dyn Disk>,
@@ -77,8 +78,8 @@ impl Partials {
         Timestamp::from_unix_ms(self.now_ms.load(Ordering::Relaxed))
     }
 
-    /// Takes up a body for one upload. [`Taken::Busy`] if another upload of it does not end.
-    pub async fn take(self: &Arc<Self>, key: PartialKey) -> Taken {
+    /// Takes up a body for one upload. [`Taken::Busy`] if another upload of it has not ended by then.
+    pub async fn take(self: &Arc<Self>, key: PartialKey, by: Instant) -> Taken {
         let taking = async {
             loop {
                 let released = self.released.notified();
@@ -89,7 +90,7 @@ impl Partials {
                 released.await;
             }
         };
-        tokio::time::timeout(EARLIER_ENDS_WITHIN, taking).await.unwrap_or(Taken::Busy)
+        tokio::time::timeout_at(by, taking).await.unwrap_or(Taken::Busy)
     }
 
     /// An upload has ended; this is kept of it.

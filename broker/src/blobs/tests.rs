@@ -114,7 +114,8 @@ fn store(disk: &SimDisk) -> Arc<BlobStore> {
 /// Begins an upload, or goes on with one; all that was kept is read.
 fn begin(blobs: &Arc<BlobStore>, who: &str, part: PartDigest) -> Result<BlobWriter, BlobError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-    let mut writer = runtime.block_on(blobs.upload(&agency(who), part)).unwrap()?;
+    let mut writer =
+        runtime.block_on(async { blobs.upload(&agency(who), part, BlobStore::earlier_end_by()).await }).unwrap()?;
     while writer.take_up()? {}
     Ok(writer)
 }

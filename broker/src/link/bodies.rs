@@ -11,6 +11,7 @@ use docaxis_protocol::digest::Hasher;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, Reason, ReasonCode};
 use quinn::{RecvStream, SendStream};
+use tokio::time::Instant;
 
 use super::io::{IoError, in_time, write_all, write_chunk};
 use crate::blobs::{BlobError, BlobStore, BlobWriter, LostTurn};
@@ -40,9 +41,14 @@ pub struct Intake<'a> {
 }
 
 /// Begins to take a body from this agency; [`BlobWriter::written`] says from which byte on it is wanted. What its last try
-/// left is read again first, piece by piece.
-pub async fn begin(blobs: &Arc<BlobStore>, agency: &AgencyCode, part: PartDigest) -> Result<BlobWriter, BodyError> {
-    let mut writer = blobs.upload(agency, part).await??;
+/// left is read again first, piece by piece. It is safe to drop this at any moment.
+pub async fn begin(
+    blobs: &Arc<BlobStore>,
+    agency: &AgencyCode,
+    part: PartDigest,
+    earlier_end_by: Instant,
+) -> Result<BlobWriter, BodyError> {
+    let mut writer = blobs.upload(agency, part, earlier_end_by).await??;
     loop {
         let (next, more) = blobs
             .in_turn(move || {

@@ -11,7 +11,7 @@ use quinn::{RecvStream, SendStream};
 use super::bodies::{self, BodyError, Received};
 use super::io::{self, IoError};
 use super::submissions::Submissions;
-use crate::blobs::BlobWriter;
+use crate::blobs::{BlobStore, BlobWriter};
 use crate::dispatch::{Admitted, Exchange, ExchangeError, Intake, inline_sizes};
 
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +98,12 @@ async fn collect(
     let to = || bodies::Intake { blobs: &exchange.blobs, space: &exchange.space };
     let mut held = Vec::new();
     while !admitted.missing.is_empty() {
-        let missing = begin(exchange, &admitted).await?;
+        // Nobody waits any longer for a body of many GiB to be read again, once the peer has given up.
+        let missing = tokio::select! {
+            biased;
+            begun = begin(exchange, &admitted) => begun?,
+            _ = send.stopped() => return Err(IoError::Lost("the peer no longer waits for Need".into()).into()),
+        };
         let need = Need { parts: missing.iter().map(|one| (one.index, one.offset())).collect() };
         io::write(send, &Frame::Need(need)).await?;
         docaxis_failpoints::failpoint!("broker.submit.needed");
@@ -145,9 +150,10 @@ impl Missing {
 
 async fn begin(exchange: &Arc<Exchange>, admitted: &Admitted) -> Result<Vec<Missing>, StreamError> {
     let mut missing = Vec::with_capacity(admitted.missing.len());
+    let (sender, earlier_end_by) = (&admitted.envelope.sender.agency, BlobStore::earlier_end_by());
     for (index, part) in admitted.missing.clone() {
         let writer = match part.size > MAX_INLINE_BODY_BYTES as u64 {
-            true => Some(bodies::begin(&exchange.blobs, &admitted.envelope.sender.agency, part.clone()).await?),
+            true => Some(bodies::begin(&exchange.blobs, sender, part.clone(), earlier_end_by).await?),
             false => None,
         };
         missing.push(Missing { index, part, writer });

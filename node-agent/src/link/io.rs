@@ -6,6 +6,7 @@ use bytes::Bytes;
 use docaxis_protocol::frame::{Class, Frame, Refusal};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::LinkError;
 use crate::agent::Shared;
@@ -31,8 +32,8 @@ pub enum Read {
 
 /// Begins to take a body for a recipient; [`PartWriter::size`] says from which byte on it is wanted. What its last try left
 /// is read again first, a bounded piece at a time.
-pub async fn begin_body(shared: &Shared, key: PartialKey) -> Result<PartWriter, LinkError> {
-    let claim = shared.parts.take(key).await;
+pub async fn begin_body(shared: &Shared, key: PartialKey, earlier_end_by: Instant) -> Result<PartWriter, LinkError> {
+    let claim = shared.parts.take(key, earlier_end_by).await;
     let mut writer = shared.blocking(move |parts| parts.begin_claimed(claim)).await?;
     loop {
         let (next, more) = shared.blocking(move |_| writer.take_up().map(|more| (writer, more))).await?;

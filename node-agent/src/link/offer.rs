@@ -19,7 +19,7 @@ use crate::inbox::{self, NotTaken};
 use crate::mailbox::{
     self, DocumentKeys, EvidenceRow, Known, QueuedPart, Related, StatementRow, Take, TakeBody, Taken,
 };
-use crate::parts::{PartWriter, PartsError};
+use crate::parts::{PartWriter, Parts, PartsError};
 
 pub async fn run(session: &Session, mut stream: Stream, offer: Offer) -> Result<(), LinkError> {
     let shared = &session.shared;
@@ -374,13 +374,14 @@ async fn begin<'a>(
     kept: &Kept,
 ) -> Result<Vec<Begun<'a>>, LinkError> {
     let (mut begun, mut small) = (Vec::with_capacity(missing.len()), 0);
+    let earlier_end_by = Parts::earlier_end_by();
     for (index, part) in missing {
         let writer = if kept.small.fits_beside(part.size, small) {
             small += part.size;
             None
         } else {
             let key = PartialKey { agency: recipient.clone(), sha256: part.sha256, size: part.size };
-            Some(begin_body(shared, key).await?)
+            Some(begin_body(shared, key, earlier_end_by).await?)
         };
         begun.push((*index, *part, writer));
     }

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use docaxis_protocol::partial::{PartialKey, PartialName, PartialsConfig};
 use docaxis_protocol::{Digest, Timestamp};
+use tokio::time::Instant;
 
 use self::partial::{Claim, Partials};
 pub use self::reader::PartReader;
@@ -133,9 +134,14 @@ impl Parts {
         }
     }
 
-    /// Takes up a body for one delivery to this recipient. Waits a while for another one that is about to end.
-    pub async fn take(&self, key: PartialKey) -> Claim {
-        self.partials.take(key).await
+    /// By when earlier deliveries of the bodies of an offer that came now should have ended.
+    pub fn earlier_end_by() -> Instant {
+        Instant::now() + partial::EARLIER_ENDS_WITHIN
+    }
+
+    /// Takes up a body for one delivery to this recipient. Waits for another one to end, but not longer than `by`.
+    pub async fn take(&self, key: PartialKey, by: Instant) -> Claim {
+        self.partials.take(key, by).await
     }
 
     /// Removes partial bodies that waited too long or are too many, and all of them where there is no room for new work.
@@ -303,7 +309,7 @@ mod tests {
     fn begin(parts: &Arc<Parts>, who: &str, body: &[u8]) -> PartWriter {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let key = PartialKey { agency: who.parse().unwrap(), sha256: Digest::of(body), size: body.len() as u64 };
-        let claim = runtime.block_on(parts.take(key));
+        let claim = runtime.block_on(async { parts.take(key, Parts::earlier_end_by()).await });
         let mut writer = parts.begin_claimed(claim).unwrap();
         while writer.take_up().unwrap() {}
         writer

@@ -15,12 +15,13 @@ use std::time::Duration;
 use docaxis_protocol::Timestamp;
 use docaxis_protocol::partial::{Book, PartialKey, PartialName, PartialsConfig, Taken};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::{PartsError, failed, make_folder};
 
-/// How long a delivery waits for another one of the same body: mostly a lost connection's, which is about to end. After
-/// that, it begins anew beside it.
-const EARLIER_ENDS_WITHIN: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5_000 });
+/// How long the bodies of an offer wait, all together, for other deliveries of the same: mostly a lost connection's, which are
+/// about to end. After that, they begin anew beside them.
+pub(super) const EARLIER_ENDS_WITHIN: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 5_000 });
 
 pub(super) struct Partials {
     folder: PathBuf,
@@ -74,8 +75,8 @@ impl Partials {
         Timestamp::from_unix_ms(self.now_ms.load(Ordering::Relaxed))
     }
 
-    /// Takes up a body for one delivery; it is given back when the claim is dropped.
-    pub async fn take(self: &Arc<Self>, key: PartialKey) -> Claim {
+    /// Takes up a body for one delivery, if another one of it has ended by then; it is given back when the claim is dropped.
+    pub async fn take(self: &Arc<Self>, key: PartialKey, by: Instant) -> Claim {
         let taking = async {
             loop {
                 let released = self.released.notified();
@@ -86,7 +87,7 @@ impl Partials {
                 released.await;
             }
         };
-        let taken = tokio::time::timeout(EARLIER_ENDS_WITHIN, taking).await.unwrap_or(Taken::Busy);
+        let taken = tokio::time::timeout_at(by, taking).await.unwrap_or(Taken::Busy);
         Claim { partials: self.clone(), key, taken }
     }
 
