@@ -344,8 +344,14 @@ fn verify(session: &Session, row: &OutgoingRow, done: &Done) -> Result<Evidence,
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::num::NonZeroUsize;
+
+    use docaxis_protocol::frame::EvidenceItem;
     use docaxis_protocol::{Digest, Part, PartRole};
+
+    use super::*;
+    use crate::link::testing::{Exchange, code, until};
+    use crate::{Agent, Draft, DraftPart, Env, Identity, Source};
 
     #[test]
     fn small_bodies_go_inline_once_each_until_the_bound() {
@@ -371,5 +377,45 @@ mod tests {
         envelope.parts = parts;
         assert_eq!(choose_inline(&envelope, |_| true), [0, 3, 4, 5, 7]);
         assert_eq!(choose_inline(&envelope, |index| index > 5), [6, 7]);
+    }
+
+    /// What an earlier connection, or a copy of the mailbox that was put back, left undecided: the exchange's evidence comes
+    /// on its own stream.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_follows_dispatches_that_were_settled_by_other_evidence_goes_without_being_asked_for() {
+        let mut exchange = Exchange::start();
+        let node = exchange.join("g22", &["000.00.00.G22"]);
+        let mut config = exchange.config("agent");
+        config.outbox.concurrent = NonZeroUsize::new(2).unwrap();
+        let agent = Agent::start(config, Identity::of(&node).unwrap(), Env::real()).unwrap();
+        let draft = |bytes: usize| {
+            let mut draft = Draft::new(code("000.00.00.G22"), vec![code("H37.DN.001")]);
+            let (name, media_type) = ("công văn.pdf".into(), "application/pdf".into());
+            draft.parts =
+                vec![DraftPart { name, media_type, role: PartRole::Document, source: Source::Bytes(vec![7; bytes]) }];
+            draft
+        };
+        let mut ids = Vec::new();
+        for bytes in [100_000, 1, 2, 3] {
+            ids.push(agent.compose(draft(bytes)).await.unwrap());
+        }
+        let link = exchange.accept().await;
+        let (Frame::Submit(large), mut stream) = link.next("Submit").await else { panic!() };
+        let (Frame::Follow(_), mut news) = link.next("Follow").await else { panic!() };
+        for (leaf, id) in (1u64..).zip(&ids[1..3]) {
+            let envelope = agent.shared.mailbox.outgoing(*id).await.unwrap().unwrap().sealed;
+            let evidence = exchange.evidence(Event::SubmissionAcceptance, &envelope, |_| ());
+            let item = EvidenceItem { sender: code("000.00.00.G22"), leaf, evidence, statement_chain: None };
+            news.write(&Frame::Evidence(vec![item])).await.unwrap();
+        }
+        for id in &ids[1..3] {
+            let state = async || agent.show(*id).await.unwrap().outgoing.unwrap().state;
+            until(&agent, async || (state().await == OutState::Accepted).then_some(())).await;
+        }
+        let evidence = exchange.evidence(Event::SubmissionAcceptance, &large.envelope, |_| ());
+        stream.write(&Frame::Done(Done { intake: Intake::Accepted, leaf: 0, evidence })).await.unwrap();
+        let (Frame::Submit(last), _stream) = link.next("Submit").await else { panic!() };
+        assert_eq!(Envelope::parse(&last.envelope.bytes).unwrap().id, ids[3]);
+        agent.shutdown().await.unwrap();
     }
 }
