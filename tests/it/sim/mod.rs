@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use run::run;
+use tracing_subscriber::EnvFilter;
 
 /// Seeds that run where nobody asks for more.
 const FEW: u64 = 3;
@@ -81,6 +82,8 @@ fn whatever_goes_wrong_nothing_that_was_promised_is_lost() {
 #[test]
 fn replay() {
     let Some(seed) = number("DOCAXIS_SIM_SEED") else { return };
+    // With RUST_LOG, what the programs log stands between the events.
+    tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).without_time().with_test_writer().init();
     let began = Instant::now();
     let outcome = run(seed, true);
     println!("{outcome:#?}\nin {:?}", began.elapsed());

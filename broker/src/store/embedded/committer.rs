@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use docaxis_protocol::Digest;
@@ -122,6 +123,8 @@ pub struct Committer {
     pub journal: Journal,
     pub totals: Totals,
     pub requests: Receiver<Request>,
+    /// In a task: what was taken from the queue and is not begun.
+    pub first: Option<Request>,
     /// Bodies that the group in the making may leave without a name.
     pub pruned: Vec<[u8; 32]>,
     /// Dispatches of the group in the making, with the digests of their envelopes.
@@ -147,30 +150,38 @@ impl Committer {
     /// The same as a task, in which a group takes so long.
     pub async fn run_as_task(committer: Arc<Mutex<Self>>, disk: Duration) {
         let held = || committer.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = None;
         loop {
-            let first = match next.take() {
-                Some(left) => left,
-                None => match std::future::poll_fn(|context| held().requests.poll_recv(context)).await {
-                    Some(request) => request,
-                    None => return,
-                },
-            };
+            let comes = std::future::poll_fn(|context| {
+                let mut committer = held();
+                if committer.first.is_none() {
+                    committer.first = std::task::ready!(committer.requests.poll_recv(context));
+                }
+                Poll::Ready(committer.first.is_some())
+            });
+            if !comes.await {
+                return;
+            }
             tokio::time::sleep(disk).await;
-            let turned = held().turn(first);
-            match turned {
-                Ok(left) => next = left,
+            let mut committer = held();
+            let Some(first) = committer.first.take() else { continue };
+            match committer.turn(first) {
+                Ok(left) => committer.first = left,
                 Err(answer) => return drop(answer.send(Err(StoreError::Closed))),
             }
         }
     }
 
-    /// One request that does not come through the queue.
+    /// One request that does not come through the queue; what the task holds in its hand goes before it, as a group takes
+    /// what stands behind that.
     pub fn at_once(&mut self, request: Request) {
-        let mut next = Some(request);
-        while let Some(first) = next.take() {
-            // A close comes through the queue only.
-            next = self.turn(first).unwrap_or(None);
+        let held = self.first.take_if(|first| !matches!(first, Request::Close(_)));
+        for request in held.into_iter().chain([request]) {
+            let mut next = Some(request);
+            while let Some(first) = next.take_if(|first| !matches!(first, Request::Close(_))) {
+                // A close comes through the queue only.
+                next = self.turn(first).unwrap_or(None);
+            }
+            self.first = next.or_else(|| self.first.take());
         }
     }
 

@@ -175,6 +175,7 @@ impl EmbeddedStore {
             config: self.config.clone(),
             totals,
             requests: queue,
+            first: None,
             pruned: vec![],
             new: vec![],
             restored: 0,
