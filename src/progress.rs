@@ -13,7 +13,7 @@ const AFTER: Duration = Duration::from_secs(1);
 /// How often it is looked at.
 pub const EVERY: Duration = Duration::from_millis(250);
 /// Of the bar itself. The whole line fits into 79 columns.
-const BAR_COLUMNS: usize = 8;
+const BAR_COLUMNS: usize = 16;
 
 /// A progress line on stderr, or nothing at all.
 pub struct Progress {
@@ -90,7 +90,7 @@ fn line(what: &str, (first, done, total): (u64, u64, u64), elapsed: Duration) ->
         Some(seconds) => format!("{} left", time(seconds)),
         None => "waiting".into(),
     };
-    format!("{what} [{bar}] {:>3}%  {} of {}  {}/s  {left}", part(100), binary(done), binary(total), binary(rate))
+    format!("{what} [{bar}] {:>3}% of {}  {}/s  {left}", part(100), binary(total), binary(rate))
 }
 
 fn time(seconds: u64) -> String {
@@ -113,30 +113,39 @@ mod tests {
     fn the_line_says_how_far_it_is_how_fast_and_how_long_it_will_take() {
         let at = |first, done, total, seconds| line("sending", (first, done, total), Duration::from_secs(seconds));
         let checks = [
-            (at(0, 0, 300 * MIB, 2), "sending [--------]   0%  0 bytes of 300.0 MiB  0 bytes/s  waiting"),
-            (at(0, 75 * MIB, 300 * MIB, 2), "sending [##------]  25%  75.0 MiB of 300.0 MiB  37.5 MiB/s  6 s left"),
+            (at(0, 0, 300 * MIB, 2), "sending [----------------]   0% of 300.0 MiB  0 bytes/s  waiting"),
+            (at(0, 75 * MIB, 300 * MIB, 2), "sending [####------------]  25% of 300.0 MiB  37.5 MiB/s  6 s left"),
             // What was there before is no speed of now.
             (
                 at(50 * MIB, 75 * MIB, 300 * MIB, 10),
-                "sending [##------]  25%  75.0 MiB of 300.0 MiB  2.5 MiB/s  1 min 30 s left",
+                "sending [####------------]  25% of 300.0 MiB  2.5 MiB/s  1 min 30 s left",
             ),
-            (at(0, 300 * MIB, 300 * MIB, 9), "sending [########] 100%  300.0 MiB of 300.0 MiB  33.3 MiB/s  0 s left"),
-            (at(0, 1, 2, 0), "sending [####----]  50%  1 bytes of 2 bytes  1000 bytes/s  0 s left"),
-            (at(0, 0, 0, 3), "sending [########] 100%  0 bytes of 0 bytes  0 bytes/s  waiting"),
-            (at(0, 5, 4, 1), "sending [########] 100%  4 bytes of 4 bytes  4 bytes/s  0 s left"),
-            (at(0, 1, 16 << 30, 1), "sending [--------]   0%  1 bytes of 16.0 GiB  1 bytes/s  over 99 d left"),
+            (at(0, 300 * MIB, 300 * MIB, 9), "sending [################] 100% of 300.0 MiB  33.3 MiB/s  0 s left"),
+            (at(0, 1, 2, 0), "sending [########--------]  50% of 2 bytes  1000 bytes/s  0 s left"),
+            (at(0, 0, 0, 3), "sending [################] 100% of 0 bytes  0 bytes/s  waiting"),
+            (at(0, 5, 4, 1), "sending [################] 100% of 4 bytes  4 bytes/s  0 s left"),
+            (at(0, 1, 16 << 30, 1), "sending [----------------]   0% of 16.0 GiB  1 bytes/s  over 99 d left"),
         ];
         for (found, expected) in checks {
             assert_eq!(found, expected);
-            assert!(found.len() <= 79, "{} columns: {found}", found.len());
         }
-        // 59 min 59 s and 23 h 59 min are the longest words.
-        for seconds in [3_600, 86_400, 86_400 * 99] {
-            let total = 1024 * MIB - 1;
-            let found =
-                line("taking in", (0, total - seconds * 10, total), Duration::from_secs((total - seconds * 10) / 10));
-            assert!(found.len() <= 79, "{} columns: {found}", found.len());
+    }
+
+    #[test]
+    fn the_longest_line_fits_into_an_old_terminal() {
+        // Ten columns each are the most that an amount takes, and a time eleven.
+        for total in [1023, 1024 * 1024 - 1, 1024 * MIB - 1, 1024 * 1024 * MIB - 1] {
+            for rate in [1, 1023, 1024 * 1023, 1024 * MIB - 1] {
+                for seconds in [59, 3_599, 86_399, 86_400 * 99 + 86_399] {
+                    let left = rate * seconds;
+                    let total = total.max(left + rate);
+                    let found = line("taking in", (0, total - left, total), Duration::from_secs((total - left) / rate));
+                    assert!(found.len() <= 79, "{} columns: {found}", found.len());
+                }
+            }
         }
+        let longest = line("taking in", (0, MIB - 1, 1024 * MIB - 1), Duration::from_secs(1));
+        assert_eq!(longest.len(), 78, "{longest}");
     }
 
     #[test]

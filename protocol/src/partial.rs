@@ -197,16 +197,16 @@ impl Book {
         // push out others' with many of its own. Each counts for its share of the room at least, as their number is bounded too.
         let least = most / MAX_PARTIALS as u64;
         let mut held: BTreeMap<&AgencyCode, u64> = BTreeMap::new();
-        let mut in_turn: Vec<(u64, &PartialName)> = Vec::with_capacity(waiting.len());
+        let mut in_turn: Vec<(bool, u64, &PartialName)> = Vec::with_capacity(waiting.len());
         for name in waiting {
             let of_agency = held.entry(&name.key.agency).or_default();
             *of_agency = of_agency.saturating_add(name.bytes.max(least));
-            in_turn.push((*of_agency, name));
+            in_turn.push((when(name).is_none(), *of_agency, name));
         }
-        in_turn.sort_by_key(|(of_agency, _)| *of_agency);
+        in_turn.sort_by_key(|(impossible, of_agency, _)| (*impossible, *of_agency));
         let (mut count, mut bytes) = (0, 0u64);
         let mut due = Vec::new();
-        for (_, name) in in_turn {
+        for (_, _, name) in in_turn {
             let fits = count < MAX_PARTIALS && bytes.saturating_add(name.bytes) <= most;
             if no_room || !fits || now.since(name.at) >= keep {
                 due.push(name.clone());
@@ -297,6 +297,8 @@ mod tests {
         assert_eq!(book(&names, 0).due(at(3), false).len(), 3);
         // A clock that was ahead does not make one the newest.
         assert_eq!(book(&names, 119).due(at(2), false), [names[0].clone()]);
+        let small = [name("H37.A", 1, 900), name("H37.B", 40, 1), name("H37.C", 40, 2)];
+        assert_eq!(book(&small, 80).due(at(3), false), [small[0].clone()], "nor because its agency has little");
         let mut aging = book(&names, 120);
         assert_eq!(aging.due(at(8), false), [names[1].clone()]);
         assert_eq!(aging.due(at(8), false), [], "each once");

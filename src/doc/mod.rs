@@ -25,7 +25,7 @@ pub use view::timeline;
 pub enum Command {
     /// Seal files as a dispatch and queue it; prints its id.
     Send(send::SendArgs),
-    /// Import edXML files: documents are queued as dispatches, statuses 02 and 03 are reported.
+    /// Import edXML files: documents, recalls, updates, replacements and statuses are queued as dispatches; 02 and 03 are reported.
     Import(import::ImportArgs),
     /// List dispatches.
     List(ListArgs),

@@ -75,7 +75,8 @@ pub struct Again {
 
 impl Exchange {
     /// Takes a statement from `node`. The inner error is for the node: nothing was recorded. A handover is recorded behind those
-    /// of earlier dispatches of the same sender, recipient and priority; while one of them is still to come, it is refused as `busy`.
+    /// of earlier dispatches of the same sender, recipient and priority: one in answer to an offer waits a while for those under
+    /// way, and if one of them is still to come, it is refused as `busy`.
     pub async fn state(
         self: &Arc<Self>,
         node: &NodeId,

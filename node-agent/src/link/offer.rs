@@ -321,7 +321,12 @@ async fn fetch(
     let (mut fault, mut held_back) = (None, Vec::new());
     // A second round asks again for those of which what an earlier try left was damaged; then they come whole.
     while !missing.is_empty() && fault.is_none() {
-        let begun = begin(shared, recipient, &missing, &fetched.kept).await?;
+        // Nobody waits any longer for a body of many GiB to be read again, once the broker has given up.
+        let begun = tokio::select! {
+            biased;
+            begun = begin(shared, recipient, &missing, &fetched.kept) => begun?,
+            _ = stream.send.stopped() => return Err(given_up().into()),
+        };
         let parts = begun.iter().map(|(index, _, writer)| (*index, writer.as_ref().map_or(0, PartWriter::size)));
         stream.write(&Frame::Need(Need { parts: parts.collect() })).await?;
         missing.clear();
@@ -362,6 +367,10 @@ async fn fetch(
         Some(reason) => Err(reason),
         None => Ok(fetched),
     })
+}
+
+fn given_up() -> LinkError {
+    LinkError::Stream("the broker no longer waits for Need".into())
 }
 
 /// A body that must still come, and where it goes if it is not a small one.
