@@ -108,3 +108,29 @@ fn what_waited_for_a_recipient_arrives_in_order_when_it_comes_back() {
         }
     }
 }
+
+#[test]
+fn nobody_waits_behind_all_that_another_sender_has_for_the_same_recipient() {
+    let mut net = TestNet::start(NODES);
+    net.stop_node("h37");
+    let mut sent: Vec<Sent> = (0..MANY).map(|number| net.send(G22, &[DN], numbered(number))).collect();
+    for one in &sent {
+        net.wait_settled(one);
+    }
+    let late: Vec<Sent> = (MANY..MANY + 3).map(|number| net.send(A53, &[DN], numbered(number))).collect();
+    for one in &late {
+        net.wait_settled(one);
+    }
+    net.start_node("h37");
+    sent.extend(late);
+    for one in &sent {
+        net.wait_handed_over(one);
+    }
+    let [accepted, mut handed_over] = leaves(&net, &sent, DN);
+    assert!(accepted.is_sorted(), "all of the other sender were there before: {accepted:?}");
+    for leaf in handed_over.split_off(MANY) {
+        let before = handed_over.iter().filter(|other| **other < leaf).count();
+        assert!(before < MANY / 2, "{before} of {MANY} went first: {leaf} among {handed_over:?}");
+    }
+    assert!(handed_over.is_sorted(), "{handed_over:?}");
+}

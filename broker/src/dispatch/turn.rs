@@ -6,7 +6,7 @@ use std::sync::Arc;
 use docaxis_protocol::AgencyCode;
 
 use super::{Exchange, ExchangeError};
-use crate::store::{Dispatch, Seq, StoreError};
+use crate::store::{Dispatch, Lane, Seq, StoreError};
 use crate::turns::Turn;
 
 /// Waiting deliveries that are looked through for an earlier one of the same sender.
@@ -46,11 +46,9 @@ impl Exchange {
     fn is_first_waiting(&self, dispatch: &Dispatch, recipient: &AgencyCode) -> Result<bool, StoreError> {
         let priority = dispatch.priority;
         let held = |seq: Seq| self.repairs.has(seq) || self.appointed.has(seq);
-        // Behind everything that is more urgent.
-        let before = (priority.saturating_add(1), Seq(u64::MAX));
-        let queue = self.store.waiting(recipient, Some(before), MAX_LOOKED_THROUGH)?;
+        let queue = self.store.waiting(recipient, Lane::of(&dispatch.sender, priority), None, MAX_LOOKED_THROUGH)?;
         let looked_through = queue.len() < MAX_LOOKED_THROUGH || queue.iter().any(|one| one.seq >= dispatch.seq);
-        for ahead in queue.iter().take_while(|one| one.priority == priority && one.seq < dispatch.seq) {
+        for ahead in queue.iter().take_while(|one| one.seq < dispatch.seq) {
             if !held(ahead.seq) && self.store.sender(ahead.seq)?.as_ref() == Some(&dispatch.sender) {
                 return Ok(false);
             }

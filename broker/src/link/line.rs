@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use docaxis_protocol::AgencyCode;
 
-use crate::store::{Seq, StoreError, Waiting};
+use crate::store::{Lane, Seq, StoreError, Waiting};
 use crate::turns::{Place, Stage, Turn};
 
 /// Tries after which a delivery holds up those behind it no longer.
@@ -40,25 +40,19 @@ pub struct Line {
     /// How often each that waits was not taken.
     failed: BTreeMap<Key, u32>,
     senders: BTreeMap<Seq, AgencyCode>,
-    /// Of each recipient's queue, up to where nothing may be begun.
-    looked_through: BTreeMap<AgencyCode, Blocked>,
+    /// Of each recipient's queue, up to where nothing may be begun in a lane.
+    looked_through: BTreeMap<AgencyCode, BTreeMap<Lane, Blocked>>,
+    /// The lane that was served last of each recipient's in a priority.
+    served: BTreeMap<(AgencyCode, u8), u8>,
 }
 
-/// A place in a recipient's queue before which everything is under way or has to wait, and for whom.
+/// A place in a lane before which everything is under way or has to wait, and for whom.
 #[derive(Debug, Clone, Default)]
 pub struct Blocked {
-    /// Of the last one before it.
-    pub after: Option<(u8, Seq)>,
-    /// Priorities and senders.
-    pub senders: BTreeSet<(u8, AgencyCode)>,
-}
-
-impl Blocked {
-    /// Whether it lies behind another place: less urgent, or later in the same priority.
-    fn is_behind(&self, other: &Self) -> bool {
-        let at = |place: &Self| place.after.map(|(priority, seq)| (u8::MAX - priority, seq));
-        at(self) > at(other)
-    }
+    /// The last one before it.
+    pub after: Option<Seq>,
+    /// Who sent what those behind have to wait for.
+    pub senders: BTreeSet<AgencyCode>,
 }
 
 /// How an offer ended, for those behind it and for its own next try.
@@ -103,17 +97,37 @@ impl Line {
         self.failures(key) >= TRIES
     }
 
-    /// Goes on where this recipient's queue was looked through before, if that is behind `here`.
-    pub fn skip(&self, recipient: &AgencyCode, here: &mut Blocked) {
-        if let Some(known) = self.looked_through.get(recipient).filter(|known| known.is_behind(here)) {
+    /// Goes on where this lane of a recipient's was looked through before, if that is behind `here`.
+    pub fn skip(&self, recipient: &AgencyCode, lane: Lane, here: &mut Blocked) {
+        let known = self.looked_through.get(recipient).and_then(|lanes| lanes.get(&lane));
+        if let Some(known) = known.filter(|known| known.after > here.after) {
             here.after = known.after;
             here.senders.extend(known.senders.iter().cloned());
         }
     }
 
-    /// Notes up to where a recipient's queue has nothing that may be begun, until an offer to it ends.
-    pub fn note(&mut self, recipient: &AgencyCode, upto: Blocked) {
-        self.looked_through.insert(recipient.clone(), upto);
+    /// Notes up to where a lane has nothing that may be begun, until an offer to its recipient ends.
+    pub fn note(&mut self, recipient: &AgencyCode, lane: Lane, upto: Blocked) {
+        self.looked_through.entry(recipient.clone()).or_default().insert(lane, upto);
+    }
+
+    /// How many are under way in each lane of a recipient's.
+    pub fn busy(&self, recipient: &AgencyCode) -> BTreeMap<Lane, usize> {
+        let mut busy = BTreeMap::new();
+        for UnderWay { pair: (sender, to, priority), .. } in self.under_way.values() {
+            if to == recipient {
+                *busy.entry(Lane::of(sender, *priority)).or_default() += 1;
+            }
+        }
+        busy
+    }
+
+    /// Brings a recipient's lanes of one priority, in ascending order, into the order in which it is their turn.
+    pub fn in_turn(&self, recipient: &AgencyCode, lanes: &mut [Lane]) {
+        let Some(priority) = lanes.first().map(|lane| lane.priority) else { return };
+        if let Some(last) = self.served.get(&(recipient.clone(), priority)) {
+            lanes.rotate_left(lanes.partition_point(|lane| lane.senders <= *last));
+        }
     }
 
     /// Forgets up to where queues were looked through: what was held in them may be due.
@@ -121,12 +135,12 @@ impl Line {
         self.looked_through.clear();
     }
 
-    /// Takes out of one recipient's queue, in its order, what may not be begun now. `blocked` are the senders, by priority, of
-    /// what stands before: it is carried from page to page of the queue.
+    /// Takes out of one lane, in its order, what may not be begun now. `blocked` are the senders of what stands before: it is
+    /// carried from page to page of the lane.
     pub fn retain(
         &mut self,
         queue: &mut Vec<Waiting>,
-        blocked: &mut BTreeSet<(u8, AgencyCode)>,
+        blocked: &mut BTreeSet<AgencyCode>,
         senders: SenderOf<'_>,
     ) -> Result<(), StoreError> {
         let mut may_begin = Vec::with_capacity(queue.len());
@@ -136,12 +150,12 @@ impl Line {
                 Some(one) => {
                     let stage = one.place.as_ref().map(|place| place.stage());
                     if matches!(stage, Some(Stage::Slow | Stage::Failed)) {
-                        blocked.insert((waiting.priority, one.pair.0.clone()));
+                        blocked.insert(one.pair.0.clone());
                     }
                 }
                 None => {
-                    let sender = self.sender(senders, waiting.seq)?;
-                    if !blocked.contains(&(waiting.priority, sender)) {
+                    let is_blocked = !blocked.is_empty() && blocked.contains(&self.sender(senders, waiting.seq)?);
+                    if !is_blocked {
                         may_begin.push(waiting);
                     }
                 }
@@ -155,6 +169,7 @@ impl Line {
     pub fn begin(&mut self, waiting: &Waiting, senders: SenderOf<'_>) -> Result<(Turn, u32), StoreError> {
         let key = (waiting.seq, waiting.recipient.clone());
         let pair = (self.sender(senders, waiting.seq)?, waiting.recipient.clone(), waiting.priority);
+        self.served.insert((pair.1.clone(), pair.2), Lane::of(&pair.0, pair.2).senders);
         let place = Arc::new(Place::default());
         let others = self.pairs.entry(pair.clone()).or_default();
         // Something large or resting that still waits would have held this one back: what is left of such was withdrawn or has
@@ -264,6 +279,36 @@ mod tests {
         assert_eq!(retained(&mut line, &[4]), [4], "the queue has it no longer");
         let next = begin(&mut line, 4);
         assert_eq!((next.begin(true).await, next.wait().await), (Ok(()), Ok(())));
+    }
+
+    #[test]
+    fn the_lanes_of_a_recipient_take_turns_in_each_priority_for_itself() {
+        let mut line = Line::default();
+        let lanes =
+            |senders: &[u8]| -> Vec<Lane> { senders.iter().map(|&senders| Lane { priority: 0, senders }).collect() };
+        let (even, odd) = [0, 1].map(|n| Lane::of(&sender(Seq(n)).unwrap().unwrap(), 0)).into();
+        let mut both = [even, odd];
+        both.sort();
+        let in_turn = |line: &Line, all: &[Lane]| {
+            let mut all = all.to_vec();
+            line.in_turn(&waiting(0).recipient, &mut all);
+            all
+        };
+        assert_eq!(in_turn(&line, &both), both, "nobody was served yet");
+        begin(&mut line, 0);
+        assert_eq!(in_turn(&line, &both), [odd, even]);
+        begin(&mut line, 1);
+        assert_eq!(in_turn(&line, &both), [even, odd]);
+        let last = odd.senders;
+        assert_eq!(in_turn(&line, &lanes(&[last - 1, last + 1])), lanes(&[last + 1, last - 1]));
+        assert_eq!(
+            in_turn(&line, &lanes(&[last - 2, last - 1])),
+            lanes(&[last - 2, last - 1]),
+            "behind the last comes the first"
+        );
+        assert_eq!(line.busy(&waiting(0).recipient), BTreeMap::from([(even, 1), (odd, 1)]));
+        let other = [Lane { priority: 3, ..both[0] }, Lane { priority: 3, ..both[1] }];
+        assert_eq!(in_turn(&line, &other), other);
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Offers what waits for the agencies of one connected node, a bounded number at a time, in the order that `schedule`
 //! gives. What does not end in a recorded outcome simply waits on and is offered again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::submit::StreamError;
 use crate::bells::Bell;
 use crate::dispatch::{Exchange, ExchangeError, Offering, Prepared, Way};
 use crate::schedule;
-use crate::store::{Seq, StoreError, Waiting};
+use crate::store::{Lane, Seq, StoreError, Waiting};
 use crate::turns::{PutBack, Turn};
 
 /// Offers under way at once on one link.
@@ -36,8 +36,8 @@ const ROUND: Duration = Duration::from_secs(30);
 /// where it may have kept much of large bodies, which it reads again before it asks for the rest.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Deliveries of one agency that are looked through in one go for some that may be begun. Behind more that have to wait it goes
-/// on at the next turn.
+/// Deliveries of one agency and priority that are looked through in one go for some that may be begun. Behind more that have to
+/// wait it goes on at the next turn.
 const MAX_LOOKED_THROUGH: usize = 2048;
 
 /// Runs until the connection is gone.
@@ -148,8 +148,8 @@ fn pick(
     Ok((schedule::next(queues, &line.keys(), last, room), more))
 }
 
-/// The first `room` or more of an agency's queue that may be offered now: what is under way is not, nor what has to wait for it.
-/// And whether the queue has been looked through.
+/// The first `room` of an agency's queue that may be offered now: what is under way is not, nor what has to wait for it. Urgent
+/// ones first; within a priority the senders take turns, by lanes. And whether the queue has been looked through.
 fn may_begin(
     exchange: &Exchange,
     agency: &AgencyCode,
@@ -157,15 +157,53 @@ fn may_begin(
     held: &BTreeSet<Seq>,
     room: usize,
 ) -> Result<(Vec<Waiting>, bool), StoreError> {
-    // Enough to look past everything of this agency that is under way already.
-    let page = room + line.len() + held.len();
+    let (busy, mut lanes) = (line.busy(agency), exchange.store.lanes(agency)?);
+    let (mut found, mut all) = (Vec::new(), true);
+    for lanes in lanes.chunk_by_mut(|one, next| one.priority == next.priority) {
+        let upto = room;
+        let room = upto - found.len();
+        if room == 0 {
+            break;
+        }
+        line.in_turn(agency, lanes);
+        let most = MAX_LOOKED_THROUGH / lanes.len();
+        let mut in_turn: Vec<VecDeque<Waiting>> = Vec::new();
+        for &lane in &*lanes {
+            // One of each is enough.
+            if in_turn.len() == room {
+                break;
+            }
+            // Enough to look past everything of this lane that is under way already.
+            let page = room + busy.get(&lane).copied().unwrap_or(0);
+            let (queue, ended) = may_begin_in(exchange, (agency, lane), line, held, (room, page, most))?;
+            all &= ended;
+            if !queue.is_empty() {
+                in_turn.push(queue.into());
+            }
+        }
+        while found.len() < upto && in_turn.iter().any(|queue| !queue.is_empty()) {
+            found.extend(in_turn.iter_mut().filter_map(VecDeque::pop_front));
+        }
+        found.truncate(upto);
+    }
+    Ok((found, all))
+}
+
+/// The same for one lane of the queue, which is read in pages, and looked through no further than `most` if nothing is found.
+fn may_begin_in(
+    exchange: &Exchange,
+    (agency, lane): (&AgencyCode, Lane),
+    line: &mut Line,
+    held: &BTreeSet<Seq>,
+    (room, page, most): (usize, usize, usize),
+) -> Result<(Vec<Waiting>, bool), StoreError> {
     let (mut found, mut looked_through, mut ended) = (Vec::new(), 0, false);
     let mut here = Blocked::default();
-    while !ended && found.len() < room && looked_through < MAX_LOOKED_THROUGH.max(page) {
-        let mut queue = exchange.store.waiting(agency, here.after, page)?;
+    while !ended && found.len() < room && looked_through < most.max(page + 1) {
+        let mut queue = exchange.store.waiting(agency, lane, here.after, page)?;
         ended = queue.len() < page;
         looked_through += queue.len();
-        here.after = queue.last().map(|newest| (newest.priority, newest.seq)).or(here.after);
+        here.after = queue.last().map(|newest| newest.seq).or(here.after);
         queue.retain(|waiting| !held.contains(&waiting.seq));
         queue.retain(|Waiting { seq, recipient, .. }| {
             !docaxis_failpoints::defect!("broker.defect.dropped-on-retry" has befallen format!("{} {recipient}", seq.0))
@@ -173,9 +211,9 @@ fn may_begin(
         line.retain(&mut queue, &mut here.senders, &|seq| exchange.store.sender(seq))?;
         found.append(&mut queue);
         if found.is_empty() {
-            // What is urgent comes first and is looked at each time; of the rest, what had to wait still does.
-            line.skip(agency, &mut here);
-            line.note(agency, here.clone());
+            // The first page is looked at each time: what was held there may be due. Of the rest, what had to wait still does.
+            line.skip(agency, lane, &mut here);
+            line.note(agency, lane, here.clone());
         }
     }
     Ok((found, ended))

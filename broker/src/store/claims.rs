@@ -13,8 +13,8 @@ use docaxis_protocol::{
 };
 
 use super::{
-    Acceptance, Accepted, Body, BodySource, Counts, Delivery, DeliveryState, Record, Recorded, Rejection, Seq, Store,
-    StoredEvidence, Waiting,
+    Acceptance, Accepted, Body, BodySource, Counts, Delivery, DeliveryState, Lane, Record, Recorded, Rejection, Seq,
+    Store, StoredEvidence, Waiting,
 };
 
 pub fn wait<T>(future: impl Future<Output = T>) -> T {
@@ -114,6 +114,7 @@ pub const CLAIMS: &[Claim] = &[
     ("simultaneous submissions of one id get one receipt", simultaneous),
     ("an id is forgotten a day after it expires", forgotten),
     ("urgent dispatches go first, then in order of acceptance", order),
+    ("whoever takes the lanes of a queue in turn waits behind no sender", lanes),
     ("a recipient refused at once has its failure in the log", refused_at_once),
     ("a recall withdraws with its acceptance what still waits, and once", recalls),
     ("a record that follows another head is stale", stale),
@@ -207,16 +208,43 @@ fn order(store: &Arc<dyn Store>) {
     for (n, priority) in [(0, 0), (1, 4), (2, 0), (3, 1), (4, 4)] {
         wait(store.accept(Acceptance { priority, ..letter(n, &["H37.DN.001", "H37.DN"]) })).unwrap();
     }
-    let seqs = |after, limit| -> Vec<_> {
-        let waiting = store.waiting(&agency("H37.DN.001"), after, limit).unwrap();
+    let (recipient, sender) = (agency("H37.DN.001"), letter(0, &[]).sender);
+    let lane = |priority| Lane::of(&sender, priority);
+    assert_eq!(store.lanes(&recipient).unwrap(), [lane(4), lane(1), lane(0)]);
+    let seqs = |priority, after: Option<u64>, limit| -> Vec<_> {
+        let waiting = store.waiting(&recipient, lane(priority), after.map(Seq), limit).unwrap();
         waiting.into_iter().map(|waiting| (waiting.priority, waiting.seq.0)).collect()
     };
-    assert_eq!(seqs(None, 10), [(4, 1), (4, 4), (1, 3), (0, 0), (0, 2)]);
-    assert_eq!(seqs(None, 2), [(4, 1), (4, 4)]);
-    assert_eq!(seqs(Some((4, Seq(4))), 2), [(1, 3), (0, 0)]);
-    assert_eq!(seqs(Some((0, Seq(2))), 2), []);
-    let first = store.waiting(&agency("H37.DN"), None, 1).unwrap();
+    assert_eq!(seqs(4, None, 10), [(4, 1), (4, 4)]);
+    assert_eq!(seqs(0, None, 1), [(0, 0)]);
+    assert_eq!(seqs(0, Some(0), 10), [(0, 2)]);
+    assert_eq!(seqs(0, Some(2), 10), []);
+    assert_eq!(seqs(2, None, 10), []);
+    let first = store.waiting(&agency("H37.DN"), lane(4), None, 1).unwrap();
     assert_eq!(first, [Waiting { recipient: agency("H37.DN"), priority: 4, seq: Seq(1) }]);
+}
+
+/// Each sender has a lane, the same for all it sends, and most senders have another one than most others.
+fn lanes(store: &Arc<dyn Store>) {
+    let senders: Vec<AgencyCode> = (0..40).map(|n| agency(&format!("A{n:02}.01"))).collect();
+    for (n, sender) in (0..).zip(senders.iter().cycle().take(80)) {
+        wait(store.accept(Acceptance { sender: sender.clone(), ..letter(n, &["H37.DN.001"]) })).unwrap();
+    }
+    let recipient = agency("H37.DN.001");
+    let lanes = store.lanes(&recipient).unwrap();
+    assert!(lanes.is_sorted() && lanes.len() > 20, "{lanes:?}");
+    let mut all = Vec::new();
+    for lane in lanes {
+        let here = store.waiting(&recipient, lane, None, 99).unwrap();
+        assert!(here.is_sorted_by_key(|waiting| waiting.seq), "{here:?}");
+        for waiting in here {
+            let sender = store.sender(waiting.seq).unwrap().unwrap();
+            assert_eq!(Lane::of(&sender, 0), lane, "{sender}");
+            all.push(waiting.seq.0);
+        }
+    }
+    all.sort_unstable();
+    assert_eq!(all, (0..80).collect::<Vec<_>>());
 }
 
 fn refused_at_once(store: &Arc<dyn Store>) {
@@ -226,8 +254,8 @@ fn refused_at_once(store: &Arc<dyn Store>) {
     let seq = seq_of(wait(store.accept(sent.clone())).unwrap());
     let delivery = store.delivery(Seq(seq), &agency("A53.01")).unwrap().unwrap();
     assert_eq!((delivery.state, delivery.head), (DeliveryState::Failed, failure.digest()));
-    assert_eq!(store.waiting(&agency("A53.01"), None, 9).unwrap(), []);
-    assert_eq!(store.waiting(&agency("A53.02"), None, 9).unwrap().len(), 1);
+    assert_eq!(store.queue(&agency("A53.01")).unwrap(), []);
+    assert_eq!(store.queue(&agency("A53.02")).unwrap().len(), 1);
     let acceptance = StoredEvidence {
         leaf: seq,
         seq: Seq(seq),
@@ -276,7 +304,7 @@ fn ended(store: &Arc<dyn Store>) {
     let seq = seq_of(wait(store.accept(sent.clone())).unwrap());
     let taken = handover(seq, "A53.01", &sent.evidence);
     wait(store.record(taken.clone())).unwrap();
-    assert_eq!(store.waiting(&agency("A53.01"), None, 9).unwrap(), []);
+    assert_eq!(store.queue(&agency("A53.01")).unwrap(), []);
     let left = store.expired(sent.expires, 9).unwrap();
     let recipient = agency("H37.DN.001");
     assert_eq!(left, [Waiting { recipient, priority: 0, seq: Seq(seq) }]);
@@ -313,7 +341,7 @@ fn recalls(store: &Arc<dyn Store>) {
     let events: Vec<_> = store.evidence(Seq(seq)).unwrap().iter().map(|piece| (piece.leaf, piece.event)).collect();
     let expected = [(0, Event::SubmissionAcceptance), (1, Event::ContentHandover), (3, Event::ContentHandoverFailure)];
     assert_eq!(events, expected);
-    assert_eq!(store.waiting(&agency("H37.DN.001"), None, 9).unwrap().len(), 1, "the recall alone waits");
+    assert_eq!(store.queue(&agency("H37.DN.001")).unwrap().len(), 1, "the recall alone waits");
     // Once more, or under an id that is taken: nothing is withdrawn by that.
     let other = letter(3, &["H37.DN.001"]);
     let third = seq_of(wait(store.accept(other.clone())).unwrap());
@@ -452,7 +480,7 @@ fn many_recipients(store: &Arc<dyn Store>) {
     assert_eq!(store.counts(), Counts { leaves: 1, dispatches: 1, waiting: 4_000 });
     assert_eq!(store.deliveries(Seq(seq)).unwrap().len(), 4_000);
     for code in ["H37.0000", "H37.3999"] {
-        assert_eq!(store.waiting(&agency(code), None, 9).unwrap().len(), 1, "{code}");
+        assert_eq!(store.queue(&agency(code)).unwrap().len(), 1, "{code}");
     }
     wait(store.record(handover(seq, "H37.3999", &sent.evidence))).unwrap();
     let left = store.expired(sent.expires, 9_999).unwrap();

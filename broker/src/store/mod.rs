@@ -194,6 +194,25 @@ pub struct Dispatch {
     pub evidence: SignedEvidence,
 }
 
+/// A part of a recipient's queue, of one priority and some senders. What one agency sends another stands in one lane, so that
+/// whoever serves all lanes in turn lets nobody wait behind all that another sender has there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lane {
+    pub priority: u8,
+    /// Below [`Lane::OF_A_PRIORITY`].
+    pub senders: u8,
+}
+
+impl Lane {
+    pub const OF_A_PRIORITY: u8 = 64;
+
+    /// Where what this agency sends stands.
+    pub fn of(sender: &AgencyCode, priority: u8) -> Self {
+        let digest = Digest::of(sender.as_str().as_bytes());
+        Self { priority, senders: digest.0[0] % Self::OF_A_PRIORITY }
+    }
+}
+
 /// One undelivered dispatch in a recipient's queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
@@ -274,13 +293,24 @@ pub trait Store: Send + Sync {
     fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Option<Delivery>, StoreError>;
     /// All deliveries of a dispatch, in order of the recipients' codes.
     fn deliveries(&self, seq: Seq) -> Result<Vec<Delivery>, StoreError>;
-    /// The next waiting deliveries of one recipient: urgent first, then in order of acceptance; those after `after`.
+    /// The lanes of a recipient's queue in which something waits, urgent first.
+    fn lanes(&self, recipient: &AgencyCode) -> Result<Vec<Lane>, StoreError>;
+    /// The next waiting deliveries of one recipient in one lane, in order of acceptance; those after `after`.
     fn waiting(
         &self,
         recipient: &AgencyCode,
-        after: Option<(u8, Seq)>,
+        lane: Lane,
+        after: Option<Seq>,
         limit: usize,
     ) -> Result<Vec<Waiting>, StoreError>;
+    /// All waiting deliveries of one recipient, lane by lane.
+    fn queue(&self, recipient: &AgencyCode) -> Result<Vec<Waiting>, StoreError> {
+        let mut all = Vec::new();
+        for lane in self.lanes(recipient)? {
+            all.append(&mut self.waiting(recipient, lane, None, usize::MAX)?);
+        }
+        Ok(all)
+    }
     /// Waiting deliveries whose dispatch expired at or before `now`, oldest first.
     fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<Waiting>, StoreError>;
     /// Evidence of a dispatch in order of leaf index.

@@ -14,7 +14,7 @@ use super::outline::{AcceptedOutline, EventOutline, Outline, Subject};
 use super::record::{BodiesV1, Entry, PrunedV1, bytes_of};
 use super::rows::Rows;
 use super::view::Lookup;
-use crate::store::{Delivery, DeliveryState, StoreError};
+use crate::store::{Delivery, DeliveryState, Lane, StoreError};
 
 /// Whether a body of this many bytes is a file of its own. Smaller ones are in the journal.
 pub const fn is_large(size: u64) -> bool {
@@ -119,11 +119,12 @@ fn apply_accepted(
     let before_with_id = rows.put_id(&accepted.id, Intake::Accepted, seq)?;
     let made = LeafRow { head: Some(head.clone()), before_with_id, ..chains::begin(&acceptance, rows)? };
     rows.put_leaf(seq, made)?;
+    let lane = head.lane();
     let mut refused = placed.outline.entries[1..].iter();
     let mut item = 0;
     for (recipient, failed) in &accepted.recipients {
         if !failed {
-            rows.change(keys::queue(recipient, accepted.priority, seq), |queued| {
+            rows.change(keys::queue(recipient, lane, seq), |queued| {
                 let mut queued = queued.map(Queued::read).unwrap_or_default();
                 queued.put(seq);
                 Ok(queued.row())
@@ -331,7 +332,7 @@ fn apply_event(
     chains::follow(&new, &mut head, earlier.map(|row| row.leaf), rows)?;
     let delivery = DeliveryRow { state: event.state, head: entry.evidence, head_ms: event.time_ms, leaf: placed.leaf };
     rows.put(key, row(&delivery)?);
-    let key = keys::queue(&event.recipient, head.priority, seq);
+    let key = keys::queue(&event.recipient, head.lane(), seq);
     let mut waited = false;
     if !event.state.is_waiting() {
         rows.change(key, |queued| {
@@ -387,7 +388,7 @@ pub fn delivery(seq: u64, recipient: &AgencyCode, rows: &dyn Lookup) -> Result<O
         return Ok(found(row.state, row.head, row.head_ms));
     }
     let Some(head) = head_row(seq, rows)? else { return Ok(None) };
-    if is_queued(recipient, head.priority, seq, rows)? {
+    if is_queued(recipient, head.lane(), seq, rows)? {
         return Ok(found(DeliveryState::Waiting, head.evidence, head.accepted_ms));
     }
     // Its first outcome may have become visible between the two looks.
@@ -401,8 +402,8 @@ pub fn delivery(seq: u64, recipient: &AgencyCode, rows: &dyn Lookup) -> Result<O
 }
 
 /// Whether a delivery waits.
-pub fn is_queued(recipient: &AgencyCode, priority: u8, seq: u64, rows: &dyn Lookup) -> Result<bool, StoreError> {
-    Ok(rows.get(&keys::queue(recipient, priority, seq))?.is_some_and(|bytes| Queued::read(bytes).has(seq)))
+pub fn is_queued(recipient: &AgencyCode, lane: Lane, seq: u64, rows: &dyn Lookup) -> Result<bool, StoreError> {
+    Ok(rows.get(&keys::queue(recipient, lane, seq))?.is_some_and(|bytes| Queued::read(bytes).has(seq)))
 }
 
 /// Acceptances or rejections under this id, the newest first, up to `limit`.

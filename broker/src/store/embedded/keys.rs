@@ -8,7 +8,7 @@ use docaxis_protocol::{AgencyCode, Event};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::store::{DeliveryState, StoreError};
+use crate::store::{DeliveryState, Lane, StoreError};
 
 /// The most that a row may take up.
 pub const MAX_ROW_BYTES: usize = 4 << 10;
@@ -87,6 +87,13 @@ pub struct HeadRow {
     pub bytes: u64,
     /// Where the small bodies that came with it lie, one behind the other as the acceptance lists them.
     pub bodies: Option<BodyPlace>,
+}
+
+impl HeadRow {
+    /// In its recipients' queues.
+    pub fn lane(&self) -> Lane {
+        Lane::of(&self.sender, self.priority)
+    }
 }
 
 /// Where a dispatch as a whole stands.
@@ -207,9 +214,16 @@ pub fn delivery(seq: u64, recipient: &AgencyCode) -> Vec<u8> {
     key(b'r', &[&seq.to_be_bytes(), recipient.as_str().as_bytes()])
 }
 
-/// `q` recipient, 0, 255 - priority, block: the waiting deliveries among a block of leaves, as [`Queued`] has them.
-pub fn queue(recipient: &AgencyCode, priority: u8, seq: u64) -> Vec<u8> {
-    key(b'q', &[recipient.as_str().as_bytes(), &[0, u8::MAX - priority], &(seq / BLOCK_LEAVES).to_be_bytes()])
+/// `q` recipient, 0, 255 - priority, senders of the lane, block: the waiting deliveries among a block of leaves, as [`Queued`] has
+/// them.
+pub fn queue(recipient: &AgencyCode, lane: Lane, seq: u64) -> Vec<u8> {
+    let mut key = lane_of(recipient, lane);
+    key.extend_from_slice(&(seq / BLOCK_LEAVES).to_be_bytes());
+    key
+}
+
+pub fn lane_of(recipient: &AgencyCode, lane: Lane) -> Vec<u8> {
+    key(b'q', &[recipient.as_str().as_bytes(), &[0, u8::MAX - lane.priority, lane.senders]])
 }
 
 pub fn queue_of(recipient: &AgencyCode) -> Vec<u8> {

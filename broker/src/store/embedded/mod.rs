@@ -63,7 +63,7 @@ use self::settle::Settler;
 use self::shared::Shared;
 use self::view::View;
 use super::{
-    Acceptance, Accepted, Answer, Body, BodySource, Counts, Delivery, Dispatch, Earlier, JournalPlace, Record,
+    Acceptance, Accepted, Answer, Body, BodySource, Counts, Delivery, Dispatch, Earlier, JournalPlace, Lane, Record,
     Recorded, Rejection, Seq, Store, StoreError, StoredEvidence, Waiting,
 };
 use crate::blobs::BlobStore;
@@ -432,13 +432,18 @@ impl Store for EmbeddedStore {
         self.shared.reads().deliveries(seq)
     }
 
+    fn lanes(&self, recipient: &AgencyCode) -> Result<Vec<Lane>, StoreError> {
+        self.shared.reads().lanes(recipient)
+    }
+
     fn waiting(
         &self,
         recipient: &AgencyCode,
-        after: Option<(u8, Seq)>,
+        lane: Lane,
+        after: Option<Seq>,
         limit: usize,
     ) -> Result<Vec<Waiting>, StoreError> {
-        self.shared.reads().waiting(recipient, after, limit)
+        self.shared.reads().waiting(recipient, lane, after, limit)
     }
 
     fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<Waiting>, StoreError> {

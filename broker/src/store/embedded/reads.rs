@@ -18,7 +18,7 @@ use super::record::{RecordV1, id_of};
 use super::shared::{MAX_MOVES, Shared};
 use super::view::Lookup;
 use super::walk::Found;
-use crate::store::{BodySource, Delivery, Dispatch, Seq, StoreError, StoredEvidence, Waiting};
+use crate::store::{BodySource, Delivery, Dispatch, Lane, Seq, StoreError, StoredEvidence, Waiting};
 
 /// Rows taken at once where a whole list is read.
 const PAGE_ROWS: usize = 1024;
@@ -26,6 +26,8 @@ const PAGE_ROWS: usize = 1024;
 const QUEUE_ROWS: usize = 16;
 /// Acceptances under one id that are found, and rejections; the newest. Nothing limits how often a node has one rejected.
 const MAX_FOUND: usize = 1_000;
+
+const UNREADABLE_QUEUE: &str = "a row of a queue does not read; restart to rebuild the index";
 
 pub struct Reads<'a>(pub &'a Shared);
 
@@ -204,25 +206,47 @@ impl Reads<'_> {
         }
     }
 
+    pub fn lanes(&self, recipient: &AgencyCode) -> Result<Vec<Lane>, StoreError> {
+        let prefix = keys::queue_of(recipient);
+        let (mut from, end) = (prefix.clone(), end_of(&prefix));
+        let mut lanes: Vec<Lane> = Vec::new();
+        loop {
+            let rows = self.rows().scan(&from, &end, QUEUE_ROWS)?;
+            for (key, _) in &rows {
+                let Some(&[inverse, senders]) = key.get(prefix.len()..prefix.len() + 2) else {
+                    return Err(damaged(UNREADABLE_QUEUE));
+                };
+                let lane = Lane { priority: u8::MAX - inverse, senders };
+                if lanes.last() != Some(&lane) {
+                    lanes.push(lane);
+                }
+            }
+            match lanes.last() {
+                // A lane may have many rows: none of the others is read.
+                Some(last) if rows.len() == QUEUE_ROWS => from = end_of(&keys::lane_of(recipient, *last)),
+                _ => break,
+            }
+        }
+        Ok(lanes)
+    }
+
     pub fn waiting(
         &self,
         recipient: &AgencyCode,
-        after: Option<(u8, Seq)>,
+        lane: Lane,
+        after: Option<Seq>,
         limit: usize,
     ) -> Result<Vec<Waiting>, StoreError> {
-        let prefix = keys::queue_of(recipient);
+        let prefix = keys::lane_of(recipient, lane);
         // The block that the last one is in may hold more.
-        let from = after.map_or_else(|| prefix.clone(), |(priority, seq)| keys::queue(recipient, priority, seq.0));
+        let from = after.map_or_else(|| prefix.clone(), |seq| keys::queue(recipient, lane, seq.0));
         let mut found = Vec::new();
         self.each_row(&prefix, from, QUEUE_ROWS, |key, value| {
-            let (inverse, block) = (key.get(prefix.len()).copied(), last_number(key));
-            let (Some(inverse), Some(block)) = (inverse, block) else {
-                return Err(damaged("a row of a queue does not read; restart to rebuild the index"));
-            };
-            let priority = u8::MAX - inverse;
+            let block = last_number(key).ok_or_else(|| damaged(UNREADABLE_QUEUE))?;
             let seqs = Queued::read(value.to_vec());
             let seqs = seqs.seqs(block.saturating_mul(BLOCK_LEAVES)).map(Seq);
-            let later = seqs.filter(|seq| after.is_none_or(|(last, at)| priority != last || *seq > at));
+            let later = seqs.filter(|seq| after.is_none_or(|last| *seq > last));
+            let priority = lane.priority;
             found.extend(later.map(|seq| Waiting { recipient: recipient.clone(), priority, seq }));
             Ok(found.len() < limit)
         })?;
@@ -236,15 +260,15 @@ impl Reads<'_> {
         for (key, _) in self.rows().scan(b"x", &keys::expiry_after(until), limit)? {
             let (minute, first) = block_at(&key)
                 .ok_or_else(|| damaged("a row of the expiries does not read; restart to rebuild the index"))?;
-            for (_, seq, priority) in self.due_in(minute, first, until)? {
+            for (_, seq, lane) in self.due_in(minute, first, until)? {
                 let mut recipients = self.recipients(Seq(seq))?;
                 recipients.sort();
                 for recipient in recipients {
                     if due.len() >= limit {
                         return Ok(due);
                     }
-                    if is_queued(&recipient, priority, seq, self.rows())? {
-                        due.push(Waiting { recipient, priority, seq: Seq(seq) });
+                    if is_queued(&recipient, lane, seq, self.rows())? {
+                        due.push(Waiting { recipient, priority: lane.priority, seq: Seq(seq) });
                     }
                 }
             }
@@ -252,14 +276,14 @@ impl Reads<'_> {
         Ok(due)
     }
 
-    /// Dispatches of a block that wait and expired in this minute, at the latest at `until`: time, number and priority,
+    /// Dispatches of a block that wait and expired in this minute, at the latest at `until`: time, number and lane,
     /// oldest first.
-    fn due_in(&self, minute: i64, first: u64, until: i64) -> Result<Vec<(i64, u64, u8)>, StoreError> {
+    fn due_in(&self, minute: i64, first: u64, until: i64) -> Result<Vec<(i64, u64, Lane)>, StoreError> {
         let mut due = Vec::new();
         self.each_of_block(first, |seq, head| {
             let expires_ms = head.expires_ms;
             if head.stage == Stage::Waiting && in_minute(expires_ms, minute) && expires_ms <= until {
-                due.push((expires_ms, seq, head.priority));
+                due.push((expires_ms, seq, head.lane()));
             }
         })?;
         due.sort_unstable();

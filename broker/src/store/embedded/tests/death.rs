@@ -145,7 +145,7 @@ fn a_process_that_dies_while_it_builds_the_index_leaves_nothing_that_the_next_st
     let [whole, found] = [dir.path(), half.path()].map(|dir| open(dir, 4 << 10));
     assert_eq!((whole.counts(), found.counts().dispatches), (found.counts(), MANY));
     for to in ["H37.DN.001", "A53.01"].map(crate::store::claims::agency) {
-        assert_eq!(whole.waiting(&to, None, usize::MAX).unwrap(), found.waiting(&to, None, usize::MAX).unwrap());
+        assert_eq!(whole.queue(&to).unwrap(), found.queue(&to).unwrap());
     }
     for (n, letter) in (0..).zip(&sent) {
         assert_eq!(found.find(letter.id).unwrap(), [Seq(n)]);

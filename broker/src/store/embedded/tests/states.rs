@@ -198,7 +198,7 @@ fn leaves_that_are_newer_than_the_rest_of_the_index_are_applied_again() {
     let store = open(&index);
     let mut acknowledged = Acknowledged::default();
     acknowledged.work(&store, 0, 20).unwrap();
-    let waiting = store.waiting(&agency("A53.01"), None, usize::MAX).unwrap();
+    let waiting = store.queue(&agency("A53.01")).unwrap();
     wait(store.close()).unwrap();
     drop(store);
     let earlier = index.rows();

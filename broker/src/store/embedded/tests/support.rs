@@ -129,7 +129,7 @@ fn whole(store: &EmbeddedStore, log: &[Digest], context: &str) {
         let deliveries = store.deliveries(Seq(leaf)).unwrap();
         for delivery in deliveries.iter().filter(|delivery| delivery.state == DeliveryState::Waiting) {
             waiting += 1;
-            let queue = store.waiting(&delivery.recipient, None, usize::MAX).unwrap();
+            let queue = store.queue(&delivery.recipient).unwrap();
             assert!(queue.iter().any(|waiting| waiting.seq.0 == leaf), "{context}: {leaf} is in no queue");
             for part in &dispatch.parts {
                 let body = store.body(Seq(leaf), part).unwrap();
@@ -156,7 +156,7 @@ pub fn visible(store: &EmbeddedStore, letters: u64) -> Vec<String> {
     seen.push(format!("{:?}", store.unfinished_bytes(&sender).unwrap()));
     seen.push(format!("{:?}", store.evidence_for_sender(&sender, 0, usize::MAX).unwrap()));
     for code in ["H37.DN.001", "A53.01"] {
-        seen.push(format!("{:?}", store.waiting(&agency(code), None, usize::MAX).unwrap()));
+        seen.push(format!("{:?}", store.queue(&agency(code)).unwrap()));
     }
     let late = letter(1_000_000, &[]).expires;
     seen.push(format!("{:?}", store.expired(late, usize::MAX).unwrap()));
