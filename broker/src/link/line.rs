@@ -33,6 +33,13 @@ struct UnderWay {
     place: Option<Arc<Place>>,
 }
 
+impl UnderWay {
+    /// Whether nothing is begun behind it.
+    fn holds_up(&self) -> bool {
+        self.place.as_ref().is_some_and(|place| matches!(place.stage(), Stage::Slow | Stage::Failed))
+    }
+}
+
 #[derive(Debug, Default)]
 pub struct Line {
     under_way: BTreeMap<Key, UnderWay>,
@@ -44,6 +51,8 @@ pub struct Line {
     looked_through: BTreeMap<AgencyCode, BTreeMap<Lane, Blocked>>,
     /// The lane that was served last of each recipient's in a priority.
     served: BTreeMap<(AgencyCode, u8), u8>,
+    /// What was not offered when queues were looked through last: its bodies were asked for, or its time was still to come.
+    held: BTreeSet<Seq>,
 }
 
 /// A place in a lane before which everything is under way or has to wait, and for whom.
@@ -97,12 +106,19 @@ impl Line {
         self.failures(key) >= TRIES
     }
 
-    /// Goes on where this lane of a recipient's was looked through before, if that is behind `here`.
+    /// Goes on where this lane of a recipient's was looked through before, if that is behind `here`. What was under way then may
+    /// hold up those behind it by now.
     pub fn skip(&self, recipient: &AgencyCode, lane: Lane, here: &mut Blocked) {
         let known = self.looked_through.get(recipient).and_then(|lanes| lanes.get(&lane));
         if let Some(known) = known.filter(|known| known.after > here.after) {
             here.after = known.after;
             here.senders.extend(known.senders.iter().cloned());
+            for ((seq, to), one) in &self.under_way {
+                let here_too = to == recipient && Lane::of(&one.pair.0, one.pair.2) == lane && Some(*seq) <= here.after;
+                if here_too && one.holds_up() {
+                    here.senders.insert(one.pair.0.clone());
+                }
+            }
         }
     }
 
@@ -135,6 +151,18 @@ impl Line {
         self.looked_through.clear();
     }
 
+    /// What is held now. If something is not any more, queues are looked through anew.
+    pub fn hold(&mut self, held: BTreeSet<Seq>) {
+        if !self.held.is_subset(&held) {
+            self.look_anew();
+        }
+        self.held = held;
+    }
+
+    pub fn is_held(&self, seq: Seq) -> bool {
+        self.held.contains(&seq)
+    }
+
     /// Takes out of one lane, in its order, what may not be begun now. `blocked` are the senders of what stands before: it is
     /// carried from page to page of the lane.
     pub fn retain(
@@ -147,12 +175,8 @@ impl Line {
         for waiting in queue.drain(..) {
             let key = (waiting.seq, waiting.recipient.clone());
             match self.under_way.get(&key) {
-                Some(one) => {
-                    let stage = one.place.as_ref().map(|place| place.stage());
-                    if matches!(stage, Some(Stage::Slow | Stage::Failed)) {
-                        blocked.insert(one.pair.0.clone());
-                    }
-                }
+                Some(one) if one.holds_up() => drop(blocked.insert(one.pair.0.clone())),
+                Some(_) => {}
                 None => {
                     let is_blocked = !blocked.is_empty() && blocked.contains(&self.sender(senders, waiting.seq)?);
                     if !is_blocked {
@@ -189,13 +213,16 @@ impl Line {
     }
 
     pub fn end(&mut self, key: &Key, ended: Ended) {
-        self.looked_through.remove(&key.1);
-        if let Some(one) = self.under_way.remove(key)
-            && let Some(others) = self.pairs.get_mut(&one.pair)
-        {
-            others.remove(&key.0);
-            if others.is_empty() {
-                self.pairs.remove(&one.pair);
+        if let Some(one) = self.under_way.remove(key) {
+            // Nobody in another lane waited for it.
+            if let Some(lanes) = self.looked_through.get_mut(&key.1) {
+                lanes.remove(&Lane::of(&one.pair.0, one.pair.2));
+            }
+            if let Some(others) = self.pairs.get_mut(&one.pair) {
+                others.remove(&key.0);
+                if others.is_empty() {
+                    self.pairs.remove(&one.pair);
+                }
             }
         }
         match ended {
@@ -309,6 +336,32 @@ mod tests {
         assert_eq!(line.busy(&waiting(0).recipient), BTreeMap::from([(even, 1), (odd, 1)]));
         let other = [Lane { priority: 3, ..both[0] }, Lane { priority: 3, ..both[1] }];
         assert_eq!(in_turn(&line, &other), other);
+    }
+
+    #[tokio::test]
+    async fn a_lane_that_was_looked_through_is_so_until_one_of_its_own_ends_or_one_that_was_held_may_go() {
+        let mut line = Line::default();
+        let (recipient, lane) = (waiting(0).recipient, Lane::of(&sender(Seq(0)).unwrap().unwrap(), 0));
+        let reached = |line: &Line| {
+            let mut here = Blocked { after: Some(Seq(2)), ..Blocked::default() };
+            line.skip(&recipient, lane, &mut here);
+            (here.after, here.senders.len())
+        };
+        let (first, _other) = (begin(&mut line, 0), begin(&mut line, 1));
+        line.hold(BTreeSet::from([Seq(6), Seq(8)]));
+        line.note(&recipient, lane, Blocked { after: Some(Seq(40)), ..Blocked::default() });
+        assert_eq!(reached(&line), (Some(Seq(40)), 0));
+        // It turns out to be large after the lane was looked through behind it.
+        first.begin(false).await.unwrap();
+        assert_eq!(reached(&line), (Some(Seq(40)), 1));
+        line.end(&key(1), Ended::Done);
+        line.hold(BTreeSet::from([Seq(6), Seq(8), Seq(9)]));
+        assert_eq!(reached(&line), (Some(Seq(40)), 1), "nothing in this lane has changed");
+        line.hold(BTreeSet::from([Seq(6), Seq(9)]));
+        assert_eq!(reached(&line), (Some(Seq(2)), 0), "one may go");
+        line.note(&recipient, lane, Blocked { after: Some(Seq(40)), ..Blocked::default() });
+        line.end(&key(0), Ended::Done);
+        assert_eq!(reached(&line), (Some(Seq(2)), 0));
     }
 
     #[tokio::test]

@@ -128,24 +128,26 @@ fn pick(
     last: Option<&AgencyCode>,
     room: usize,
 ) -> Result<(Vec<Waiting>, bool), StoreError> {
-    let mut more = false;
+    let mut unread = false;
     let mut queues = Vec::new();
     let mut idle = BTreeSet::new();
     // They take no place among the offers: others flow while their bodies are asked for, or their time is to come.
     let mut held = exchange.repairs.all();
     held.extend(exchange.appointed.all());
+    line.hold(held);
     for agency in active.iter() {
-        let (queue, all) = may_begin(exchange, agency, line, &held, room)?;
-        if queue.is_empty() && !all {
-            more = true;
-        } else if queue.is_empty() {
-            idle.insert(agency.clone());
-        } else {
+        let (queue, all) = may_begin(exchange, agency, line, room)?;
+        unread |= !all;
+        if !queue.is_empty() {
             queues.push(queue);
+        } else if all {
+            idle.insert(agency.clone());
         }
     }
     active.retain(|agency| !idle.contains(agency));
-    Ok((schedule::next(queues, &line.keys(), last, room), more))
+    let picked = schedule::next(queues, &line.keys(), last, room);
+    let more = unread && picked.len() < room;
+    Ok((picked, more))
 }
 
 /// The first `room` of an agency's queue that may be offered now: what is under way is not, nor what has to wait for it. Urgent
@@ -154,7 +156,6 @@ fn may_begin(
     exchange: &Exchange,
     agency: &AgencyCode,
     line: &mut Line,
-    held: &BTreeSet<Seq>,
     room: usize,
 ) -> Result<(Vec<Waiting>, bool), StoreError> {
     let (busy, mut lanes) = (line.busy(agency), exchange.store.lanes(agency)?);
@@ -174,8 +175,8 @@ fn may_begin(
                 break;
             }
             // Enough to look past everything of this lane that is under way already.
-            let page = room + busy.get(&lane).copied().unwrap_or(0);
-            let (queue, ended) = may_begin_in(exchange, (agency, lane), line, held, (room, page, most))?;
+            let page = MAX_OFFERS + busy.get(&lane).copied().unwrap_or(0);
+            let (queue, ended) = may_begin_in(exchange, (agency, lane), line, (room, page, most))?;
             all &= ended;
             if !queue.is_empty() {
                 in_turn.push(queue.into());
@@ -194,7 +195,6 @@ fn may_begin_in(
     exchange: &Exchange,
     (agency, lane): (&AgencyCode, Lane),
     line: &mut Line,
-    held: &BTreeSet<Seq>,
     (room, page, most): (usize, usize, usize),
 ) -> Result<(Vec<Waiting>, bool), StoreError> {
     let (mut found, mut looked_through, mut ended) = (Vec::new(), 0, false);
@@ -204,14 +204,14 @@ fn may_begin_in(
         ended = queue.len() < page;
         looked_through += queue.len();
         here.after = queue.last().map(|newest| newest.seq).or(here.after);
-        queue.retain(|waiting| !held.contains(&waiting.seq));
+        queue.retain(|waiting| !line.is_held(waiting.seq));
         queue.retain(|Waiting { seq, recipient, .. }| {
             !docaxis_failpoints::defect!("broker.defect.dropped-on-retry" has befallen format!("{} {recipient}", seq.0))
         });
         line.retain(&mut queue, &mut here.senders, &|seq| exchange.store.sender(seq))?;
         found.append(&mut queue);
         if found.is_empty() {
-            // The first page is looked at each time: what was held there may be due. Of the rest, what had to wait still does.
+            // What had to wait or was held still does.
             line.skip(agency, lane, &mut here);
             line.note(agency, lane, here.clone());
         }

@@ -246,11 +246,10 @@ impl Reads<'_> {
             let seqs = Queued::read(value.to_vec());
             let seqs = seqs.seqs(block.saturating_mul(BLOCK_LEAVES)).map(Seq);
             let later = seqs.filter(|seq| after.is_none_or(|last| *seq > last));
-            let priority = lane.priority;
-            found.extend(later.map(|seq| Waiting { recipient: recipient.clone(), priority, seq }));
+            let (priority, more) = (lane.priority, limit - found.len());
+            found.extend(later.take(more).map(|seq| Waiting { recipient: recipient.clone(), priority, seq }));
             Ok(found.len() < limit)
         })?;
-        found.truncate(limit);
         Ok(found)
     }
 
