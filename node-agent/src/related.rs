@@ -148,7 +148,7 @@ pub(crate) async fn recall(
     }
     let mut document = repeated(&envelope.document);
     let bussiness = json!({"BussinessDocType": "1", "BussinessDocReason": why, "Paper": "0"});
-    document.insert("Bussiness".into(), bussiness);
+    document.insert("TraceHeaderList".into(), json!({ "Bussiness": bussiness }));
     let names: Vec<&str> = open.iter().map(AgencyCode::as_str).collect();
     let tries = shared.mailbox.related(id).await?;
     let tries = tries.iter().filter(|row| row.related.kind == Kind::Recall && !row.related.incoming).count();
