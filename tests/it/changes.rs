@@ -10,7 +10,7 @@ use docaxis_node_agent::query::Recall;
 use docaxis_node_agent::{AgentHandle, DispatchView};
 use docaxis_protocol::about::rel;
 use docaxis_protocol::envelope::Relation;
-use docaxis_protocol::{DispatchId, Envelope, Kind, StatusCode};
+use docaxis_protocol::{DispatchId, Envelope, Kind, ReasonCode, StatusCode};
 use serde_json::{Value, json};
 
 use crate::testnet::{Sent, TestNet, code, letter};
@@ -151,7 +151,9 @@ fn an_update_that_removes_one_recipient_and_adds_another_is_told_to_all_and_the_
     assert_eq!(asked.recall, Some(Recall::Asked));
     let why = asked.waiting.unwrap().why;
     assert!(why.contains("for an update") && why.contains(WHY), "{why}");
-    net.block_on(a53.report(original.id, code(A53), StatusCode::Agreed, "")).unwrap();
+    net.block_on(a53.report(update.id, code(A53), StatusCode::Agreed, "")).unwrap();
+    let of_added = net.block_on(net.agent("h37").report(update.id, code(TC), StatusCode::Agreed, "")).unwrap_err();
+    assert_eq!(of_added.code(), ReasonCode::NotFound, "it has nothing that was updated");
     net.until(g22, async || {
         let related = g22.show(original.id).await.unwrap().related;
         related.iter().any(|one| one.code == Some(StatusCode::Agreed) && one.sender == code(A53)).then_some(())
@@ -194,4 +196,25 @@ fn complaint_05_the_reason_of_a_recall_reaches_officer_and_evidence_also_when_it
         deliveries.remove(1).reason.filter(|reason| reason.code == "withdrawn")
     });
     assert!(withdrawn.text.contains(WHY) && withdrawn.text.contains(&recall.id.to_string()), "{withdrawn}");
+}
+
+#[test]
+fn an_update_that_is_asked_back_itself_is_given_back_under_its_own_id() {
+    let net = TestNet::start(NODES);
+    let original = deliver(&net, FIRST, &[A53], new_document());
+    let bussiness = json!({
+        "BussinessDocType": "2", "BussinessDocReason": WHY, "Paper": "0", "DocumentId": FIRST,
+        "BussinessDocumentInfo": {"DocumentInfo": "1", "DocumentReceiver": "0"},
+    });
+    let update = deliver(&net, SECOND, &[A53], bussiness);
+    net.block_on(net.agent("g22").recall(update.id, vec![], WHY)).unwrap();
+    let a53 = net.agent("a53");
+    net.until(a53, async || {
+        (a53.show(update.id).await.unwrap().incoming[0].recall == Some(Recall::Asked)).then_some(())
+    });
+    net.block_on(a53.report(update.id, code(A53), StatusCode::Agreed, "")).unwrap();
+    let state = |id| show(&net, a53, id).incoming[0].state;
+    assert_eq!((state(original.id), state(update.id)), (InState::Visible, InState::Recalled));
+    let asked = show(&net, a53, original.id).incoming.remove(0).recall;
+    assert_eq!(asked, Some(Recall::Asked), "the update has not been answered by it");
 }
