@@ -328,10 +328,9 @@ fn complaint_08_statuses_follow_the_registration_once_each_never_go_back_and_are
     let events: Vec<Event> = net.events("h37", assigned).into_iter().map(|(event, _)| event).collect();
     assert_eq!(events.first(), Some(&Event::SubmissionAcceptance));
     // Nor does time add anything: neither a status again, nor another one about what has ended.
-    net.wait_proven("g22", sent.id, 5);
-    for id in [assigned, finished] {
-        net.wait_proven("h37", id, 2);
-        net.wait_proven("g22", id, 2);
+    for (id, pieces) in [(sent.id, 5), (assigned, 2), (finished, 2)] {
+        net.wait_proven("h37", id, pieces);
+        net.wait_proven("g22", id, pieces);
     }
     let said = || {
         let leaves = net.broker().exchange().store.counts().leaves;
