@@ -148,7 +148,7 @@ pub(crate) async fn recall(
     }
     let mut document = repeated(&envelope.document);
     let bussiness = json!({"BussinessDocType": "1", "BussinessDocReason": why, "Paper": "0"});
-    document.insert("Bussiness".into(), bussiness);
+    document.insert("TraceHeaderList".into(), json!({ "Bussiness": bussiness }));
     let names: Vec<&str> = open.iter().map(AgencyCode::as_str).collect();
     let tries = shared.mailbox.related(id).await?;
     let tries = tries.iter().filter(|row| row.related.kind == Kind::Recall && !row.related.incoming).count();
@@ -179,14 +179,22 @@ pub(crate) async fn report(
     let text = words("the description", text)?;
     let row = received(shared, id, &recipient).await?;
     let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| Refused::Rule(e.reason()))?;
-    let (id, row, envelope) = match envelope.about() {
-        // An answer to a recall is about the document that it recalls.
-        Ok(About::Recall(target) | About::Status(StatusCode::TakeBack, target)) if !code.is_progress() => {
+    // An answer to a recall is about the document that it recalls; so is one to an update, unless that is asked back itself.
+    let target = match envelope.about() {
+        Ok(About::Recall(target) | About::Status(StatusCode::TakeBack, target)) if !code.is_progress() => Some(target),
+        Ok(About::Update(target)) if !code.is_progress() => {
+            let rows = shared.mailbox.related(id).await?;
+            request_of(&rows, &recipient, &envelope.sender.agency).is_none().then_some(target)
+        }
+        _ => None,
+    };
+    let (id, row, envelope) = match target {
+        Some(target) => {
             let row = received(shared, target, &recipient).await?;
             let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| Refused::Rule(e.reason()))?;
             (target, row, envelope)
         }
-        _ => (id, row, envelope),
+        None => (id, row, envelope),
     };
     if matches!(envelope.kind, Kind::Recall | Kind::Status) {
         let kind = envelope.kind.as_str();

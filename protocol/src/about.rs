@@ -167,13 +167,14 @@ impl Envelope {
         }
     }
 
-    /// Why the sender recalls, updates or replaces, as edXML says it; empty if it does not say.
+    /// Why the sender recalls, updates or replaces, as edXML says it in `TraceHeaderList/Bussiness`; a `Bussiness` at the top
+    /// is read as well, as agents once wrote it. Empty if it does not say.
     pub fn business_reason(&self) -> &str {
-        self.document
-            .get("Bussiness")
-            .and_then(|bussiness| bussiness.get("BussinessDocReason"))
-            .and_then(serde_json::Value::as_str)
-            .unwrap_or_default()
+        let traces = self.document.get("TraceHeaderList");
+        let places = [traces.and_then(|traces| traces.get("Bussiness")), self.document.get("Bussiness")];
+        let mut said =
+            places.into_iter().flatten().filter_map(|bussiness| bussiness.get("BussinessDocReason")?.as_str());
+        said.next().unwrap_or_default()
     }
 }
 
@@ -224,6 +225,18 @@ mod tests {
             let expected = About::Status(code, id(1));
             assert_eq!(about(Kind::Status, &[("concerns", 1)], Some(code.as_str())), Ok(expected));
         }
+    }
+
+    #[test]
+    fn the_reason_is_read_where_edxml_has_it_and_where_it_once_stood() {
+        let reason = |document: serde_json::Value| {
+            let document = document.as_object().cloned().unwrap();
+            Envelope { document, ..envelope(Kind::Recall, &[("recalls", 1)], None) }.business_reason().to_owned()
+        };
+        let said = |why: &str| serde_json::json!({"Bussiness": {"BussinessDocType": "1", "BussinessDocReason": why}});
+        assert_eq!(reason(serde_json::json!({"TraceHeaderList": said("nhầm")})), "nhầm");
+        assert_eq!(reason(said("nhầm")), "nhầm");
+        assert_eq!(reason(serde_json::json!({"TraceHeaderList": {"Bussiness": {}}})), "");
     }
 
     #[test]

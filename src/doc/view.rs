@@ -32,6 +32,10 @@ pub fn dispatch(shown: &Value) -> String {
         let (name, size) = (part["name"].as_str().unwrap_or_default(), part["size"].as_u64().unwrap_or_default());
         words += &format!("  {name}  {size} bytes\n");
     }
+    for relation in shown["relates"].as_array().into_iter().flatten() {
+        let rel = relation["rel"].as_str().unwrap_or_default().replace('-', " ");
+        words += &format!("{rel} dispatch {}\n", relation["dispatch"].as_str().unwrap_or_default());
+    }
     for other in shown["same_document"].as_array().into_iter().flatten().filter_map(Value::as_str) {
         words += &format!("warning: dispatch {other} bears the same document id or number\n");
     }
@@ -61,6 +65,9 @@ fn about(related: &Value) -> String {
         ("status", "04") => "assigned (04)".to_owned(),
         ("status", "05") => "in process (05)".to_owned(),
         ("status", "06") => "finished (06)".to_owned(),
+        ("recall", _) => "recalls it".to_owned(),
+        ("update", _) => "updates it".to_owned(),
+        ("replace", _) => "replaces it".to_owned(),
         (kind, _) => kind.to_owned(),
     };
     let words = if text("text").is_empty() { String::new() } else { format!(": {}", text("text")) };
@@ -111,4 +118,30 @@ pub fn timeline(entries: &Value) -> String {
         words += &format!("{}  {:<14} {}{acting}{why}\n", vietnam(text("time")), text("agency"), text("event"));
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_replacement_names_what_it_replaces_and_what_was_replaced_names_its_replacement() {
+        let replacement = json!({
+            "id": "new", "kind": "replace", "sender": "000.00.00.G22", "recipients": ["H37.DN.001"], "subject": "Lần hai",
+            "relates": [{"rel": "replaces", "dispatch": "old"}, {"rel": "replies-to", "dispatch": "question"}],
+        });
+        let head = "new  Lần hai\nfrom 000.00.00.G22 to H37.DN.001\n";
+        assert_eq!(dispatch(&replacement), format!("{head}replaces dispatch old\nreplies to dispatch question\n"));
+        let replaced = json!({
+            "id": "old", "kind": "new", "sender": "000.00.00.G22", "recipients": ["H37.DN.001"], "subject": "Lần một",
+            "related": [{
+                "time": "2026-11-22T03:30:00.123Z", "dispatch": "new", "kind": "replace", "sender": "000.00.00.G22",
+                "state": "visible", "text": "Sai phụ lục",
+            }],
+        });
+        let words = dispatch(&replaced);
+        assert!(words.ends_with("000.00.00.G22  replaces it: Sai phụ lục  [new, visible]\n"), "{words}");
+    }
 }

@@ -1,5 +1,6 @@
 //! What users of such exchanges complain about. Each test carries the complaint's number; those that belong to a subject of
-//! their own stand there: 2 and 14 in `exchange`, 4 in `link::intake`, 5 and 8 in `recall`, 6 in `memory`, 7 in `damage`.
+//! their own stand there: 2 in `exchange`, 4 in `link::intake` too, 5 in `recall` and `link::recall`, 6 in `memory`, 7 in
+//! `damage`, 8 in `recall`, 10 in `partial` too, 14 in the crates `protocol` (`search`) and `certs` (`tests::authority`).
 
 use std::time::Duration;
 
@@ -9,6 +10,8 @@ use docaxis_node_agent::query::{Until, Waited, Waiting};
 use docaxis_node_agent::uplink::Whose;
 use docaxis_protocol::{DispatchId, Event, Evidence, ReasonCode};
 
+use crate::forwarder::Way;
+use crate::resume::with_forwarder;
 use crate::testnet::{HANG, TestNet, code, codes, letter};
 
 const G22: &str = "000.00.00.G22";
@@ -84,6 +87,32 @@ fn complaint_03_what_is_shown_is_what_the_evidence_says() {
     // "Handed over" is not said of the whole as long as it is not true of one.
     let waited = net.block_on(g22.wait(sent.id, Until::Delivered(S::HandedOver), Duration::from_millis(50))).unwrap();
     assert!(matches!(waited, Waited::TimedOut(_)), "{waited:?}");
+}
+
+#[test]
+fn complaint_04_a_submission_whose_receipt_was_lost_is_tried_again_and_arrives_once() {
+    let (net, link) = with_forwarder("g22");
+    link.silence(Way::ToNode);
+    let sent = net.send(G22, &[DN], letter());
+    let (g22, h37) = (net.agent("g22"), net.agent("h37"));
+    net.until(h37, async || h37.show(sent.id).await.ok());
+    // It was delivered; its sender hears nothing until its patience has ended, and does not take that for a failure.
+    let tried = net.until(g22, async || {
+        let out = g22.show(sent.id).await.unwrap().outgoing.unwrap();
+        (out.attempts > 0).then_some(out)
+    });
+    assert_eq!((tried.state, tried.deliveries[0].state), (OutState::Queued, DeliveryState::Waiting));
+    link.mend();
+    net.wait_handed_over(&sent);
+    // What arrives in order behind it would find a second one there.
+    let next = net.send(G22, &[DN], letter());
+    net.wait_handed_over(&next);
+    assert_eq!(net.inbox(DN), [sent.received(), next.received()]);
+    for one in [&sent, &next] {
+        let events = net.events("g22", one.id);
+        assert_eq!(events, [(Event::SubmissionAcceptance, None), (Event::ContentHandover, Some(code(DN)))]);
+    }
+    assert_eq!(net.broker().exchange().store.counts().leaves, 4, "and no other evidence of anything");
 }
 
 #[test]

@@ -4,10 +4,13 @@ use std::io::{BufRead as _, BufReader};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Instant;
 
 use docaxis_broker::BrokerConfig;
 use docaxis_certs::{NodeIdentity, Token};
 use serde_json::{Value, json};
+
+use crate::testnet::HANG;
 
 const ORIGIN: &str = "docaxis.example.vn";
 
@@ -236,6 +239,45 @@ fn a_list_is_imported_whole_or_its_good_rows_alone() {
     assert_eq!(exchange.agency(&["import", absent.to_str().unwrap()]).refused(), (3, "not-found".into()));
 }
 
+/// How many agencies a made list has.
+const MANY: u32 = 3_000;
+
+#[test]
+fn old_code_new_code_and_unaccented_name_find_the_same_agency_of_thousands_at_the_authority_and_at_an_agent() {
+    let exchange = Exchange::with(&["H37.DN.001"]);
+    let (new, old) = (|n: u32| format!("H19.{n:04}"), |n: u32| format!("000.{:02}.{:02}.H19", n % 100, n / 100));
+    // Many names contain others: number 1 stands in number 12 as well.
+    let row = |n: u32| format!("{},Ủy ban nhân dân xã Đắk Ơ số {n},{}\n", new(n), old(n));
+    let list = exchange.path("list.csv");
+    std::fs::write(&list, "organ_id,name,aliases\n".to_owned() + &(0..MANY).map(row).collect::<String>()).unwrap();
+    assert_eq!(exchange.agency(&["import", list.to_str().unwrap()]).done()["added"], MANY);
+
+    let _broker = exchange.start_broker();
+    let _authority = exchange.start_authority();
+    let token = exchange.invite("h37", "H37.DN.001");
+    while exchange.join(&token, "h37").outcome().0 == 4 {
+        // Until the authority is linked.
+    }
+    let config = exchange.path("h37/agent.toml");
+    let _agent = docaxis(&["agent", "run"]).with("--config", &config).start();
+    let at_agent = |what: &str| docaxis(&["agency", "show", what]).with("--agent", &config).run();
+    let since = Instant::now();
+    while at_agent(&new(MANY - 1)).outcome().0 != 0 {
+        assert!(since.elapsed() < HANG, "the agent has not the whole directory");
+    }
+    for n in [0, 1, 12, 777, MANY - 1] {
+        let unaccented = format!("uy ban nhan dan xa dak o so {n}");
+        for what in [new(n), old(n), unaccented] {
+            let at_authority = exchange.agency(&["show", &what]).done()["agency"].clone();
+            assert_eq!(
+                (at_authority, at_agent(&what).done()["agency"].clone()),
+                (json!(new(n)), json!(new(n))),
+                "{what}"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_nations_list_is_imported() {
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/samples/organ_directory.csv");
@@ -250,6 +292,10 @@ fn the_nations_list_is_imported() {
     assert_eq!(report["added"], listed);
     assert!(listed > 400, "{listed}");
     assert_eq!(exchange.agency(&["import", list.to_str().unwrap()]).done()["unchanged"], listed);
+    for what in ["000.24.32.H53", "UBND Xã Đồng Khởi huyện Châu Thành", "ubnd xa dong khoi huyen chau thanh"]
+    {
+        assert_eq!(exchange.agency(&["show", what]).done()["agency"], "000.24.32.H53", "{what}");
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! A stretch of network between one node and the broker that a test holds in its hand: it counts what passes, stops passing
-//! anything after so many bytes, and changes the address under which the node appears.
+//! anything after so many bytes or anything one way, passes it slowly, and changes the address under which the node appears.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +32,10 @@ struct Inner {
     /// Over this many each way, it is cut.
     most: [AtomicU64; 2],
     cut: AtomicBool,
+    /// Nothing passes this way.
+    silent: [AtomicBool; 2],
+    /// Bytes that pass in a second, each way; none for as many as come.
+    pace: [AtomicU64; 2],
     stop: AtomicBool,
 }
 
@@ -56,6 +60,8 @@ impl Forwarder {
             passed: Default::default(),
             most: [AtomicU64::new(u64::MAX), AtomicU64::new(u64::MAX)],
             cut: AtomicBool::new(false),
+            silent: Default::default(),
+            pace: Default::default(),
             stop: AtomicBool::new(false),
         });
         let (out, back) = (inner.clone(), inner.clone());
@@ -78,6 +84,16 @@ impl Forwarder {
         self.inner.most[way as usize].store(self.passed(way) + bytes, Ordering::Relaxed);
     }
 
+    /// Passes nothing any more this way; the other way goes on.
+    pub fn silence(&self, way: Way) {
+        self.inner.silent[way as usize].store(true, Ordering::Relaxed);
+    }
+
+    /// Passes about so many bytes in a second this way, from now on.
+    pub fn slow_down(&self, way: Way, bytes_per_second: u64) {
+        self.inner.pace[way as usize].store(bytes_per_second, Ordering::Relaxed);
+    }
+
     pub fn wait_cut(&self) {
         self.wait("a cut", || self.inner.cut.load(Ordering::Relaxed));
     }
@@ -95,9 +111,11 @@ impl Forwarder {
         }
     }
 
-    /// Passes everything again.
+    /// Passes everything again, as fast as it comes.
     pub fn mend(&self) {
         self.inner.most.iter().for_each(|most| most.store(u64::MAX, Ordering::Relaxed));
+        self.inner.silent.iter().for_each(|silent| silent.store(false, Ordering::Relaxed));
+        self.inner.pace.iter().for_each(|pace| pace.store(0, Ordering::Relaxed));
         self.inner.cut.store(false, Ordering::Relaxed);
     }
 
@@ -114,9 +132,12 @@ impl Inner {
         if passed.load(Ordering::Relaxed) + len as u64 > most.load(Ordering::Relaxed) {
             self.cut.store(true, Ordering::Relaxed);
         }
-        if self.cut.load(Ordering::Relaxed) {
+        if self.cut.load(Ordering::Relaxed) || self.silent[way as usize].load(Ordering::Relaxed) {
             return false;
         }
+        let pace = self.pace[way as usize].load(Ordering::Relaxed);
+        let nanos = (len as u64 * 1_000_000_000).checked_div(pace);
+        std::thread::sleep(Duration::from_nanos(nanos.unwrap_or(0)));
         passed.fetch_add(len as u64, Ordering::Relaxed);
         true
     }

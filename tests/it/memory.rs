@@ -5,16 +5,18 @@ use std::sync::Arc;
 use docaxis_certs::NodeIdentity;
 use docaxis_protocol::frame::Intake;
 
-use crate::load::wait_linked;
+use crate::load::{Draft, every_inbox_holds_exactly_what_was_sent, wait_handed_over, wait_linked};
 use crate::raw::{Letter, RawNode};
 use crate::resident::{forget_the_peak, mib};
-use crate::testnet::{BROKER, Processes};
+use crate::testnet::{BROKER, HANG, Processes};
 
 const NODES: &[(&str, &[&str])] = &[("g22", &["000.00.00.G22"]), ("h37", &["H37.DN.001"])];
 const BODIES: u8 = 2;
 const BODY_MIB: usize = 104;
 /// Two pieces for each transfer, and what QUIC may hold unread or unsent for each of the two links.
 const MOST_MIB: f64 = 40.0;
+/// Of each agent: what QUIC may hold unread or unsent for its link, and pieces between the link, the disk and a reader.
+const MOST_AGENT_MIB: f64 = 30.0;
 /// Of memory that is not the program's own text, in the debug build as well.
 const IDLE_AGENT_MIB: f64 = 8.0;
 
@@ -54,6 +56,29 @@ fn complaint_06_bodies_over_100_mb_pass_through_the_broker_without_being_held() 
         peak - before < MOST_MIB,
         "{before:.0} MiB resident before {BODIES} bodies of {BODY_MIB} MiB, {peak:.0} MiB at the most while they passed"
     );
+}
+
+#[test]
+fn complaint_06_a_body_over_100_mb_passes_through_both_agents_without_being_held() {
+    let processes = Processes::start(NODES);
+    NODES.iter().for_each(|(node, _)| wait_linked(&processes, node));
+    let folder = tempfile::tempdir().unwrap();
+    let (g22, h37) = (&NODES[0], &NODES[1]);
+    let draft = Draft::new(folder.path(), &processes.socket(g22.0), g22.1[0], h37.1, "lon", &[BODY_MIB << 20]);
+    let pids = [g22.0, h37.0].map(|node| processes.pid(node).to_string());
+    let before = pids.each_ref().map(|pid| mib(pid, "VmRSS"));
+    pids.iter().for_each(|pid| forget_the_peak(pid));
+    let sent = draft.submit();
+    wait_handed_over(&processes, &sent, HANG);
+    // The recipient's officers read it there.
+    every_inbox_holds_exactly_what_was_sent(&processes, NODES, &[sent]);
+    for ((node, _), (pid, before)) in NODES.iter().zip(pids.iter().zip(before)) {
+        let peak = mib(pid, "VmHWM");
+        assert!(
+            peak - before < MOST_AGENT_MIB,
+            "{node}: {before:.0} MiB resident before a body of {BODY_MIB} MiB, {peak:.0} MiB at the most while it passed"
+        );
+    }
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use docaxis_protocol::{DispatchId, Event};
 
+use crate::forwarder::Way;
+use crate::resume::with_forwarder;
 use crate::testnet::{Letter, Sent, TestNet, code, letter};
 
 const G22: &str = "000.00.00.G22";
@@ -14,6 +16,9 @@ const NODES: &[(&str, &[&str])] = &[("g22", &[G22]), ("h37", &[DN, TC]), ("a53",
 /// Several times what is under way at once.
 const MANY: usize = 200;
 const LARGE_BYTES: usize = 6 << 20;
+/// Takes sixteen seconds to a node whose link passes so many bytes in a second.
+const LARGEST_BYTES: usize = 64 << 20;
+const SLOW: u64 = 4 << 20;
 
 /// Leaves of the acceptances, and of the handovers to one recipient, in the order in which the letters were queued.
 fn leaves(net: &TestNet, sent: &[Sent], to: &str) -> [Vec<u64>; 2] {
@@ -76,6 +81,25 @@ fn an_urgent_one_overtakes_what_the_same_sender_queued_before() {
         assert!(leaves.is_sorted(), "{leaves:?}");
         assert!(leaves.iter().filter(|leaf| **leaf < urgent).count() < MANY / 2, "{urgent} among {leaves:?}");
     }
+}
+
+#[test]
+fn an_urgent_one_passes_in_the_middle_of_a_large_one_on_its_way_to_the_same_recipient() {
+    let (net, link) = with_forwarder("h37");
+    link.slow_down(Way::ToNode, SLOW);
+    let large = net.send(G22, &[DN], numbered(1).with_part("ban-do.tif", LARGEST_BYTES));
+    link.wait_passed(Way::ToNode, LARGEST_BYTES as u64 / 16);
+    let urgent = net.send(G22, &[DN], Letter { priority: 2, ..numbered(2) });
+    net.wait_handed_over(&urgent);
+    let passed = link.passed(Way::ToNode);
+    assert!(passed < LARGEST_BYTES as u64, "{passed} bytes had passed to the node: the large one was through");
+    link.mend();
+    net.wait_handed_over(&large);
+    let [accepted, handed_over] = leaves(&net, &[large.clone(), urgent.clone()], DN);
+    assert!(accepted[0] < accepted[1] && handed_over[1] < handed_over[0], "{accepted:?} {handed_over:?}");
+    let mut inbox = net.inbox(DN);
+    inbox.sort();
+    assert_eq!(inbox, [large.received(), urgent.received()]);
 }
 
 #[test]

@@ -3,14 +3,14 @@
 //! again, out of turn.
 
 use docaxis_node_agent::mailbox::{DeliveryState, InState, OutState};
-use docaxis_node_agent::query::Recall;
-use docaxis_node_agent::{DispatchView, Draft, Refused};
+use docaxis_node_agent::query::{Box as Which, Recall};
+use docaxis_node_agent::{AgentHandle, DispatchView, Draft, Refused};
 use docaxis_protocol::about::rel;
 use docaxis_protocol::bundle::BundleFiles;
 use docaxis_protocol::envelope::Relation;
 use docaxis_protocol::{DispatchId, Event, Kind, ReasonCode, StatusCode};
 
-use crate::testnet::{Sent, TestNet, code, codes, letter};
+use crate::testnet::{LONGEST_PAUSE, Sent, TestNet, code, codes, letter};
 
 const G22: &str = "000.00.00.G22";
 const A53: &str = "000.00.01.A53";
@@ -97,6 +97,9 @@ fn complaint_05_a_recall_withdraws_what_waits_and_asks_for_what_was_handed_over(
     assert_eq!(told.kind, Kind::Recall);
     assert_eq!(refused(net.block_on(h37.report(recalled_by, code(DN), StatusCode::Agreed, ""))), ReasonCode::NotFound);
     assert_eq!(net.block_on(h37.show(sent.id)).unwrap_err().code(), ReasonCode::NotFound);
+    // It is a recall for whoever gets it as a file, too.
+    let bussiness = &told.document["TraceHeaderList"]["Bussiness"];
+    assert_eq!((&bussiness["BussinessDocType"], &bussiness["BussinessDocReason"]), (&"1".into(), &WHY.into()));
     // At the sender it is frozen.
     let mut update = Draft::new(code(G22), codes(&[A53]));
     update.kind = Kind::Update;
@@ -285,18 +288,26 @@ fn a_document_that_was_sent_before_under_the_same_number_is_warned_of_at_both_en
 }
 
 #[test]
-fn complaint_08_statuses_follow_the_registration_once_each_and_never_go_back() {
+fn complaint_08_statuses_follow_the_registration_once_each_never_go_back_and_are_not_sent_again_later() {
     let net = TestNet::start(NODES);
-    let sent = net.send(G22, &[DN], letter());
+    let sent = net.send(G22, &[DN, TC], letter());
     net.wait_handed_over(&sent);
     let h37 = net.agent("h37");
     let report = |code_: StatusCode| net.block_on(h37.report(sent.id, code(DN), code_, "chuyên viên"));
     assert_eq!(refused(report(StatusCode::InProcess)), ReasonCode::NotYours, "before it is registered");
+    let reached = |who: &str, state: InState| {
+        net.until(h37, async || {
+            let incoming = h37.show(sent.id).await.unwrap().incoming;
+            incoming.iter().any(|row| row.recipient == code(who) && row.state == state).then_some(())
+        })
+    };
     net.block_on(h37.register(sent.id, code(DN))).unwrap();
-    net.until(h37, async || {
-        let shown = h37.show(sent.id).await.unwrap();
-        (shown.incoming[0].state == InState::Registered).then_some(())
-    });
+    reached(DN, InState::Registered);
+    // What was refused has ended: nothing is said of it any more.
+    net.block_on(h37.refuse(sent.id, code(TC), ReasonCode::WrongAddressee.because("nhầm"))).unwrap();
+    reached(TC, InState::Refused);
+    let of_refused = h37.report(sent.id, code(TC), StatusCode::Finished, "");
+    assert_eq!(refused(net.block_on(of_refused)), ReasonCode::NotYours);
     let (assigned, finished) = (report(StatusCode::Assigned).unwrap(), report(StatusCode::Finished).unwrap());
     assert_eq!(report(StatusCode::Assigned).unwrap(), assigned, "said again, it is not sent again");
     assert_eq!(report(StatusCode::Finished).unwrap(), finished);
@@ -316,4 +327,21 @@ fn complaint_08_statuses_follow_the_registration_once_each_and_never_go_back() {
     assert_eq!(registered.code(), ReasonCode::Malformed);
     let events: Vec<Event> = net.events("h37", assigned).into_iter().map(|(event, _)| event).collect();
     assert_eq!(events.first(), Some(&Event::SubmissionAcceptance));
+    // Nor does time add anything: neither a status again, nor another one about what has ended.
+    for (id, pieces) in [(sent.id, 5), (assigned, 2), (finished, 2)] {
+        net.wait_proven("h37", id, pieces);
+        net.wait_proven("g22", id, pieces);
+    }
+    let said = || {
+        let leaves = net.broker().exchange().store.counts().leaves;
+        let list = |agent: &AgentHandle, which| net.block_on(agent.list(which, None, None)).unwrap();
+        (leaves, list(h37, Which::Out), list(g22, Which::In), net.block_on(g22.show(sent.id)).unwrap().related)
+    };
+    let (before, mut at_sender, mut at_recipient) = (said(), g22.changes(), h37.changes());
+    at_sender.mark_unchanged();
+    at_recipient.mark_unchanged();
+    std::thread::sleep(8 * LONGEST_PAUSE);
+    assert_eq!(said(), before);
+    let moved = [&at_sender, &at_recipient].map(|changes| changes.has_changed().unwrap());
+    assert_eq!(moved, [false, false], "nothing was even tried again");
 }

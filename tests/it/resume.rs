@@ -30,7 +30,7 @@ const CUT_AFTER: u64 = 4 * MIB as u64;
 const MOST: u64 = SIZE as u64 + 3 * MIB as u64;
 
 /// An exchange in which one node's way to the broker can be cut. Silence is noticed within a second.
-fn with_forwarder(node: &'static str) -> (TestNet, Forwarder) {
+pub fn with_forwarder(node: &'static str) -> (TestNet, Forwarder) {
     let mut net = TestNet::prepare(NODES);
     let forwarder = Forwarder::to(net.broker_config.broker.listen);
     let address = forwarder.address().to_string();

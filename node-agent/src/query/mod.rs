@@ -242,6 +242,7 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
             .map(|view| OutView { transfer: shared.transfers.of(&id.to_string()), ..view }),
         incoming: incoming.into_iter().map(|row| in_view(row, &envelope, &statements, &recalls)).collect(),
         same_document,
+        relates: envelope.relates,
         related: recalls.views(),
         document: envelope.document,
         timeline,

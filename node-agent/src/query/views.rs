@@ -1,6 +1,6 @@
 //! What is shown of dispatches and of the agent itself, as callers in the process and readers of the JSON see it.
 
-use docaxis_protocol::envelope::Part;
+use docaxis_protocol::envelope::{Part, Relation};
 use docaxis_protocol::space::Report;
 use docaxis_protocol::{AgencyCode, DispatchId, Kind, NodeId, Origin, Reason, StatusCode, Timestamp};
 use serde::Serialize;
@@ -144,6 +144,9 @@ pub struct DispatchView {
     /// Other documents here of the same id, or of the same number, notation, issuer and year: a warning.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub same_document: Vec<DispatchId>,
+    /// The earlier ones that it recalls, updates, replaces or replies to, in its sender's words.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub relates: Vec<Relation>,
     /// What was sent about it since, oldest first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub related: Vec<RelatedView>,

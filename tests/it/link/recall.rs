@@ -72,7 +72,7 @@ async fn a_status_is_taken_from_a_recipient_that_has_the_document_and_for_its_se
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn of_a_recall_and_a_handover_at_the_same_moment_exactly_one_wins() {
+async fn complaint_05_of_a_recall_and_a_handover_at_the_same_moment_exactly_one_wins() {
     let exchange = net().start();
     let (g22, h37) = (RawNode::link(&exchange, "g22").await, RawNode::link(&exchange, "h37").await);
     let mut won = [0, 0];

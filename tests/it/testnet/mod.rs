@@ -33,6 +33,9 @@ pub use readiness::ask;
 /// What nothing on one machine may take.
 pub const HANG: Duration = Duration::from_secs(60);
 
+/// The longest that an agent waits here before it tries anything again.
+pub const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
 /// One piece of evidence without what differs from run to run: the event and its recipient.
 pub type EventLine = (Event, Option<AgencyCode>);
 
@@ -130,7 +133,7 @@ impl TestNet {
         config.link.retry_max = Duration::from_millis(300);
         config.link.proofs_every = Duration::from_millis(200);
         config.outbox.retry_min = Duration::from_millis(50);
-        config.outbox.retry_max = Duration::from_millis(500);
+        config.outbox.retry_max = LONGEST_PAUSE;
         config.space = space();
         pending.accept(&answer, now()).unwrap().save(&config.agent.identity).unwrap();
         let node = Node { agencies: agencies.to_vec(), config, ahead_ms: Arc::default(), running: None };
