@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
 
 mod audit_verify;
+mod circular;
 mod cli;
 mod complaints;
 mod damage;
