@@ -300,6 +300,7 @@ mod tests {
             "    H37.019: handed-over (an officer; next move: the recipient's)\n    and 2 others, see --all\n"
         ));
         assert!(!words.contains("H37.020: ") && words.contains("  25 times       ContentHandover"), "{words}");
+        assert_eq!(words.lines().filter(|line| line.contains("assigned (04)")).count(), 20, "{words}");
         assert!(words.ends_with("and 3 others of kind status 04, see --all\n"), "{words}");
     }
 }
