@@ -12,7 +12,9 @@ use crate::out::Out;
 const AFTER: Duration = Duration::from_secs(1);
 /// How often it is looked at.
 pub const EVERY: Duration = Duration::from_millis(250);
-/// Of the bar itself. The whole line fits into 79 columns.
+/// Of the whole line.
+const COLUMNS: usize = 79;
+/// Of the bar itself.
 const BAR_COLUMNS: usize = 16;
 
 /// A progress line on stderr, or nothing at all.
@@ -52,10 +54,27 @@ impl Progress {
         if elapsed < AFTER {
             return;
         }
-        let text = line(what, (self.first.unwrap_or(0), done, total), elapsed);
+        self.show(&line(what, (self.first.unwrap_or(0), done, total), elapsed));
+    }
+
+    /// How it stands, where there are no bytes to count.
+    pub fn say(&mut self, words: &str) {
+        if !self.on {
+            return;
+        }
+        if !self.what.is_empty() {
+            self.end();
+            (self.what, self.began) = ("", Instant::now());
+        }
+        if self.began.elapsed() >= AFTER {
+            self.show(words);
+        }
+    }
+
+    fn show(&mut self, text: &str) {
         // Where nobody can be told, nothing is lost.
         let mut stderr = std::io::stderr();
-        let _unseen = write!(stderr, "\r{text:<79}").and_then(|()| stderr.flush());
+        let _unseen = write!(stderr, "\r{text:<COLUMNS$.COLUMNS$}").and_then(|()| stderr.flush());
         self.shown = true;
     }
 
@@ -63,7 +82,7 @@ impl Progress {
     pub fn end(&mut self) {
         if std::mem::take(&mut self.shown) {
             let mut stderr = std::io::stderr();
-            let _unseen = write!(stderr, "\r{:79}\r", "").and_then(|()| stderr.flush());
+            let _unseen = write!(stderr, "\r{:COLUMNS$}\r", "").and_then(|()| stderr.flush());
         }
         self.first = None;
     }
@@ -140,7 +159,7 @@ mod tests {
                     let left = rate * seconds;
                     let total = total.max(left + rate);
                     let found = line("taking in", (0, total - left, total), Duration::from_secs((total - left) / rate));
-                    assert!(found.len() <= 79, "{} columns: {found}", found.len());
+                    assert!(found.len() <= COLUMNS, "{} columns: {found}", found.len());
                 }
             }
         }

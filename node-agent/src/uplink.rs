@@ -38,6 +38,8 @@ pub enum Whose {
     Broker,
     /// The recipient, by its node or its officer.
     Recipient,
+    /// An officer of the sender.
+    Sender,
     /// A person must look at certificates, clock or configuration.
     Administrator,
 }

@@ -1,6 +1,7 @@
 //! `docaxis doc`: what a document officer does, through the control socket of the agency's own agent.
 
 mod import;
+mod many;
 mod send;
 mod view;
 
@@ -21,6 +22,9 @@ use crate::progress::{self, Progress};
 pub use import::{Imported, import_file};
 pub use view::timeline;
 
+use many::Standing;
+use view::Recipients;
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Seal files as a dispatch and queue it; prints its id.
@@ -30,7 +34,7 @@ pub enum Command {
     /// List dispatches.
     List(ListArgs),
     /// Show one dispatch and its timeline.
-    Show(OneArgs),
+    Show(ShowArgs),
     /// Write a dispatch's parts to a folder.
     Get(GetArgs),
     /// Open a dispatch that was received: shows it, and the sender sees when it was first opened.
@@ -88,11 +92,17 @@ pub struct ListArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct OneArgs {
+pub struct ShowArgs {
     #[command(flatten)]
     agent: AgentArg,
     /// The dispatch's id.
     id: DispatchId,
+    /// Every recipient and every event, also of a dispatch with more than 20 recipients.
+    #[arg(long, conflicts_with = "state")]
+    all: bool,
+    /// Only the recipients that stand so.
+    #[arg(long)]
+    state: Option<Standing>,
 }
 
 #[derive(Debug, Args)]
@@ -262,9 +272,17 @@ pub fn pages(control: &Control, which: &str, state: Option<&str>) -> Result<Vec<
     }
 }
 
-fn show(args: &OneArgs, out: Out) -> Result<(), Failure> {
-    let shown: Value = args.agent.control()?.get(&format!("/v1/dispatches/{}", args.id))?;
-    let words = view::dispatch(&shown);
+fn show(args: &ShowArgs, out: Out) -> Result<(), Failure> {
+    let mut shown: Value = args.agent.control()?.get(&format!("/v1/dispatches/{}", args.id))?;
+    let recipients = match args.state {
+        Some(standing) => {
+            view::keep(&mut shown, standing);
+            Recipients::Chosen
+        }
+        None if args.all => Recipients::All,
+        None => Recipients::Brief,
+    };
+    let words = view::dispatch(&shown, recipients);
     out.data(&shown, words)
 }
 
@@ -309,7 +327,7 @@ fn open(args: &AcceptArgs, out: Out) -> Result<(), Failure> {
     let recipient = speaker(&control, args.id, args.recipient.as_ref())?;
     let asked = json!({"recipient": recipient});
     let shown: Value = control.post(&format!("/v1/dispatches/{}/open", args.id), &asked, None)?;
-    let words = view::dispatch(&shown);
+    let words = view::dispatch(&shown, Recipients::Brief);
     out.data(&shown, words)
 }
 
@@ -415,7 +433,8 @@ pub fn wait_until(control: &Control, id: DispatchId, until: &str, timeout: Durat
     wait_watching(control, id, (until, timeout), &mut Progress::off())
 }
 
-/// The same; somebody at a terminal sees meanwhile how far the bodies are on their way to the exchange.
+/// The same; somebody at a terminal sees meanwhile how far the bodies are on their way to the exchange, and how many of several
+/// recipients are in which state.
 fn wait_watching(
     control: &Control,
     id: DispatchId,
@@ -428,19 +447,24 @@ fn wait_watching(
         let left = deadline.saturating_duration_since(Instant::now());
         let ms = left.clamp(Duration::from_millis(1), most).as_millis();
         let answer: Value = control.get(&format!("/v1/dispatches/{id}/wait?until={until}&timeout_ms={ms}"))?;
-        match serde_json::from_value::<TransferView>(answer["dispatch"]["outgoing"]["transfer"].clone()) {
+        let outgoing = &answer["dispatch"]["outgoing"];
+        let several = outgoing["deliveries"].as_array().is_some_and(|all| all.len() > 1);
+        let stand = if several { many::counts(outgoing) } else { String::new() };
+        match serde_json::from_value::<TransferView>(outgoing["transfer"].clone()) {
             Ok(seen) => progress.at("sending", seen.sent, seen.total),
             // None is under way.
+            Err(_) if several => progress.say(&stand),
             Err(_) => progress.end(),
         }
+        let stand = if several { format!(": {stand}") } else { stand };
         match answer["outcome"].as_str() {
             Some("reached") => return Ok(()),
             Some("never") => {
-                let failure = Failure::new(ReasonCode::Other, format!("dispatch {id} can no longer be {until}"));
+                let failure = Failure::new(ReasonCode::Other, format!("dispatch {id} can no longer be {until}{stand}"));
                 return Err(Failure { exit: 5, ..failure }.hint(format!("See `docaxis doc show {id}`.")));
             }
             _ if left.is_zero() => {
-                let text = format!("dispatch {id} is not {until} after {} s", timeout.as_secs());
+                let text = format!("dispatch {id} is not {until} after {} s{stand}", timeout.as_secs());
                 return Err(Failure::new(ReasonCode::Busy, text).hint(format!("See `docaxis doc show {id}` for why.")));
             }
             _ => {}

@@ -175,7 +175,25 @@ fn complaint_10_every_state_that_waits_says_why_and_whose_move_it_is() {
     says(out(&net).deliveries[0].waiting.clone(), "has not registered or refused", &[Whose::Recipient]);
     let inbox = net.block_on(net.agent("h37").show(sent.id)).unwrap().incoming;
     says(inbox[0].waiting.clone(), "registers it (03) or refuses it (02)", &[Whose::Recipient]);
+    // What a node was told last is not shown as what is now, and an answer that cannot be reported says when it can.
+    net.stop_broker();
     net.block_on(net.agent("h37").register(sent.id, code(DN))).unwrap();
+    let h37 = net.agent("h37");
+    let stated = net.until(h37, async || {
+        let waiting = h37.show(sent.id).await.unwrap().incoming.remove(0).waiting?;
+        waiting.next_attempt.is_some().then_some(waiting)
+    });
+    says(
+        Some(stated),
+        "has not recorded the statement Registered yet; there is no link",
+        &[Whose::Agent, Whose::Broker],
+    );
+    let last_heard = net.until(net.agent("g22"), async || {
+        let out = net.agent("g22").show(sent.id).await.unwrap().outgoing.unwrap();
+        out.deliveries[0].waiting.clone().filter(|waiting| waiting.why.contains("as far as was heard"))
+    });
+    says(Some(last_heard), "has not registered or refused it yet", &[Whose::Recipient]);
+    net.start_broker();
     let registered = net.block_on(net.agent("g22").wait(sent.id, Until::Delivered(DeliveryState::Registered), HANG));
     assert!(matches!(registered.unwrap(), Waited::Reached(_)));
     assert_eq!(out(&net).deliveries[0].waiting, None, "nobody has to move");

@@ -263,12 +263,16 @@ fn whoever_does_not_answer_in_time_is_on_record_once_and_may_still_answer() {
     net.wait_proven("g22", sent.id, 5);
     let no_answer = (Event::NoAnswer, Some(code(DN)));
     assert!(events(&net, "g22", sent.id).contains(&no_answer));
-    let delivery = |net: &TestNet| {
-        let view = net.block_on(net.agent("g22").show(sent.id)).unwrap();
-        view.outgoing.unwrap().deliveries.remove(0)
+    let out = |net: &TestNet| net.block_on(net.agent("g22").show(sent.id)).unwrap().outgoing.unwrap();
+    let delivery = |net: &TestNet| out(net).deliveries.remove(0);
+    let counted = |net: &TestNet| {
+        let view = out(net);
+        let counts: Vec<(&str, u64)> = view.counts.iter().map(|count| (count.state, count.count)).collect();
+        (counts, view.no_answer, view.deliveries.iter().filter(|delivery| delivery.no_answer.is_some()).count())
     };
     let waiting = delivery(&net);
     assert_eq!(waiting.state, DeliveryState::HandedOver);
+    assert_eq!(counted(&net), (vec![("handed-over", 1), ("registered", 1)], 1, 1));
     assert!(waiting.waiting.as_ref().unwrap().why.contains("not registered or refused it in time"), "{waiting:?}");
     // A broker that was restarted looks at them again, and records nothing twice.
     net.stop_broker();
@@ -278,6 +282,7 @@ fn whoever_does_not_answer_in_time_is_on_record_once_and_may_still_answer() {
     net.block_on(net.agent("h37").register(sent.id, code(DN))).unwrap();
     net.wait_proven("g22", sent.id, 6);
     assert_eq!((delivery(&net).state, delivery(&net).waiting), (DeliveryState::Registered, None));
+    assert_eq!(counted(&net), (vec![("registered", 2)], 0, 0), "whoever answers late is not looked for any more");
     let verdict = net.judge(&net.bundle_of_broker(sent.id), &sent.received().parts);
     assert_eq!(verdict.failures().map(|(name, why)| format!("{name}: {why}")).collect::<Vec<_>>(), [""; 0]);
 }

@@ -4,6 +4,7 @@
 
 mod audit_verify;
 mod changes;
+mod circular;
 mod cli;
 mod complaints;
 mod damage;

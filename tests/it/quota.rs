@@ -21,10 +21,13 @@ fn what_is_over_the_quota_says_why_it_waits_and_goes_when_recipients_have_fetche
     let state = async |id| agent.show(id).await.unwrap().outgoing.unwrap();
     net.until(agent, async || (state(first.id).await.state == OutState::Accepted).then_some(()));
     let second = send("second");
-    let put_off = async || state(second.id).await.waiting.filter(|waiting| waiting.why.contains("over-quota"));
+    // Whoever asks is told when it goes on, until that moment has come.
+    let put_off = async || {
+        let waiting = state(second.id).await.waiting?;
+        (waiting.why.contains("over-quota") && waiting.next_attempt.is_some()).then_some(waiting)
+    };
     let waiting = net.until(agent, put_off);
     assert!(waiting.why.contains("sent by agency 000.00.00.G22 wait for recipients"), "{}", waiting.why);
-    assert!(waiting.next_attempt.is_some(), "whoever asks is told when it goes on");
     assert_eq!(net.block_on(state(second.id)).state, OutState::Queued);
     let waits = || net.broker().exchange().store.unfinished_bytes(&code(G22)).unwrap();
     let waited = waits();

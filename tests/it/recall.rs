@@ -144,8 +144,14 @@ fn a_dispatch_that_is_still_in_the_outbox_is_recalled_as_soon_as_the_exchange_ha
     net.stop_broker();
     let sent = net.send(G22, &[DN], letter());
     let recalled_by = recall(&net, &sent);
-    let held = net.block_on(net.agent("g22").show(recalled_by)).unwrap().outgoing.unwrap();
-    assert!(held.waiting.unwrap().why.contains(&sent.id.to_string()), "it says what it waits for");
+    let g22 = net.agent("g22");
+    let held = net.until(g22, async || {
+        let waiting = g22.show(recalled_by).await.unwrap().outgoing.unwrap().waiting?;
+        waiting.next_attempt.is_some().then_some(waiting)
+    });
+    let says = |what: &str| assert!(held.why.contains(what), "{held:?} does not say {what:?}");
+    says(&sent.id.to_string());
+    says("of that one: there is no link to the broker");
     net.stop_node("g22");
     net.start_broker();
     net.start_node("g22");

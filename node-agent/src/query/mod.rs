@@ -4,6 +4,7 @@
 mod bundle;
 mod recalls;
 mod views;
+mod waiting;
 
 pub use bundle::BundleMaterial;
 pub use views::{
@@ -28,7 +29,7 @@ use crate::mailbox::{
 };
 use crate::parts::{PartReader, PartsError};
 use crate::transfers::TransferView;
-use crate::uplink::{LinkState, Whose};
+use crate::uplink::LinkState;
 
 /// Entries of one page.
 pub const PAGE: u32 = 100;
@@ -240,7 +241,7 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
         outgoing: outgoing
             .map(|row| out_view(&row, &envelope, (deliveries, &recalls, &evidence), (&link, shared.env.now())))
             .map(|view| OutView { transfer: shared.transfers.of(&id.to_string()), ..view }),
-        incoming: incoming.into_iter().map(|row| in_view(row, &envelope, &statements, &recalls)).collect(),
+        incoming: incoming.into_iter().map(|row| in_view(row, &envelope, (&statements, &recalls), &link)).collect(),
         same_document,
         relates: envelope.relates,
         related: recalls.views(),
@@ -273,23 +274,30 @@ fn out_view(
     (deliveries, recalls, evidence): (Vec<DeliveryRow>, &recalls::Recalls, &[EvidenceRow]),
     (link, now): (&LinkState, Timestamp),
 ) -> OutView {
-    let waiting = (row.state == OutState::Queued).then(|| recalls.held().unwrap_or_else(|| why_queued(row, link)));
+    let queued = || recalls.held(link, now).unwrap_or_else(|| waiting::queued(row, link, now));
+    let waiting = (row.state == OutState::Queued).then(queued);
     let overdue: BTreeMap<AgencyCode, Timestamp> = evidence
         .iter()
         .filter(|row| row.event == Event::NoAnswer)
         .filter_map(|row| Some((row.recipient.clone()?, row.time)))
         .collect();
+    let overdue = |delivery: &DeliveryRow| {
+        let unanswered = matches!(delivery.state, DeliveryState::HandedOver | DeliveryState::Opened);
+        overdue.get(&delivery.recipient).copied().filter(|_| unanswered)
+    };
     let deliver = |delivery: DeliveryRow| DeliveryView {
         waiting: recalls
             .unanswered(&delivery)
-            .or_else(|| why_undelivered(row.state, &delivery, envelope, (&overdue, now))),
+            .or_else(|| waiting::undelivered(row.state, &delivery, envelope, (overdue(&delivery), link, now))),
         recall: recalls.with(&delivery),
         progress: recalls.progress(&delivery.recipient),
+        no_answer: overdue(&delivery),
         recipient: delivery.recipient,
         state: delivery.state,
         since: delivery.since,
         reason: delivery.reason,
     };
+    let deliveries: Vec<DeliveryView> = deliveries.into_iter().map(deliver).collect();
     OutView {
         state: row.state,
         since: row.since,
@@ -297,61 +305,27 @@ fn out_view(
         reason: row.trouble.clone().filter(|_| row.state == OutState::Rejected),
         waiting,
         transfer: None,
-        deliveries: deliveries.into_iter().map(deliver).collect(),
+        counts: counts(&deliveries),
+        no_answer: deliveries.iter().filter(|delivery| delivery.no_answer.is_some()).count() as u64,
+        deliveries,
     }
 }
 
-fn why_queued(row: &OutgoingRow, link: &LinkState) -> Waiting {
-    match link {
-        LinkState::Down { why, whose_move, next_attempt, .. } => Waiting {
-            why: format!("there is no link to the broker: {why}"),
-            whose_move: *whose_move,
-            next_attempt: Some(*next_attempt),
-        },
-        LinkState::Connecting { .. } | LinkState::Stopped => {
-            Waiting { why: "the link to the broker is not up yet".into(), whose_move: Whose::Agent, next_attempt: None }
-        }
-        LinkState::Up { .. } => match &row.trouble {
-            Some(trouble) => Waiting {
-                why: format!("the last try did not end: {trouble}"),
-                whose_move: if trouble.known().text().retryable { Whose::Agent } else { Whose::Administrator },
-                next_attempt: Some(row.next_attempt),
-            },
-            None => Waiting { why: "it is being sent".into(), whose_move: Whose::Agent, next_attempt: None },
-        },
+/// How many deliveries are in each state, in the order of [`DeliveryState::ALL`].
+fn counts(deliveries: &[DeliveryView]) -> Vec<Count> {
+    let mut found: BTreeMap<DeliveryState, u64> = BTreeMap::new();
+    for delivery in deliveries {
+        *found.entry(delivery.state).or_default() += 1;
     }
+    found.into_iter().map(|(state, count)| Count { state: state.as_str(), count }).collect()
 }
 
-fn why_undelivered(
-    state: OutState,
-    delivery: &DeliveryRow,
+fn in_view(
+    row: IncomingRow,
     envelope: &Envelope,
-    (overdue, now): (&BTreeMap<AgencyCode, Timestamp>, Timestamp),
-) -> Option<Waiting> {
-    let why = match (state, delivery.state) {
-        (OutState::Accepted, DeliveryState::Waiting) if let Some(at) = envelope.not_before.filter(|at| *at > now) => {
-            let why = format!("it is handed over from {at} on, as appointed");
-            return Some(Waiting { why, whose_move: Whose::Agent, next_attempt: Some(at) });
-        }
-        (OutState::Accepted, DeliveryState::Waiting) => {
-            format!("the recipient's node has not taken it yet; the exchange tries until {}", envelope.expires)
-        }
-        (OutState::Accepted, DeliveryState::HandedOver | DeliveryState::Opened)
-            if !matches!(envelope.kind, Kind::Status | Kind::Recall) =>
-        {
-            match overdue.get(&delivery.recipient) {
-                Some(recorded) => format!(
-                    "the recipient's officer has not registered or refused it in time (NoAnswer recorded {recorded})",
-                ),
-                None => "the recipient's officer has not registered or refused it yet".into(),
-            }
-        }
-        _ => return None,
-    };
-    Some(Waiting { why, whose_move: Whose::Recipient, next_attempt: None })
-}
-
-fn in_view(row: IncomingRow, envelope: &Envelope, statements: &[StatementRow], recalls: &recalls::Recalls) -> InView {
+    (statements, recalls): (&[StatementRow], &recalls::Recalls),
+    link: &LinkState,
+) -> InView {
     let open = statements.iter().find(|statement| statement.recipient == row.recipient && !statement.answered);
     let refused = statements.iter().rev().find_map(|statement| {
         let officers = matches!(statement.event, Event::Registered | Event::Refused);
@@ -361,26 +335,14 @@ fn in_view(row: IncomingRow, envelope: &Envelope, statements: &[StatementRow], r
     let refused = refused.filter(|_| open.is_none() && row.state == InState::Visible);
     let reason = row.reason.or_else(|| refused.map(|(_, why)| why.clone()));
     let waiting = match (open, row.state) {
-        (None, InState::Visible) if let Some((event, why)) = refused => Some(Waiting {
-            why: format!("the exchange did not record the statement {event}: {why}; an officer states anew"),
-            whose_move: Whose::Recipient,
-            next_attempt: None,
-        }),
-        (Some(open), _) => Some(Waiting {
-            why: format!("the exchange has not recorded the statement {} yet", open.event),
-            whose_move: Whose::Broker,
-            next_attempt: None,
-        }),
+        (None, InState::Visible) if let Some((event, why)) = refused => Some(waiting::restated(event, why)),
+        (Some(open), _) => Some(waiting::unrecorded(open.event, link)),
         (None, state) if state.is_visible() && recalls.is_asked(&row.recipient) => {
             Some(recalls.to_answer(&row.recipient))
         }
         // A status or a recall is not registered or refused.
         (None, InState::Visible) if matches!(envelope.kind, Kind::Status | Kind::Recall) => None,
-        (None, InState::Visible) => Some(Waiting {
-            why: "an officer registers it (03) or refuses it (02)".into(),
-            whose_move: Whose::Recipient,
-            next_attempt: None,
-        }),
+        (None, InState::Visible) => Some(waiting::unanswered()),
         _ => None,
     };
     let recall = recalls.asked_of(&row.recipient);

@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use docaxis_protocol::envelope::Envelope;
-use docaxis_protocol::{AgencyCode, DispatchId, Kind, StatusCode};
+use docaxis_protocol::{AgencyCode, DispatchId, Kind, StatusCode, Timestamp};
 
 use super::views::{Box, Recall, RelatedView, Waiting};
+use super::waiting;
 use crate::agent::Shared;
 use crate::compose::Refused;
-use crate::mailbox::{DeliveryRow, DeliveryState, OutState, Related, RelatedRow};
+use crate::mailbox::{DeliveryRow, DeliveryState, OutState, OutgoingRow, Related, RelatedRow};
 use crate::related::request_of;
-use crate::uplink::Whose;
+use crate::uplink::{LinkState, Whose};
 
 /// The newest of what was sent about a dispatch that is shown.
 const SHOWN: usize = 1_000;
@@ -24,7 +25,7 @@ pub struct Recalls {
     answers: BTreeMap<(AgencyCode, DispatchId), Recall>,
     progress: BTreeMap<AgencyCode, StatusCode>,
     /// Our dispatch that this one is about, as long as the exchange has not decided about that.
-    held_by: Option<DispatchId>,
+    held_by: Option<OutgoingRow>,
     sender: AgencyCode,
 }
 
@@ -63,17 +64,18 @@ impl Recalls {
             if let Some(row) = shared.mailbox.outgoing(target).await?
                 && row.state == OutState::Queued
             {
-                held_by = Some(target);
+                held_by = Some(row);
             }
         }
         Ok(Self { rows, asked, answers, progress, held_by, sender: envelope.sender.agency.clone() })
     }
 
-    /// Why a dispatch of ours that is about another one is not sent yet.
-    pub fn held(&self) -> Option<Waiting> {
-        let target = self.held_by?;
-        let why = format!("it follows when the exchange has decided about dispatch {target}, which it is about");
-        Some(Waiting { why, whose_move: Whose::Agent, next_attempt: None })
+    /// Why a dispatch of ours that is about another one is not sent yet: it goes when that one has gone.
+    pub fn held(&self, link: &LinkState, now: Timestamp) -> Option<Waiting> {
+        let target = self.held_by.as_ref()?;
+        let waits = waiting::queued(target, link, now);
+        let first = format!("it follows when the exchange has decided about dispatch {}, which it is about", target.id);
+        Some(Waiting { why: format!("{first}; of that one: {}", waits.why), ..waits })
     }
 
     fn answer(&self, recipient: &AgencyCode, request: DispatchId) -> Recall {
@@ -104,7 +106,7 @@ impl Recalls {
                 ("it is asked back; the recipient's node has not taken the recall yet", Whose::Recipient)
             }
             DeliveryState::Failed | DeliveryState::Withdrawn => {
-                ("the recall did not reach the recipient in its time; recall it again", Whose::Administrator)
+                ("the recall did not reach the recipient in its time; recall it again", Whose::Sender)
             }
             _ => {
                 let why = "it was asked back; the recipient's officer has not agreed (15) or declined (16) yet";

@@ -23,6 +23,7 @@ pub enum Box {
 pub struct Waiting {
     pub why: String,
     pub whose_move: Whose,
+    /// When this node or the exchange tries again by itself, where this node knows it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_attempt: Option<Timestamp>,
 }
@@ -77,6 +78,9 @@ pub struct DeliveryView {
     /// The newest of 04, 05 and 06.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<StatusCode>,
+    /// When the exchange recorded that nobody there had registered or refused it in time. Gone with an answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_answer: Option<Timestamp>,
 }
 
 /// A dispatch as the sender's side sees it.
@@ -92,6 +96,10 @@ pub struct OutView {
     /// Bodies on their way to the exchange now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transfer: Option<TransferView>,
+    /// How many of the deliveries are in each state; none of a state that none is in.
+    pub counts: Vec<Count>,
+    /// How many of those handed over or opened were not answered in time.
+    pub no_answer: u64,
     pub deliveries: Vec<DeliveryView>,
 }
 
