@@ -310,13 +310,6 @@ mod tests {
         assert_eq!(words.lines().filter(|line| line.contains("assigned (04)")).count(), 20, "{words}");
         assert!(words.ends_with("and 3 others of kind status 04, see --all\n"), "{words}");
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
 
     #[test]
     fn a_replacement_names_what_it_replaces_and_what_was_replaced_names_its_replacement() {
@@ -325,7 +318,10 @@ mod tests {
             "relates": [{"rel": "replaces", "dispatch": "old"}, {"rel": "replies-to", "dispatch": "question"}],
         });
         let head = "new  Lần hai\nfrom 000.00.00.G22 to H37.DN.001\n";
-        assert_eq!(dispatch(&replacement), format!("{head}replaces dispatch old\nreplies to dispatch question\n"));
+        assert_eq!(
+            dispatch(&replacement, Recipients::Brief),
+            format!("{head}replaces dispatch old\nreplies to dispatch question\n")
+        );
         let replaced = json!({
             "id": "old", "kind": "new", "sender": "000.00.00.G22", "recipients": ["H37.DN.001"], "subject": "Lần một",
             "related": [{
@@ -333,7 +329,7 @@ mod tests {
                 "state": "visible", "text": "Sai phụ lục",
             }],
         });
-        let words = dispatch(&replaced);
+        let words = dispatch(&replaced, Recipients::Brief);
         assert!(words.ends_with("000.00.00.G22  replaces it: Sai phụ lục  [new, visible]\n"), "{words}");
     }
 }
