@@ -148,7 +148,9 @@ pub(crate) async fn recall(
     }
     let mut document = repeated(&envelope.document);
     let bussiness = json!({"BussinessDocType": "1", "BussinessDocReason": why, "Paper": "0"});
-    document.insert("TraceHeaderList".into(), json!({ "Bussiness": bussiness }));
+    document.insert("TraceHeaderList".into(), json!({ "Bussiness": bussiness.clone() }));
+    // Where programs of before read it.
+    document.insert("Bussiness".into(), bussiness);
     let names: Vec<&str> = open.iter().map(AgencyCode::as_str).collect();
     let tries = shared.mailbox.related(id).await?;
     let tries = tries.iter().filter(|row| row.related.kind == Kind::Recall && !row.related.incoming).count();
@@ -179,6 +181,7 @@ pub(crate) async fn report(
     let text = words("the description", text)?;
     let row = received(shared, id, &recipient).await?;
     let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| Refused::Rule(e.reason()))?;
+    let (given, of_update) = (id, envelope.kind == Kind::Update);
     // An answer to a recall is about the document that it recalls; so is one to an update, unless that is asked back itself.
     let target = match envelope.about() {
         Ok(About::Recall(target) | About::Status(StatusCode::TakeBack, target)) if !code.is_progress() => Some(target),
@@ -202,6 +205,7 @@ pub(crate) async fn report(
     }
     let rows: Vec<RelatedRow> = shared.mailbox.related(id).await?;
     let mut relates = vec![relation(rel::CONCERNS, id, &envelope.document)];
+    let update = (id != given).then_some(given).filter(|_| of_update);
     let mut gives_up = None;
     match code {
         StatusCode::TakeBack => return rule(ReasonCode::NotYours, "only its sender asks for a document back (13)"),
@@ -209,6 +213,13 @@ pub(crate) async fn report(
             let Some(request) = request_of(&rows, &recipient, &envelope.sender.agency) else {
                 return rule(ReasonCode::NotFound, format!("nobody has asked {recipient} for dispatch {id}"));
             };
+            // Whoever agrees to an update must not destroy what a later recall asks for.
+            if let Some(update) = update.filter(|update| *update != request.dispatch) {
+                let (kind, later) = (request.kind.as_str(), request.dispatch);
+                let text =
+                    format!("after {update} its sender sent {later} of kind {kind} about dispatch {id}; answer that");
+                return rule(ReasonCode::IdConflict, text);
+            }
             relates.push(Relation { rel: rel::REPLIES_TO.into(), dispatch: request.dispatch, document_id: None });
             if code == StatusCode::Declined && row.state == InState::Recalled {
                 return rule(ReasonCode::IdConflict, format!("{recipient} has agreed already; the document is gone"));

@@ -83,11 +83,11 @@ pub fn counts(outgoing: &Value) -> String {
 /// How many there are in each state, and the first of those that need attention.
 pub fn deliveries(outgoing: &Value) -> String {
     let all: Vec<&Value> = outgoing["deliveries"].as_array().into_iter().flatten().collect();
-    let mut words = format!("  {} recipients: {}\n", all.len(), counts(outgoing));
     // Of what the exchange does not have, one reason is there for all.
     if outgoing["state"] != "accepted" {
-        return words;
+        return format!("  {} recipients\n", all.len());
     }
+    let mut words = format!("  {} recipients: {}\n", all.len(), counts(outgoing));
     for standing in NEEDS_ATTENTION {
         let name = standing.word();
         words +=

@@ -357,10 +357,14 @@ fn answer(args: &AnswerArgs, out: Out) -> Result<(), Failure> {
     let AcceptArgs { agent, id, recipient } = &args.accept;
     let code = if args.agree { "15" } else { "16" };
     if args.agree {
-        args.confirm.ask(out, &format!("Destroy the files of dispatch {id} here? What is known of it stays."))?;
+        args.confirm.ask(out, &format!("Agree to {id}? The files of a document that is asked back are destroyed here; what is known of it stays."))?;
     }
     report(&agent.control()?, *id, recipient.as_ref(), &Report::Further(code.into(), args.text.clone()))?;
-    let words = if args.agree { "given back: its files are destroyed here" } else { "kept: the sender is told" };
+    let words = if args.agree {
+        "agreed: the files of a document that was asked back are destroyed here"
+    } else {
+        "kept: the sender is told"
+    };
     out.data(&json!({"id": id, "status": code}), format!("{id}: {words}"))
 }
 
@@ -453,10 +457,10 @@ fn wait_watching(
         match serde_json::from_value::<TransferView>(outgoing["transfer"].clone()) {
             Ok(seen) => progress.at("sending", seen.sent, seen.total),
             // None is under way.
-            Err(_) if several => progress.say(&stand),
+            Err(_) if !stand.is_empty() => progress.say(&stand),
             Err(_) => progress.end(),
         }
-        let stand = if several { format!(": {stand}") } else { stand };
+        let stand = if stand.is_empty() { stand } else { format!(": {stand}") };
         match answer["outcome"].as_str() {
             Some("reached") => return Ok(()),
             Some("never") => {

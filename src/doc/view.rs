@@ -37,6 +37,12 @@ fn codes(list: &Value) -> String {
 
 /// Keeps those recipients that stand so.
 pub fn keep(shown: &mut Value, standing: Standing) {
+    // Nobody waits for what the exchange does not have.
+    if shown.pointer("/outgoing/state").is_some_and(|state| state != "accepted")
+        && let Some(deliveries) = shown.pointer_mut("/outgoing/deliveries")
+    {
+        *deliveries = Value::Array(vec![]);
+    }
     for list in ["/outgoing/deliveries", "/incoming"] {
         if let Some(list) = shown.pointer_mut(list).and_then(Value::as_array_mut) {
             list.retain(|one| standing.is_of(one));

@@ -166,6 +166,10 @@ fn an_update_that_removes_one_recipient_and_adds_another_is_told_to_all_and_the_
     net.until(a53, async || {
         (a53.show(original.id).await.unwrap().incoming[0].recall == Some(Recall::Asked)).then_some(())
     });
+    // What is said of the update does not answer the recall that came after it.
+    let late = net.block_on(a53.report(update.id, code(A53), StatusCode::Agreed, "")).unwrap_err();
+    assert_eq!(late.code(), ReasonCode::IdConflict);
+    assert_eq!(show(&net, a53, original.id).incoming[0].state, InState::Visible);
     net.block_on(a53.report(original.id, code(A53), StatusCode::Agreed, "")).unwrap();
     let after = [
         (A53.to_owned(), DeliveryState::HandedOver, Some(Recall::Agreed)),

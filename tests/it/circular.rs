@@ -56,7 +56,9 @@ impl Circular {
         for to in here.iter().chain(&away) {
             send.args(["--to", to]);
         }
-        circular.id = words(send.arg(&file)).trim().to_owned();
+        send.arg(&file);
+        // The directory comes after the link.
+        circular.id = persist(|| succeeds(&mut send)).trim().to_owned();
         circular.until(json!([{"state": "waiting", "count": AWAY}, {"state": "handed-over", "count": HERE}]));
         // The recipient's side may hear of it last.
         persist(|| {

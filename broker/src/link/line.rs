@@ -122,7 +122,7 @@ impl Line {
         }
     }
 
-    /// Notes up to where a lane has nothing that may be begun, until an offer to its recipient ends.
+    /// Notes up to where a lane has nothing that may be begun, until an offer out of it ends.
     pub fn note(&mut self, recipient: &AgencyCode, lane: Lane, upto: Blocked) {
         self.looked_through.entry(recipient.clone()).or_default().insert(lane, upto);
     }

@@ -352,6 +352,8 @@ mod tests {
         envelope.kind = docaxis_protocol::Kind::Recall;
         let relation = serde_json::json!([{"rel": "recalls", "dispatch": document.id}]);
         envelope.relates = serde_json::from_value(relation).unwrap();
+        let traces = serde_json::json!({"Bussiness": {"BussinessDocReason": "Nhầm phụ lục"}});
+        envelope.document.insert("TraceHeaderList".into(), traces);
         let key = docaxis_protocol::key::SecretKey::from_seed(&[1; 32]);
         let sealed = docaxis_protocol::SealedEnvelope::seal(&envelope, &key, Default::default()).unwrap();
         let related = Related::of(&envelope, &envelope.sender.agency, false);
@@ -365,7 +367,13 @@ mod tests {
         raw(&path).execute_batch("UPDATE related SET target = zeroblob(16)").unwrap();
         let found = check(&path).unwrap();
         assert!(found.len() == 1 && found[0].contains("says about"), "{found:?}");
-        // As a mailbox of the version before: it is filled in.
+        // As a program wrote it that did not read the reason where it stands in an edXML file.
+        let related = "UPDATE related SET target = (SELECT id FROM outgoing ORDER BY seq LIMIT 1), text = ''";
+        raw(&path).execute_batch(&format!("{related}; PRAGMA user_version = 6;")).unwrap();
+        assert_eq!(check(&path).unwrap().len(), 1);
+        Mailbox::open(&path).unwrap().close();
+        assert_eq!(check(&path).unwrap(), Vec::<String>::new());
+        // As a mailbox of an earlier version: it is filled in.
         raw(&path).execute_batch("DROP TABLE related; DROP TABLE documents; PRAGMA user_version = 5;").unwrap();
         Mailbox::open(&path).unwrap().close();
         assert_eq!(check(&path).unwrap(), Vec::<String>::new());

@@ -38,6 +38,29 @@ pub struct RelatedRow {
     pub state: String,
 }
 
+/// Reasons that earlier programs did not read: those that came as edXML files stand in `TraceHeaderList`.
+pub(super) fn fill_reasons(connection: &Connection) -> Result<(), MailboxError> {
+    let mut query = connection.prepare(
+        "SELECT r.dispatch, r.agency, r.incoming, coalesce(o.envelope, i.envelope) FROM related r \
+         LEFT JOIN outgoing o ON NOT r.incoming AND o.id = r.dispatch \
+         LEFT JOIN incoming i ON r.incoming AND i.id = r.dispatch AND i.recipient = r.agency \
+         WHERE r.text = '' AND r.kind <> ?1",
+    )?;
+    let mut found = query.query([Kind::Status.as_str()])?;
+    while let Some(row) = found.next()? {
+        let (dispatch, agency): (Vec<u8>, String) = (row.get(0)?, row.get(1)?);
+        let incoming: bool = row.get(2)?;
+        // One that does not read says nothing about others; the check of the mailbox tells of it.
+        let Some(envelope) = row.get::<_, Option<Vec<u8>>>(3)? else { continue };
+        if let Ok(envelope) = Envelope::parse(&envelope) {
+            connection
+                .prepare_cached("UPDATE related SET text = ?4 WHERE dispatch = ?1 AND agency = ?2 AND incoming = ?3")?
+                .execute(params![dispatch, agency, incoming, envelope.business_reason()])?;
+        }
+    }
+    Ok(())
+}
+
 impl Related {
     /// What an envelope says about earlier dispatches; nothing if it is a document of its own, or does not say it as it should.
     pub fn of(envelope: &Envelope, agency: &AgencyCode, incoming: bool) -> Vec<Self> {

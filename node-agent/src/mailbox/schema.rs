@@ -5,7 +5,7 @@ use rusqlite::Connection;
 
 use super::{MailboxError, Related, documents, related};
 
-const VERSION: i64 = 6;
+const VERSION: i64 = 7;
 /// From this version on small bodies are rows.
 pub(super) const WITH_BODIES: i64 = 5;
 
@@ -239,9 +239,12 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), MailboxError> {
             if found < 5 {
                 transaction.execute_batch(V5)?;
             }
-            transaction.execute_batch(V6)?;
-            relate_what_was_not_accepted(&transaction)?;
-            documents::fill(&transaction)?;
+            if found < 6 {
+                transaction.execute_batch(V6)?;
+                relate_what_was_not_accepted(&transaction)?;
+                documents::fill(&transaction)?;
+            }
+            related::fill_reasons(&transaction)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
             transaction.commit()?;
         }

@@ -535,7 +535,7 @@ fn a_database_of_the_first_version_keeps_everything_and_takes_what_later_ones_br
                     Ok((version, second))
                 })
                 .await;
-            assert_eq!(found.unwrap(), (6, 0));
+            assert_eq!(found.unwrap(), (7, 0));
         });
         mailbox.close();
     }
@@ -549,7 +549,7 @@ fn a_database_of_a_newer_program_is_not_touched() {
     let connection = rusqlite::Connection::open(&path).unwrap();
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
-    assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 6 })));
+    assert!(matches!(Mailbox::open(&path), Err(MailboxError::Newer { found: 99, known: 7 })));
 }
 
 #[test]

@@ -305,7 +305,8 @@ fn out_view(
         reason: row.trouble.clone().filter(|_| row.state == OutState::Rejected),
         waiting,
         transfer: None,
-        counts: counts(&deliveries),
+        // What the exchange does not have waits for nobody's node.
+        counts: if row.state == OutState::Accepted { counts(&deliveries) } else { vec![] },
         no_answer: deliveries.iter().filter(|delivery| delivery.no_answer.is_some()).count() as u64,
         deliveries,
     }

@@ -101,7 +101,12 @@ impl Recalls {
         if self.with(delivery) != Some(Recall::Asked) {
             return None;
         }
-        let (why, whose_move) = match self.asked.get(&delivery.recipient)?.1 {
+        let (recall, stands) = self.asked.get(&delivery.recipient)?;
+        let queued = |row: &&RelatedRow| row.related.dispatch == *recall && row.state == OutState::Queued.as_str();
+        let (why, whose_move) = match stands {
+            DeliveryState::Waiting if self.rows.iter().any(|row| queued(&row)) => {
+                ("it is asked back; the exchange does not have the recall yet", Whose::Broker)
+            }
             DeliveryState::Waiting => {
                 ("it is asked back; the recipient's node has not taken the recall yet", Whose::Recipient)
             }
