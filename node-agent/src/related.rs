@@ -181,7 +181,7 @@ pub(crate) async fn report(
     let text = words("the description", text)?;
     let row = received(shared, id, &recipient).await?;
     let envelope = Envelope::parse(&row.sealed.bytes).map_err(|e| Refused::Rule(e.reason()))?;
-    let (given, of_update) = (id, envelope.kind == Kind::Update);
+    let (given, is_update) = (id, envelope.kind == Kind::Update);
     // An answer to a recall is about the document that it recalls; so is one to an update, unless that is asked back itself.
     let target = match envelope.about() {
         Ok(About::Recall(target) | About::Status(StatusCode::TakeBack, target)) if !code.is_progress() => Some(target),
@@ -205,7 +205,7 @@ pub(crate) async fn report(
     }
     let rows: Vec<RelatedRow> = shared.mailbox.related(id).await?;
     let mut relates = vec![relation(rel::CONCERNS, id, &envelope.document)];
-    let update = (id != given).then_some(given).filter(|_| of_update);
+    let update = (is_update && given != id).then_some(given);
     let mut gives_up = None;
     match code {
         StatusCode::TakeBack => return rule(ReasonCode::NotYours, "only its sender asks for a document back (13)"),

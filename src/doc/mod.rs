@@ -29,7 +29,7 @@ use view::Recipients;
 pub enum Command {
     /// Seal files as a dispatch and queue it; prints its id.
     Send(send::SendArgs),
-    /// Import edXML files: documents, recalls, updates, replacements and statuses are queued as dispatches; 02 and 03 are reported.
+    /// Import edXML files: documents, recalls, updates, replacements and most statuses are queued; 02 and 03 are reported.
     Import(import::ImportArgs),
     /// List dispatches.
     List(ListArgs),
@@ -357,7 +357,8 @@ fn answer(args: &AnswerArgs, out: Out) -> Result<(), Failure> {
     let AcceptArgs { agent, id, recipient } = &args.accept;
     let code = if args.agree { "15" } else { "16" };
     if args.agree {
-        args.confirm.ask(out, &format!("Agree to {id}? The files of a document that is asked back are destroyed here; what is known of it stays."))?;
+        let what = "The files of a document that is asked back are destroyed here; what is known of it stays.";
+        args.confirm.ask(out, &format!("Agree to {id}? {what}"))?;
     }
     report(&agent.control()?, *id, recipient.as_ref(), &Report::Further(code.into(), args.text.clone()))?;
     let words = if args.agree {

@@ -72,7 +72,9 @@ pub fn dispatch(shown: &Value, recipients: Recipients) -> String {
         words += &format!("sent: {}{}\n", outgoing["state"].as_str().unwrap_or_default(), because(outgoing));
         match recipients {
             _ if brief(&outgoing["deliveries"]) => words += &many::deliveries(outgoing),
-            Recipients::Chosen => words += &format!("  in all: {}\n", many::counts(outgoing)),
+            Recipients::Chosen if outgoing["state"] == "accepted" => {
+                words += &format!("  in all: {}\n", many::counts(outgoing));
+            }
             _ => {}
         }
     }
@@ -90,11 +92,15 @@ pub fn dispatch(shown: &Value, recipients: Recipients) -> String {
         return words;
     }
     if brief(&outgoing["deliveries"]) || brief(incoming) {
-        return words + &many::timeline(&shown["timeline"]) + &many::related(&shown["related"]);
+        words += &(many::timeline(&shown["timeline"]) + &many::related(&shown["related"]));
+    } else {
+        words += &timeline(&shown["timeline"]);
+        for related in shown["related"].as_array().into_iter().flatten() {
+            words += &format!("{}\n", about(related));
+        }
     }
-    words += &timeline(&shown["timeline"]);
-    for related in shown["related"].as_array().into_iter().flatten() {
-        words += &format!("{}\n", about(related));
+    if let Some(older @ 1..) = shown["related_older"].as_u64() {
+        words += &format!("and {older} older ones about it, which are not shown\n");
     }
     words
 }
@@ -294,6 +300,9 @@ mod tests {
         let why =
             "sent: queued (no link; next move: the exchange's, or the network's; next attempt: 2026-11-22 11:00:00";
         assert!(words.contains(why) && !words.contains("H37.001: "), "{words}");
+        keep(&mut queued, Standing::Waiting);
+        let words = dispatch(&queued, Recipients::Chosen);
+        assert!(words.contains(why) && !words.contains("H37.001: ") && !words.contains("in all"), "{words}");
     }
 
     #[test]
@@ -307,6 +316,11 @@ mod tests {
         shown["related"] = (0..23)
             .map(|n| json!({"kind": "status", "code": "04", "time": QUEUED, "sender": format!("H37.{n:03}")}))
             .collect();
+        shown["related_older"] = 3_000.into();
+        let all = dispatch(&shown, Recipients::All);
+        assert_eq!(all.lines().filter(|line| line.contains("assigned (04)")).count(), 23, "{all}");
+        let older = "and 3000 older ones about it, which are not shown\n";
+        assert!(all.ends_with(older), "{all}");
         let words = dispatch(&shown, Recipients::Brief);
         assert!(words.contains("received by 23 agencies here: 22 handed-over, 1 registered\n  to be answered: 22\n"));
         assert!(words.contains(
@@ -314,7 +328,7 @@ mod tests {
         ));
         assert!(!words.contains("H37.020: ") && words.contains("  25 times       ContentHandover"), "{words}");
         assert_eq!(words.lines().filter(|line| line.contains("assigned (04)")).count(), 20, "{words}");
-        assert!(words.ends_with("and 3 others of kind status 04, see --all\n"), "{words}");
+        assert!(words.ends_with(&format!("and 3 others of kind status 04, see --all\n{older}")), "{words}");
     }
 
     #[test]

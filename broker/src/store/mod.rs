@@ -303,14 +303,6 @@ pub trait Store: Send + Sync {
         after: Option<Seq>,
         limit: usize,
     ) -> Result<Vec<Waiting>, StoreError>;
-    /// All waiting deliveries of one recipient, lane by lane.
-    fn queue(&self, recipient: &AgencyCode) -> Result<Vec<Waiting>, StoreError> {
-        let mut all = Vec::new();
-        for lane in self.lanes(recipient)? {
-            all.append(&mut self.waiting(recipient, lane, None, usize::MAX)?);
-        }
-        Ok(all)
-    }
     /// Waiting deliveries whose dispatch expired at or before `now`, oldest first.
     fn expired(&self, now: Timestamp, limit: usize) -> Result<Vec<Waiting>, StoreError>;
     /// Evidence of a dispatch in order of leaf index.

@@ -325,7 +325,7 @@ async fn fetch(
         let begun = tokio::select! {
             biased;
             begun = begin(shared, recipient, &missing, &fetched.kept) => begun?,
-            _ = stream.send.stopped() => return Err(given_up().into()),
+            _ = stream.send.stopped() => return Err(LinkError::Stream("the broker no longer waits for Need".into()).into()),
         };
         let parts = begun.iter().map(|(index, _, writer)| (*index, writer.as_ref().map_or(0, PartWriter::size)));
         stream.write(&Frame::Need(Need { parts: parts.collect() })).await?;
@@ -367,10 +367,6 @@ async fn fetch(
         Some(reason) => Err(reason),
         None => Ok(fetched),
     })
-}
-
-fn given_up() -> LinkError {
-    LinkError::Stream("the broker no longer waits for Need".into())
 }
 
 /// A body that must still come, and where it goes if it is not a small one.

@@ -228,6 +228,11 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
         timeline.insert(0, plain(row.queued, row.sender.clone(), "Queued"));
     }
     timeline.sort_by_key(|entry| entry.time);
+    let incoming = incoming.into_iter().map(|row| in_view(row, &envelope, (&statements, &recalls), &link)).collect();
+    let outgoing = outgoing
+        .map(|row| out_view(&row, &envelope, (deliveries, &recalls, &evidence), (&link, shared.env.now())))
+        .map(|view| OutView { transfer: shared.transfers.of(&id.to_string()), ..view });
+    let (related, related_older) = recalls.views();
     Ok(DispatchView {
         id,
         kind: envelope.kind,
@@ -238,13 +243,12 @@ pub(crate) async fn show(shared: &Shared, id: DispatchId) -> Result<DispatchView
         priority: envelope.priority,
         subject: subject(&envelope),
         parts: envelope.parts.iter().cloned().enumerate().map(|(n, part)| PartView { n, part }).collect(),
-        outgoing: outgoing
-            .map(|row| out_view(&row, &envelope, (deliveries, &recalls, &evidence), (&link, shared.env.now())))
-            .map(|view| OutView { transfer: shared.transfers.of(&id.to_string()), ..view }),
-        incoming: incoming.into_iter().map(|row| in_view(row, &envelope, (&statements, &recalls), &link)).collect(),
+        outgoing,
+        incoming,
         same_document,
         relates: envelope.relates,
-        related: recalls.views(),
+        related,
+        related_older,
         document: envelope.document,
         timeline,
     })

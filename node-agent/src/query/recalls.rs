@@ -150,13 +150,14 @@ impl Recalls {
         }
     }
 
-    pub fn views(self) -> Vec<RelatedView> {
+    /// And how many older ones are left out.
+    pub fn views(self) -> (Vec<RelatedView>, u64) {
         let view = |RelatedRow { related, state }| {
             let Related { dispatch, agency, incoming, sender, kind, code, text, time, .. } = related;
             let which = if incoming { Box::In } else { Box::Out };
             RelatedView { time, dispatch, kind, code, sender, which, agency, state, text }
         };
         let older = self.rows.len().saturating_sub(SHOWN);
-        self.rows.into_iter().skip(older).map(view).collect()
+        (self.rows.into_iter().skip(older).map(view).collect(), older as u64)
     }
 }

@@ -155,9 +155,11 @@ pub struct DispatchView {
     /// The earlier ones that it recalls, updates, replaces or replies to, in its sender's words.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub relates: Vec<Relation>,
-    /// What was sent about it since, oldest first.
+    /// What was sent about it since, oldest first: the newest thousand.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub related: Vec<RelatedView>,
+    /// How many older ones are not among them.
+    pub related_older: u64,
     pub timeline: Vec<TimelineEntry>,
 }
 

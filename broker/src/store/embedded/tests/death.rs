@@ -14,7 +14,7 @@ use super::super::*;
 use super::support::*;
 use crate::disk::RealDisk;
 use crate::store::Seq;
-use crate::store::claims::{letter, wait};
+use crate::store::claims::{letter, queue, wait};
 
 const FOLDER: &str = "DOCAXIS_TEST_VICTIM_FOLDER";
 const FAILPOINT: &str = "DOCAXIS_TEST_VICTIM_FAILPOINT";
@@ -145,7 +145,7 @@ fn a_process_that_dies_while_it_builds_the_index_leaves_nothing_that_the_next_st
     let [whole, found] = [dir.path(), half.path()].map(|dir| open(dir, 4 << 10));
     assert_eq!((whole.counts(), found.counts().dispatches), (found.counts(), MANY));
     for to in ["H37.DN.001", "A53.01"].map(crate::store::claims::agency) {
-        assert_eq!(whole.queue(&to).unwrap(), found.queue(&to).unwrap());
+        assert_eq!(queue(whole.as_ref(), &to), queue(found.as_ref(), &to));
     }
     for (n, letter) in (0..).zip(&sent) {
         assert_eq!(found.find(letter.id).unwrap(), [Seq(n)]);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::super::*;
 use super::support::*;
 use crate::disk::sim::{Cut, SimDisk};
-use crate::store::claims::{agency, at, body_of, handover, letter, wait};
+use crate::store::claims::{agency, at, body_of, handover, letter, queue, wait};
 use crate::store::{Seq, Waiting};
 
 #[test]
@@ -69,7 +69,7 @@ fn settled_segments_are_freed_and_the_journal_stays_small_while_one_recipient_is
     let store = open(&disk, &index).unwrap();
     let mut acknowledged = Acknowledged::default();
     acknowledged.work(&store, 0, 300).unwrap();
-    let live: u64 = store.queue(&agency("A53.01")).unwrap().len() as u64 * 6_000;
+    let live: u64 = queue(store.as_ref(), &agency("A53.01")).len() as u64 * 6_000;
     // Twice the live bodies, and the segment in use, one being emptied, one spare. The settler needs its time.
     let bound = 2 * live + (256 << 10);
     let mut looks = 0;
@@ -117,7 +117,7 @@ fn a_submission_that_no_segment_holds_is_refused_and_others_go_on() {
     assert_eq!(wait(store.accept(sent.clone())).unwrap(), Accepted::New(Seq(0)));
     let recipient = agency("H37.DN.001");
     let expected = Waiting { recipient: recipient.clone(), priority: 0, seq: Seq(0) };
-    assert_eq!(store.queue(&recipient).unwrap(), [expected]);
+    assert_eq!(queue(store.as_ref(), &recipient), [expected]);
 }
 
 /// Bytes of all files in a folder and the folders in it.

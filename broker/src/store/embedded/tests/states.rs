@@ -10,7 +10,7 @@ use super::super::*;
 use super::support::*;
 use crate::disk::sim::{Cut, Failure, SimDisk};
 use crate::store::Waiting;
-use crate::store::claims::{agency, handover, letter, wait};
+use crate::store::claims::{agency, handover, letter, queue, wait};
 
 /// A store that settled and freed segments, closed.
 fn closed() -> (SimDisk, Acknowledged) {
@@ -198,7 +198,7 @@ fn leaves_that_are_newer_than_the_rest_of_the_index_are_applied_again() {
     let store = open(&index);
     let mut acknowledged = Acknowledged::default();
     acknowledged.work(&store, 0, 20).unwrap();
-    let waiting = store.queue(&agency("A53.01")).unwrap();
+    let waiting = queue(store.as_ref(), &agency("A53.01"));
     wait(store.close()).unwrap();
     drop(store);
     let earlier = index.rows();

@@ -129,8 +129,8 @@ fn whole(store: &EmbeddedStore, log: &[Digest], context: &str) {
         let deliveries = store.deliveries(Seq(leaf)).unwrap();
         for delivery in deliveries.iter().filter(|delivery| delivery.state == DeliveryState::Waiting) {
             waiting += 1;
-            let queue = store.queue(&delivery.recipient).unwrap();
-            assert!(queue.iter().any(|waiting| waiting.seq.0 == leaf), "{context}: {leaf} is in no queue");
+            let waiting_there = queue(store, &delivery.recipient);
+            assert!(waiting_there.iter().any(|waiting| waiting.seq.0 == leaf), "{context}: {leaf} is in no queue");
             for part in &dispatch.parts {
                 let body = store.body(Seq(leaf), part).unwrap();
                 assert!(body.is_some(), "{context}: the body of {leaf} is lost, and it waits");
@@ -156,7 +156,7 @@ pub fn visible(store: &EmbeddedStore, letters: u64) -> Vec<String> {
     seen.push(format!("{:?}", store.unfinished_bytes(&sender).unwrap()));
     seen.push(format!("{:?}", store.evidence_for_sender(&sender, 0, usize::MAX).unwrap()));
     for code in ["H37.DN.001", "A53.01"] {
-        seen.push(format!("{:?}", store.queue(&agency(code)).unwrap()));
+        seen.push(format!("{:?}", queue(store, &agency(code))));
     }
     let late = letter(1_000_000, &[]).expires;
     seen.push(format!("{:?}", store.expired(late, usize::MAX).unwrap()));
