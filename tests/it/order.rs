@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use docaxis_protocol::{DispatchId, Event};
 
-use crate::forwarder::Way;
-use crate::resume::with_forwarder;
+use crate::forwarder::{Forwarder, Way};
+use crate::resume::{G23, with_forwarder};
 use crate::testnet::{Letter, Sent, TestNet, code, letter};
 
 const G22: &str = "000.00.00.G22";
@@ -19,6 +19,8 @@ const LARGE_BYTES: usize = 6 << 20;
 /// Takes sixteen seconds to a node whose link passes so many bytes in a second.
 const LARGEST_BYTES: usize = 64 << 20;
 const SLOW: u64 = 4 << 20;
+/// Takes two of them.
+const URGENT_BYTES: usize = 8 << 20;
 
 /// Leaves of the acceptances, and of the handovers to one recipient, in the order in which the letters were queued.
 fn leaves(net: &TestNet, sent: &[Sent], to: &str) -> [Vec<u64>; 2] {
@@ -83,23 +85,66 @@ fn an_urgent_one_overtakes_what_the_same_sender_queued_before() {
     }
 }
 
-#[test]
-fn an_urgent_one_passes_in_the_middle_of_a_large_one_on_its_way_to_the_same_recipient() {
-    let (net, link) = with_forwarder("h37");
-    link.slow_down(Way::ToNode, SLOW);
-    let large = net.send(G22, &[DN], numbered(1).with_part("ban-do.tif", LARGEST_BYTES));
-    link.wait_passed(Way::ToNode, LARGEST_BYTES as u64 / 16);
-    let urgent = net.send(G22, &[DN], Letter { priority: 2, ..numbered(2) });
+/// An urgent one that is large itself comes in the middle of larger ones, over a link that is slow this way. It leaves them
+/// nothing of the link but what was on its way, though there is no more room for what is to be sent than they take.
+fn an_urgent_one_passes(net: &TestNet, link: &Forwarder, way: Way) {
+    link.slow_down(way, SLOW);
+    let large = [G22, G23].map(|from| net.send(from, &[DN], numbered(1).with_part("ban-do.tif", LARGEST_BYTES)));
+    link.wait_passed(way, LARGEST_BYTES as u64 / 8);
+    let mut before = link.passed(way);
+    let urgent = Letter { priority: 2, ..numbered(2).with_part("cong-dien.pdf", URGENT_BYTES) };
+    let urgent = net.send(G22, &[DN], urgent);
+    if way == Way::ToNode {
+        // How long it takes to the exchange is another matter.
+        net.wait_settled(&urgent);
+        before = link.passed(way);
+    }
     net.wait_handed_over(&urgent);
-    let passed = link.passed(Way::ToNode);
-    assert!(passed < LARGEST_BYTES as u64, "{passed} bytes had passed to the node: the large one was through");
+    let meanwhile = link.passed(way) - before;
+    let most = 2 * URGENT_BYTES as u64;
+    assert!(meanwhile < most, "{meanwhile} bytes passed meanwhile; evenly shared it is {}", 3 * URGENT_BYTES);
     link.mend();
-    net.wait_handed_over(&large);
-    let [accepted, handed_over] = leaves(&net, &[large.clone(), urgent.clone()], DN);
-    assert!(accepted[0] < accepted[1] && handed_over[1] < handed_over[0], "{accepted:?} {handed_over:?}");
+    large.iter().for_each(|one| drop(net.wait_handed_over(one)));
+    let [accepted, handed_over] = leaves(net, &[large[0].clone(), urgent.clone()], DN);
+    let overtaken_here = if way == Way::ToBroker { &accepted } else { &handed_over };
+    assert!(overtaken_here[1] < overtaken_here[0], "{accepted:?} {handed_over:?}");
     let mut inbox = net.inbox(DN);
     inbox.sort();
-    assert_eq!(inbox, [large.received(), urgent.received()]);
+    let mut expected = [large[0].received(), large[1].received(), urgent.received()];
+    expected.sort();
+    assert_eq!(inbox, expected);
+}
+
+#[test]
+fn an_urgent_one_passes_in_the_middle_of_large_ones_on_its_way_to_the_same_recipient() {
+    let (net, link) = with_forwarder("h37");
+    an_urgent_one_passes(&net, &link, Way::ToNode);
+}
+
+#[test]
+fn an_urgent_one_passes_in_the_middle_of_large_ones_on_its_way_to_the_exchange() {
+    let (net, link) = with_forwarder("g22");
+    an_urgent_one_passes(&net, &link, Way::ToBroker);
+}
+
+#[test]
+fn small_ones_between_others_pass_in_the_middle_of_large_ones() {
+    for (node, way) in [("g22", Way::ToBroker), ("h37", Way::ToNode)] {
+        let (net, link) = with_forwarder(node);
+        link.slow_down(way, SLOW);
+        let large = [G22, G23].map(|from| net.send(from, &[DN], numbered(1).with_part("ban-do.tif", LARGEST_BYTES)));
+        link.wait_passed(way, LARGEST_BYTES as u64 / 8);
+        // From the node behind the slow link; or to another one, and its evidence comes back over the slow link.
+        let (from, to) = if way == Way::ToBroker { (G23, G22) } else { (DN, G22) };
+        for number in 2..4 {
+            let before = link.passed(way);
+            net.wait_handed_over(&net.send(from, &[to], numbered(number)));
+            let meanwhile = link.passed(way) - before;
+            assert!(meanwhile < LARGEST_BYTES as u64 / 4, "{way:?}: {meanwhile} bytes passed meanwhile");
+        }
+        link.mend();
+        large.iter().for_each(|one| drop(net.wait_handed_over(one)));
+    }
 }
 
 #[test]

@@ -168,7 +168,8 @@ fn a_broker_that_signed_a_second_history_on_an_older_copy_closes_for_good() {
     std::fs::rename(&copy, &data).unwrap();
     net.start_broker();
     // Nobody is linked who could tell: this leaf stands where another one stood.
-    let envelope = Envelope::parse(&sealed.bytes).unwrap();
+    let (envelope, mut sealed) = (Envelope::parse(&sealed.bytes).unwrap(), sealed);
+    sealed.bytes.push(b'\n');
     let (digest, reason) = (sealed.digest(), ReasonCode::Other.because("a second history"));
     net.block_on(net.broker().exchange().reject(&envelope, digest, sealed, reason)).unwrap();
     net.publish();

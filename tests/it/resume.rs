@@ -18,7 +18,7 @@ use crate::testnet::{BROKER, HANG, Processes, Sent, TestNet, letter};
 
 const G22: (&str, &str) = ("g22", "000.00.00.G22");
 /// Of the same node.
-const G23: &str = "000.00.00.G23";
+pub const G23: &str = "000.00.00.G23";
 const H37: (&str, &str) = ("h37", "H37.DN.001");
 const NODES: &[(&str, &[&str])] = &[(G22.0, &[G22.1, G23]), (H37.0, &[H37.1])];
 const MIB: usize = 1 << 20;

@@ -9,14 +9,15 @@ use docaxis_protocol::limits::{
     MAX_CONTROL_FRAME_BYTES, MAX_INLINE_BODY_BYTES, MAX_INLINE_TOTAL_BYTES, MAX_LARGE_FRAME_BYTES,
 };
 use docaxis_protocol::{
-    About, AgencyCode, Digest, Envelope, Event, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence, Timestamp,
+    About, AgencyCode, Digest, Envelope, Event, Evidence, NodeId, Reason, ReasonCode, SealedEnvelope, SignedEvidence,
+    Timestamp,
 };
 
 use super::{Exchange, ExchangeError, in_place};
 use crate::admission::{self, Refused, Situation};
 use crate::evidence::issuer::{DeliveryEvidence, Submitted, parts_of};
 use crate::quota::Upload;
-use crate::store::{Acceptance, Accepted, Answer, Body, Dispatch, Rejection, Seq, StoreError};
+use crate::store::{Acceptance, Accepted, Answer, Body, Dispatch, Rejected, Rejection, Seq, StoreError};
 use crate::turns::Turn;
 
 /// A dispatch that may be submitted: its seal and every rule have been checked, its bodies not yet.
@@ -163,14 +164,20 @@ impl Exchange {
         if let Err(refused) = admission::may_speak(&envelope, &situation) {
             return Ok(turned(refused, envelope, sealed));
         }
-        // A retry is answered before the seal is judged: what was accepted stays accepted, even if the certificate
-        // has expired since. Only exactly the same bytes are a retry.
+        // A retry is answered before anything is judged: what was accepted stays accepted, even if the certificate has expired
+        // since, and what was rejected stays rejected, even if it would be good by now. Only exactly the same bytes are a retry.
+        if let Some(known) = self.store.answered(envelope.id, digest)? {
+            return match intake_of(&known.evidence)? {
+                frame::Intake::Rejected => {
+                    let Dispatch { seq, evidence, .. } = known;
+                    Ok(Look::Known(Done { intake: frame::Intake::Rejected, leaf: seq.0, evidence }))
+                }
+                _ => self.known(now, &known, envelope, sealed, inline),
+            };
+        }
         if let Some(seq) = self.store.lookup(&envelope.sender.agency, envelope.id)?
             && let Some(known) = self.store.dispatch(seq)?
         {
-            if known.envelope_sha256 == digest {
-                return self.known(now, &known, envelope, sealed, inline);
-            }
             if let Err(reason) = self.space.may_begin() {
                 return Ok(Look::Refused(reason));
             }
@@ -347,7 +354,7 @@ impl Exchange {
             }
             Accepted::Already(seq, evidence) => {
                 self.ring_recipients(envelope.recipients.iter());
-                Done { intake: frame::Intake::Already, leaf: seq.0, evidence }
+                Done { intake: intake_of(&evidence)?, leaf: seq.0, evidence }
             }
             Accepted::Conflict { envelope_sha256 } => {
                 let reason = conflict(&envelope, envelope_sha256, digest);
@@ -458,7 +465,7 @@ impl Exchange {
         admission::admit(envelope, &situation)
     }
 
-    /// Issues a SubmissionRejection.
+    /// Issues a SubmissionRejection, if nothing was answered to this envelope yet.
     pub async fn reject(
         &self,
         envelope: &Envelope,
@@ -470,10 +477,13 @@ impl Exchange {
         let sender = envelope.sender.agency.clone();
         let rejection = Rejection { sender, id: envelope.id, envelope: sealed, evidence: evidence.clone() };
         docaxis_failpoints::failpoint!("broker.reject.signed");
-        let leaf = self.store.reject(rejection).await?;
+        let done = match self.store.reject(rejection).await? {
+            Rejected::New(leaf) => Done { intake: frame::Intake::Rejected, leaf, evidence },
+            Rejected::Already(seq, evidence) => Done { intake: intake_of(&evidence)?, leaf: seq.0, evidence },
+        };
         docaxis_failpoints::failpoint!("broker.reject.committed");
         self.ring_sender(&envelope.sender.agency);
-        Ok(Done { intake: frame::Intake::Rejected, leaf, evidence })
+        Ok(done)
     }
 
     /// Rejects an admitted dispatch for what its bodies turned out to be.
@@ -525,6 +535,14 @@ fn check_body(envelope: &Envelope, index: u16, bytes: &[u8]) -> Result<Digest, R
         )));
     }
     Ok(found)
+}
+
+/// How a retry is answered, by the evidence of its first try.
+fn intake_of(evidence: &SignedEvidence) -> Result<frame::Intake, ExchangeError> {
+    Ok(match Evidence::parse(&evidence.bytes)?.event {
+        Event::SubmissionRejection => frame::Intake::Rejected,
+        _ => frame::Intake::Already,
+    })
 }
 
 fn conflict(envelope: &Envelope, known: Digest, found: Digest) -> Reason {

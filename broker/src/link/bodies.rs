@@ -13,7 +13,8 @@ use docaxis_protocol::{AgencyCode, Digest, Reason, ReasonCode};
 use quinn::{RecvStream, SendStream};
 use tokio::time::Instant;
 
-use super::io::{IoError, in_time, write_all, write_chunk};
+use super::io::{IoError, in_time, write_all, write_some};
+use super::precedence::Sending;
 use crate::blobs::{BlobError, BlobStore, BlobWriter, LostTurn};
 use crate::disk::{Disk, DiskFile};
 use crate::space::Space;
@@ -192,11 +193,10 @@ pub async fn receive_small(stream: &mut RecvStream, size: usize) -> Result<Vec<u
 /// not read: that would take longer than a peer waits. The peer, which has hashed it, asks for all of a body that turns out
 /// wrong, and then the damage is found here.
 pub async fn send(
-    stream: &mut SendStream,
+    (stream, sending): (&mut SendStream, &Sending),
     blobs: &BlobStore,
     source: BodySource,
-    part: &PartDigest,
-    offset: u64,
+    (part, offset): (&PartDigest, u64),
 ) -> Result<(), BodyError> {
     match source {
         BodySource::Inline(bytes) => {
@@ -208,7 +208,7 @@ pub async fn send(
             let mut reader = blobs.in_turn(move || BodyReader::open(&*files, &path, part, offset)).await??;
             let mut ready = Bytes::new();
             loop {
-                let (read, sent) = tokio::join!(read_piece(blobs, reader), send_piece(stream, ready));
+                let (read, sent) = tokio::join!(read_piece(blobs, reader), send_piece(stream, sending, ready));
                 sent?;
                 let Some((next, piece)) = read? else { return Ok(()) };
                 (reader, ready) = (next, piece);
@@ -224,8 +224,16 @@ async fn read_piece(blobs: &BlobStore, reader: BodyReader) -> Result<Option<(Bod
     blobs.in_turn(move || reader.next().map(Some)).await?
 }
 
-async fn send_piece(stream: &mut SendStream, piece: Bytes) -> Result<(), BodyError> {
-    if piece.is_empty() { Ok(()) } else { Ok(write_chunk(stream, piece).await?) }
+/// When it is its turn. Each write has its own time, as each read has.
+async fn send_piece(stream: &mut SendStream, sending: &Sending, mut piece: Bytes) -> Result<(), BodyError> {
+    if piece.is_empty() {
+        return Ok(());
+    }
+    sending.turn().await;
+    while !piece.is_empty() {
+        write_some(stream, &mut piece).await?;
+    }
+    Ok(())
 }
 
 /// A body's file on its way out.

@@ -86,9 +86,13 @@ pub async fn write_all(stream: &mut SendStream, bytes: &[u8]) -> Result<(), IoEr
     in_time(async { stream.write_all(bytes).await.map_err(|error: WriteError| IoError::Lost(error.to_string())) }).await
 }
 
-/// The same without copying.
-pub async fn write_chunk(stream: &mut SendStream, bytes: Bytes) -> Result<(), IoError> {
-    in_time(async { stream.write_chunk(bytes).await.map_err(|error| IoError::Lost(error.to_string())) }).await
+/// Writes as much as there is room for, without copying, and leaves the rest.
+pub async fn write_some(stream: &mut SendStream, bytes: &mut Bytes) -> Result<(), IoError> {
+    in_time(async {
+        let written = stream.write_chunks(std::slice::from_mut(bytes)).await;
+        written.map(drop).map_err(|error| IoError::Lost(error.to_string()))
+    })
+    .await
 }
 
 /// Answers with a link error and ends the stream.

@@ -9,6 +9,7 @@ mod join;
 mod line;
 mod links;
 mod listener;
+mod precedence;
 mod push;
 mod resend;
 mod session;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::bodies::{self, BodyError};
 use super::io::{self, IoError};
 use super::line::{Blocked, Ended, Key, Line, TRIES};
+use super::precedence::{Precedence, Sending};
 use super::submit::StreamError;
 use crate::bells::Bell;
 use crate::dispatch::{Exchange, ExchangeError, Offering, Prepared, Way};
@@ -36,6 +37,8 @@ const ROUND: Duration = Duration::from_secs(30);
 /// where it may have kept much of large bodies, which it reads again before it asks for the rest.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Deliveries of one lane that are read at a time, beside those that are under way.
+const MIN_PAGE: usize = 16;
 /// Deliveries of one agency and priority that are looked through in one go for some that may be begun. Behind more that have to
 /// wait it goes on at the next turn.
 const MAX_LOOKED_THROUGH: usize = 2048;
@@ -48,6 +51,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
     let mut active = ours.clone();
     let mut line = Line::default();
     let mut offers: JoinSet<(Key, Ended)> = JoinSet::new();
+    let precedence = Arc::<Precedence>::default();
     let mut last = None;
     let mut directory = bell.directory();
     let mut round = tokio::time::interval(ROUND);
@@ -72,7 +76,8 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
             };
             for (turn, waiting) in picked {
                 last = Some(waiting.recipient.clone());
-                offers.spawn(offer(exchange.clone(), node.clone(), connection.clone(), waiting, turn));
+                let to = (node.clone(), connection.clone(), precedence.clone());
+                offers.spawn(offer(exchange.clone(), to, waiting, turn));
             }
         }
         tokio::select! {
@@ -175,7 +180,7 @@ fn may_begin(
                 break;
             }
             // Enough to look past everything of this lane that is under way already.
-            let page = MAX_OFFERS + busy.get(&lane).copied().unwrap_or(0);
+            let page = room.max(MIN_PAGE) + busy.get(&lane).copied().unwrap_or(0);
             let (queue, ended) = may_begin_in(exchange, (agency, lane), line, (room, page, most))?;
             all &= ended;
             if !queue.is_empty() {
@@ -221,13 +226,12 @@ fn may_begin_in(
 
 async fn offer(
     exchange: Arc<Exchange>,
-    node: NodeId,
-    connection: Connection,
+    (node, connection, precedence): (NodeId, Connection, Arc<Precedence>),
     waiting: Waiting,
     (turn, failures): (Turn, u32),
 ) -> (Key, Ended) {
     let key = (waiting.seq, waiting.recipient.clone());
-    let (rest, ended) = match hand_over(&exchange, &node, &connection, waiting, &turn).await {
+    let (rest, ended) = match hand_over(&exchange, (&node, &connection, &precedence), waiting, &turn).await {
         Ok(Offered::Recorded) => return (key, Ended::Done),
         Ok(Offered::NotYetItsTurn) => (PUT_BACK, Ended::PutBack),
         // It has just expired, or its outcome was recorded on another way: the queue will say so in a moment. Until it does, those
@@ -294,8 +298,7 @@ pub enum Offered {
 
 async fn hand_over(
     exchange: &Arc<Exchange>,
-    node: &NodeId,
-    connection: &Connection,
+    (node, connection, precedence): (&NodeId, &Connection, &Arc<Precedence>),
     waiting: Waiting,
     turn: &Turn,
 ) -> Result<Offered, StreamError> {
@@ -317,7 +320,7 @@ async fn hand_over(
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
     // QUIC sends higher numbers first: an urgent letter passes in the middle of a large part.
     let _gone = send.set_priority(i32::from(offering.dispatch.priority));
-    let told = converse(exchange, node, offering, turn, (&mut send, &mut recv)).await;
+    let told = converse((exchange, node, precedence), offering, turn, (&mut send, &mut recv)).await;
     if let Err(error) = &told
         && let StreamError::Io(io) = error
         && io.is_fault()
@@ -340,7 +343,8 @@ pub async fn again(
 ) -> Result<Offered, StreamError> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
     // Its outcome is on record: nothing is ahead of it.
-    let told = converse(exchange, node, offering, &Turn::default(), (&mut send, &mut recv)).await?;
+    let precedence = Arc::default();
+    let told = converse((exchange, node, &precedence), offering, &Turn::default(), (&mut send, &mut recv)).await?;
     if matches!(told, Offered::BodiesLost { .. }) {
         // Reset rather than finish: what is not whole must not look whole.
         let _gone = (send.reset(io::code::BODY_LOST.into()), recv.stop(io::code::BODY_LOST.into()));
@@ -349,8 +353,7 @@ pub async fn again(
 }
 
 async fn converse(
-    exchange: &Arc<Exchange>,
-    node: &NodeId,
+    (exchange, node, precedence): (&Arc<Exchange>, &NodeId, &Arc<Precedence>),
     offering: Offering,
     turn: &Turn,
     (send, recv): (&mut SendStream, &mut RecvStream),
@@ -372,6 +375,7 @@ async fn converse(
         let answer = tokio::time::timeout(patience, io::read_unhurried(recv, Class::Large, "Handover"));
         match answer.await.unwrap_or(Err(IoError::Stalled))? {
             Frame::Need(need) => {
+                let sending = precedence.begin(dispatch.priority);
                 for (index, offset) in need.parts {
                     let part = dispatch.parts.get(usize::from(index)).filter(|part| offset <= part.size);
                     let Some(part) = part else {
@@ -379,7 +383,7 @@ async fn converse(
                             IoError::Unexpected { expected: "a part of this dispatch", found: "another" }.into()
                         );
                     };
-                    if !give(exchange, dispatch.seq, part, offset, send).await? {
+                    if !give(exchange, dispatch.seq, (part, offset), (send, &sending)).await? {
                         let noted = exchange.ask_sender(&dispatch, &[(index, part.clone())]);
                         return Ok(Offered::BodiesLost { noted });
                     }
@@ -419,14 +423,13 @@ async fn converse(
 async fn give(
     exchange: &Arc<Exchange>,
     seq: Seq,
-    part: &PartDigest,
-    offset: u64,
-    send: &mut SendStream,
+    (part, offset): (&PartDigest, u64),
+    (send, sending): (&mut SendStream, &Sending),
 ) -> Result<bool, StreamError> {
     let (reader, wanted) = (exchange.clone(), part.clone());
     let found = exchange.workers.run(move || reader.store.body(seq, &wanted)).await.map_err(ExchangeError::from)?;
     let Some(source) = found.map_err(ExchangeError::from)? else { return Ok(false) };
-    let failed = match bodies::send(send, &exchange.blobs, source, part, offset).await {
+    let failed = match bodies::send((send, sending), &exchange.blobs, source, (part, offset)).await {
         Ok(()) => return Ok(true),
         Err(failed @ BodyError::Damaged { .. }) => failed,
         Err(other) => return Err(other.into()),

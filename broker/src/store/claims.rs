@@ -13,8 +13,8 @@ use docaxis_protocol::{
 };
 
 use super::{
-    Acceptance, Accepted, Body, BodySource, Counts, Delivery, DeliveryState, Lane, Record, Recorded, Rejection, Seq,
-    Store, StoredEvidence, Waiting,
+    Acceptance, Accepted, Body, BodySource, Counts, Delivery, DeliveryState, Lane, Record, Recorded, Rejected,
+    Rejection, Seq, Store, StoredEvidence, Waiting,
 };
 
 pub fn wait<T>(future: impl Future<Output = T>) -> T {
@@ -121,6 +121,7 @@ pub const CLAIMS: &[Claim] = &[
     ("what has ended waits no more and expires no more", ended),
     ("dispatches expire oldest first, each waiting recipient once", expiry),
     ("a rejection stands alone", rejections),
+    ("an envelope is answered once and for good", answered_once),
     ("the sender's evidence is read from any leaf on", for_sender),
     ("the log has one entry per evidence without a gap", log),
     ("a body is held only by the agency that uploaded it", bodies),
@@ -376,9 +377,9 @@ fn expiry(store: &Arc<dyn Store>) {
 }
 
 fn rejections(store: &Arc<dyn Store>) {
-    let refused = rejection(1);
-    assert_eq!(wait(store.reject(refused.clone())).unwrap(), 0);
-    assert_eq!(wait(store.reject(refused.clone())).unwrap(), 1);
+    let refused = Rejection { id: id(1), ..rejection(7) };
+    assert_eq!(wait(store.reject(Rejection { id: id(1), ..rejection(8) })).unwrap(), Rejected::New(0));
+    assert_eq!(wait(store.reject(refused.clone())).unwrap(), Rejected::New(1));
     let sent = letter(1, &["H37.DN.001"]);
     assert_eq!(wait(store.accept(sent.clone())).unwrap(), Accepted::New(Seq(2)));
     assert_eq!(store.find(sent.id).unwrap(), [Seq(0), Seq(1), Seq(2)]);
@@ -494,12 +495,43 @@ fn many_recipients(store: &Arc<dyn Store>) {
     assert_eq!(store.counts(), Counts { leaves: 2, dispatches: 1, waiting: 3_999 });
 }
 
+/// Whatever was answered to an envelope first is answered to it for good, and nothing else is signed.
+fn answered_once(store: &Arc<dyn Store>) {
+    let sent = letter(1, &["H37.DN.001"]);
+    let refused = rejection(2);
+    let late = |n: u64, text: &str| Rejection { evidence: signed(text.into()), ..rejection(n) };
+    // Two tries of each under way at once, which would be answered differently by now.
+    let first = (store.accept(sent.clone()), store.reject(late(1, "too late for it")));
+    let second = (store.reject(refused.clone()), store.accept(letter(2, &["H37.DN.001"])));
+    assert_eq!(wait(first.0).unwrap(), Accepted::New(Seq(0)));
+    assert_eq!(wait(first.1).unwrap(), Rejected::Already(Seq(0), sent.evidence.clone()));
+    assert_eq!(wait(second.0).unwrap(), Rejected::New(1));
+    assert_eq!(wait(second.1).unwrap(), Accepted::Already(Seq(1), refused.evidence.clone()));
+    // And one after the other, however much time has passed.
+    let until = sent.expires.plus(DEDUP_AFTER_EXPIRY).plus(Duration::from_millis(1));
+    let later = Acceptance { accepted: until, ..letter(3, &["H37.DN.001"]) };
+    assert_eq!(wait(store.accept(later)).unwrap(), Accepted::New(Seq(2)));
+    assert_eq!(store.lookup(&sent.sender, sent.id).unwrap(), None);
+    assert_eq!(wait(store.reject(late(1, "a year later"))).unwrap(), Rejected::Already(Seq(0), sent.evidence.clone()));
+    let again = wait(store.reject(late(2, "once more"))).unwrap();
+    assert_eq!(again, Rejected::Already(Seq(1), refused.evidence.clone()));
+    let again = wait(store.accept(letter(2, &["H37.DN.001"]))).unwrap();
+    assert_eq!(again, Accepted::Already(Seq(1), refused.evidence.clone()));
+    let answered =
+        |id, envelope: &SealedEnvelope| store.answered(id, envelope.digest()).unwrap().map(|found| found.seq);
+    assert_eq!(answered(sent.id, &sent.envelope), Some(Seq(0)));
+    assert_eq!(answered(refused.id, &refused.envelope), Some(Seq(1)));
+    assert_eq!(answered(sent.id, &refused.envelope), None);
+    assert_eq!(store.counts().leaves, 3);
+}
+
 fn rejected_again_and_again(store: &Arc<dyn Store>) {
     const TIMES: u64 = 400;
     wait(store.accept(letter(1, &["H37.DN.001"]))).unwrap();
-    let answers: Vec<_> = (0..TIMES).map(|n| store.reject(Rejection { id: id(1), ..rejection(n) })).collect();
-    let leaves: Vec<u64> = answers.into_iter().map(|answer| wait(answer).unwrap()).collect();
-    assert_eq!(leaves, (1..=TIMES).collect::<Vec<_>>());
+    let other = |n| Rejection { id: id(1), ..rejection(n + 2) };
+    let answers: Vec<_> = (0..TIMES).map(|n| store.reject(other(n))).collect();
+    let leaves: Vec<Rejected> = answers.into_iter().map(|answer| wait(answer).unwrap()).collect();
+    assert_eq!(leaves, (1..=TIMES).map(Rejected::New).collect::<Vec<_>>());
     // It is still the accepted one's, and others are as well accepted as before.
     assert_eq!(store.find(id(1)).unwrap(), (0..=TIMES).map(Seq).collect::<Vec<_>>());
     assert_eq!(store.lookup(&agency("000.00.00.G22"), id(1)).unwrap(), Some(Seq(0)));

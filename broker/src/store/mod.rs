@@ -93,10 +93,19 @@ pub struct Body {
 pub enum Accepted {
     /// Committed now, at this place.
     New(Seq),
-    /// The same bytes were accepted before: the receipt of then.
+    /// The same bytes were accepted or rejected before: the evidence of then.
     Already(Seq, SignedEvidence),
     /// The same sender used this id for other bytes.
     Conflict { envelope_sha256: Digest },
+}
+
+/// What became of a rejection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Rejected {
+    /// Committed now, as this leaf.
+    New(u64),
+    /// The same bytes were rejected or accepted before: the evidence of then.
+    Already(Seq, SignedEvidence),
 }
 
 /// A submission refused at intake. It stands alone: no dedup key, no delivery.
@@ -267,8 +276,8 @@ pub trait Store: Send + Sync {
     /// Accepts a recall, and with it, all or nothing, records these withdrawals: of deliveries whose chains have moved on
     /// meanwhile none. Where the recall is not new, nothing else happens either.
     fn recall(&self, recall: Acceptance, withdrawals: Vec<Record>) -> Answer<'static, Accepted>;
-    /// Returns the leaf index. A repeated rejection is another event and gets another leaf.
-    fn reject(&self, rejection: Rejection) -> Answer<'static, u64>;
+    /// One envelope is answered once: its sender may ask again at any time, and gets no evidence that contradicts the first.
+    fn reject(&self, rejection: Rejection) -> Answer<'static, Rejected>;
     fn record(&self, record: Record) -> Answer<'static, Recorded>;
     /// Keeps the directory entries and revocation lists that the authority signed, as opaque bytes by key; newer ones
     /// under the same key replace older ones. Keys are short ASCII (`agency/H37`, `crl/nodes`).
@@ -288,6 +297,8 @@ pub trait Store: Send + Sync {
     /// thousand of each, in order.
     fn find(&self, id: DispatchId) -> Result<Vec<Seq>, StoreError>;
     fn dispatch(&self, seq: Seq) -> Result<Option<Dispatch>, StoreError>;
+    /// What was accepted or rejected with exactly this envelope, however long ago.
+    fn answered(&self, id: DispatchId, envelope_sha256: Digest) -> Result<Option<Dispatch>, StoreError>;
     /// Who sent an accepted dispatch: a small read, where [`Store::dispatch`] reads the whole envelope.
     fn sender(&self, seq: Seq) -> Result<Option<AgencyCode>, StoreError>;
     fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Option<Delivery>, StoreError>;

@@ -18,8 +18,10 @@ use crate::mailbox::AgencyRow;
 use crate::parts::Parts;
 use crate::uplink::back_off;
 
-/// Frames whose entries are checked while earlier ones are stored, of half a MiB each.
-const FRAMES_AHEAD: usize = 2;
+/// Frames whose entries are checked while earlier ones are stored, of half a MiB each. What has come by then is stored at once:
+/// a country's agencies come in an order that is not that of their codes and names, so that each transaction changes nearly
+/// all pages of the mailbox's indexes.
+const FRAMES_AHEAD: usize = 8;
 
 pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
     let link = &session.shared.config.link;
@@ -112,7 +114,10 @@ fn row(verified: VerifiedEntry) -> AgencyRow {
 
 async fn store(session: &Session, mut news: mpsc::Receiver<News>, failures: &mut u32) -> Result<(), LinkError> {
     let (shared, node) = (&session.shared, &session.identity.node);
-    while let Some(News { version, entries }) = news.recv().await {
+    let mut read = Vec::with_capacity(FRAMES_AHEAD);
+    while news.recv_many(&mut read, FRAMES_AHEAD).await > 0 {
+        let version = read.iter().map(|news| news.version).max().unwrap_or_default();
+        let entries: Vec<AgencyRow> = read.drain(..).flat_map(|news| news.entries).collect();
         let ours = entries.iter().any(|entry| entry.node.as_ref() == Some(node));
         shared.mailbox.store_agencies(version, entries).await?;
         docaxis_failpoints::failpoint!("agent.directory.stored");

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::LinkError;
+use super::precedence::Sending;
 use crate::agent::Shared;
 use crate::parts::{CHUNK_BYTES, PartWriter, PartsError, Stored, Whole};
 use crate::transfers::Transfer;
@@ -64,6 +65,16 @@ impl Stream {
 
     pub async fn write_raw(&mut self, bytes: Bytes) -> Result<(), LinkError> {
         timed(self.patience, "write to the broker", self.send.write_chunk(bytes)).await
+    }
+
+    /// The same of a body, when it is its turn. Each write has its own time: a slow link is none that stands still.
+    async fn write_piece(&mut self, sending: &Sending, mut bytes: Bytes) -> Result<(), LinkError> {
+        sending.turn().await;
+        while !bytes.is_empty() {
+            let some = self.send.write_chunks(std::slice::from_mut(&mut bytes));
+            timed(self.patience, "write to the broker", some).await?;
+        }
+        Ok(())
     }
 
     /// Says that nothing more comes from this side.
@@ -195,7 +206,7 @@ impl Stream {
         &mut self,
         shared: &Shared,
         (sha256, offset, size): (Digest, u64, u64),
-        transfer: &Transfer,
+        (sending, transfer): (&Sending, &Transfer),
     ) -> Result<(), LinkError> {
         let (chunks, outgoing) = mpsc::channel::<Bytes>(CHUNKS_IN_FLIGHT);
         let opened = shared.open_body(sha256).await?;
@@ -209,17 +220,17 @@ impl Stream {
             }
             Ok::<_, PartsError>(())
         });
-        let sending = async {
+        let writing = async {
             // Dropped at the end: the reader then stops.
             let mut outgoing = outgoing;
             while let Some(chunk) = outgoing.recv().await {
                 let bytes = chunk.len() as u64;
-                self.write_raw(chunk).await?;
+                self.write_piece(sending, chunk).await?;
                 transfer.add(bytes);
             }
             Ok(())
         };
-        let (sent, read) = tokio::join!(sending, reading);
+        let (sent, read) = tokio::join!(writing, reading);
         if let Err(error) = read? {
             // Reset rather than finish: a body that is not whole must not look whole.
             let _closed = self.send.reset(super::CODE_DAMAGED);

@@ -13,6 +13,7 @@ mod io;
 pub mod join;
 mod missed;
 mod offer;
+mod precedence;
 pub mod registrar;
 mod report;
 mod session;

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::io::Stream;
+use super::precedence::Precedence;
 use super::{LinkError, directory, evidence, give_back, missed, offer, report, submit};
 use crate::agent::{DRAIN_WITHIN, Shared, told_to_stop};
 use crate::identity::Identity;
@@ -26,6 +27,7 @@ pub struct Session {
     pub log: VerifierKey,
     /// The directory changed what this node acts for.
     pub hosting: Notify,
+    pub precedence: Arc<Precedence>,
 }
 
 impl Session {
@@ -71,6 +73,7 @@ pub async fn run(
         welcome,
         log,
         hosting: Notify::new(),
+        precedence: Arc::default(),
     });
     work(session, &mut stop).await
 }

@@ -275,8 +275,10 @@ async fn converse(
                 }
                 let transfer = transfer.get_or_insert_with(|| shared.transfers.begin(row.id.to_string(), bytes));
                 transfer.needs(needed.iter().fold(0, |sum, (_, _, left)| sum.saturating_add(*left)));
+                let sending = session.precedence.begin(envelope.priority);
                 for (sha256, offset, left) in needed {
-                    if let Err(error) = stream.write_body(shared, (sha256, offset, offset + left), transfer).await {
+                    let range = (sha256, offset, offset + left);
+                    if let Err(error) = stream.write_body(shared, range, (&sending, transfer)).await {
                         early = Some(error);
                         break;
                     }

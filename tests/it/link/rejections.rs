@@ -49,6 +49,31 @@ async fn each_broken_rule_gets_evidence_of_its_own_reason_and_the_next_letter_is
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_rejection_whose_answer_was_lost_is_given_again_even_if_the_dispatch_would_be_accepted_by_now() {
+    let mut exchange = net().agency(LOCKED).start();
+    let lock = |exchange: &mut crate::net::Exchange, locked| {
+        exchange.authority.lock_agency(&code(LOCKED), locked, now()).unwrap();
+        exchange.publish();
+    };
+    lock(&mut exchange, true);
+    let g22 = RawNode::link(&exchange, "g22").await;
+    let sealed = letter(&[DN, LOCKED], &[b"body"]).seal(&g22);
+    let first = g22.submit(&sealed).await;
+    assert_eq!(rejected(&exchange, &g22, first.clone()), ["recipient-locked"]);
+    lock(&mut exchange, false);
+    let (one, other) = tokio::join!(g22.submit(&sealed), g22.submit_inline(&sealed, &[]));
+    assert_eq!([one.done(), other.done()], [first.clone().done(), first.clone().done()]);
+    drop(g22);
+    exchange.stop_broker();
+    exchange.start_broker();
+    let g22 = RawNode::link(&exchange, "g22").await;
+    assert_eq!(g22.submit(&sealed).await.done(), first.done());
+    let anew = letter(&[DN, TC], &[b"body"]).seal(&g22);
+    assert_eq!(g22.submit(&anew).await.done().intake, Intake::Accepted);
+    assert_eq!((leaves(&exchange), exchange.broker().exchange().store.counts().dispatches), (2, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_cannot_be_evidence_is_refused_on_the_link_alone() {
     let exchange = net().start();
     let g22 = RawNode::link(&exchange, "g22").await;
@@ -93,8 +118,11 @@ async fn a_part_whose_digest_or_size_lies_is_rejected_and_leaves_nothing() {
             let submitted = g22.submit(&lying.seal(&g22)).await;
             assert_eq!(rejected(&exchange, &g22, submitted), ["digest-mismatch"], "{size}");
         }
-        // Neither lie used up the id, nor do its bytes count as held.
-        let submitted = g22.submit_inline(&honest.seal(&g22), &[]).await;
+        // What was rejected stays so: two pieces of evidence that contradict each other would prove nothing.
+        let again = g22.submit_inline(&honest.seal(&g22), &[]).await;
+        assert_eq!((again.needed.clone(), rejected(&exchange, &g22, again)), (None, vec!["digest-mismatch".into()]));
+        // Of another envelope with these bodies none counts as held.
+        let submitted = g22.submit_inline(&letter(&[DN], &[&vec![1; size]]).seal(&g22), &[]).await;
         assert_eq!(submitted.needed, Some(vec![(0, 0)]), "{size}");
         assert_eq!(submitted.done().intake, Intake::Accepted, "{size}");
     }

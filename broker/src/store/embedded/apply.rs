@@ -406,6 +406,10 @@ pub fn is_queued(recipient: &AgencyCode, lane: Lane, seq: u64, rows: &dyn Lookup
     Ok(rows.get(&keys::queue(recipient, lane, seq))?.is_some_and(|bytes| Queued::read(bytes).has(seq)))
 }
 
+/// The most answers under one id that are looked at for that to a certain envelope. More than one there are only of a sender
+/// who uses his ids for several.
+pub const SAME_ID: usize = 16;
+
 /// Acceptances or rejections under this id, the newest first, up to `limit`.
 pub fn with_id(
     id: &[u8; 16],

@@ -15,17 +15,17 @@ use docaxis_protocol::space::Level;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
-use super::apply::{Placed, apply, delivery, head_row, is_large, remembered};
+use super::apply::{Placed, SAME_ID, apply, delivery, head_row, is_large, remembered, with_id};
 use super::config::EmbeddedConfig;
 use super::journal::Journal;
-use super::keys::{self, Area, LeafRow, Location, NoticeRow, Stage, Totals, read_row, row};
+use super::keys::{self, Area, Intake, LeafRow, Location, NoticeRow, Stage, Totals, read_row, row};
 use super::outline::Outline;
 use super::record::{AcceptedV1, EventV1, Prepared, RecordV1};
 use super::rows::Rows as _;
 use super::segments::Work;
 use super::shared::Shared;
 use super::view::{Lookup, Staged};
-use crate::store::{Accepted, Recorded, Seq, StoreError};
+use crate::store::{Accepted, Recorded, Rejected, Seq, StoreError};
 
 pub type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -33,7 +33,7 @@ pub type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 pub enum Request {
     /// A submission, and what is withdrawn with it.
     Accept(Box<Prepared>, Vec<Prepared>, Answer<Accepted>),
-    Reject(Box<Prepared>, Answer<u64>),
+    Reject(Box<Prepared>, Answer<Rejected>),
     Record(Box<Prepared>, Answer<Recorded>),
     /// A record that no decision stands before: notices, bodies copied forward, pruned dispatches.
     Plain(Box<Prepared>, Answer<()>),
@@ -64,6 +64,8 @@ enum Reply {
     Accepted(Answer<Accepted>, Accepted),
     Again(Answer<Accepted>, Seq),
     Leaf(Answer<u64>, u64),
+    Rejected(Answer<Rejected>, u64),
+    RejectedAgain(Answer<Rejected>, Seq),
     Recorded(Answer<Recorded>, Recorded),
     Done(Answer<()>),
 }
@@ -73,6 +75,7 @@ impl Reply {
         match self {
             Self::Accepted(to, _) | Self::Again(to, _) => drop(to.send(Err(error))),
             Self::Leaf(to, _) => drop(to.send(Err(error))),
+            Self::Rejected(to, _) | Self::RejectedAgain(to, _) => drop(to.send(Err(error))),
             Self::Recorded(to, _) => drop(to.send(Err(error))),
             Self::Done(to) => drop(to.send(Err(error))),
         }
@@ -313,13 +316,14 @@ impl Committer {
                 Ok(Some(decided)) => replies.push(Reply::Accepted(to, decided)),
                 Err(error) => return refused(error, to),
             },
-            Request::Reject(prepared, to) => {
-                if let Err(error) = self.may_take_new() {
-                    return refused(error, to);
+            Request::Reject(prepared, to) => match self.decide_reject(&prepared, staged) {
+                Ok(None) => {
+                    let leaf = self.add(&prepared, staged, totals)?;
+                    replies.push(Reply::Rejected(to, leaf));
                 }
-                let leaf = self.add(&prepared, staged, totals)?;
-                replies.push(Reply::Leaf(to, leaf));
-            }
+                Ok(Some(known)) => replies.push(Reply::RejectedAgain(to, Seq(known))),
+                Err(error) => return refused(error, to),
+            },
             Request::Record(prepared, to) => match decide_record(&prepared, staged) {
                 Ok(None) => {
                     let leaf = self.add(&prepared, staged, totals)?;
@@ -400,6 +404,9 @@ impl Committer {
         if let RecordV1::Accepted(accepted) = &prepared.record {
             self.new.push((leaf, Digest(accepted.envelope_sha256)));
         }
+        if let RecordV1::Rejected(rejected) = &prepared.record {
+            self.new.push((leaf, rejected.envelope.digest()));
+        }
         apply(&placed, staged, totals)?;
         self.journal.add(prepared, leaf);
         Ok(leaf)
@@ -418,8 +425,41 @@ impl Committer {
             let same = envelope_sha256.0 == accepted.envelope_sha256;
             return Ok(Some(if same { Accepted::New(Seq(known)) } else { Accepted::Conflict { envelope_sha256 } }));
         }
+        // Two tries may be under way at once, and the rejection of the first may have overtaken this look at the second.
+        let envelope_sha256 = Digest(accepted.envelope_sha256);
+        if let Some(known) = self.answered(Intake::Rejected, (&accepted.id, envelope_sha256), staged)? {
+            return Ok(Some(Accepted::New(Seq(known))));
+        }
         self.may_take_new()?;
         self.check_bodies(accepted)?;
+        Ok(None)
+    }
+
+    /// `None` if it is new, else the leaf under which the same envelope was answered.
+    fn decide_reject(&self, prepared: &Prepared, staged: &Staged<'_>) -> Result<Option<u64>, StoreError> {
+        let RecordV1::Rejected(rejected) = &prepared.record else { return Ok(None) };
+        let envelope = (&rejected.id, rejected.envelope.digest());
+        for kind in [Intake::Accepted, Intake::Rejected] {
+            if let Some(known) = self.answered(kind, envelope, staged)? {
+                return Ok(Some(known));
+            }
+        }
+        self.may_take_new()?;
+        Ok(None)
+    }
+
+    /// The leaf of this answer to exactly this envelope.
+    fn answered(
+        &self,
+        kind: Intake,
+        (id, envelope_sha256): (&[u8; 16], Digest),
+        staged: &Staged<'_>,
+    ) -> Result<Option<u64>, StoreError> {
+        for (leaf, _) in with_id(id, kind, SAME_ID, staged)? {
+            if self.envelope_of(leaf)? == envelope_sha256 {
+                return Ok(Some(leaf));
+            }
+        }
         Ok(None)
     }
 
@@ -430,6 +470,7 @@ impl Committer {
         }
         match self.shared.leaf(seq)?.map(|(_, found)| found.prepared.record) {
             Some(RecordV1::Accepted(accepted)) => Ok(Digest(accepted.envelope_sha256)),
+            Some(RecordV1::Rejected(rejected)) => Ok(rejected.envelope.digest()),
             _ => Err(StoreError::Damaged(format!("the acceptance of dispatch {seq} is not where the index says"))),
         }
     }
@@ -509,6 +550,11 @@ impl Committer {
                 drop(to.send(receipt.map(|evidence| Accepted::Already(seq, evidence))));
             }
             Reply::Leaf(to, leaf) => drop(to.send(Ok(leaf))),
+            Reply::Rejected(to, leaf) => drop(to.send(Ok(Rejected::New(leaf)))),
+            Reply::RejectedAgain(to, seq) => {
+                let answer = self.shared.reads().receipt(seq);
+                drop(to.send(answer.map(|evidence| Rejected::Already(seq, evidence))));
+            }
             Reply::Recorded(to, answer) => drop(to.send(Ok(answer))),
             Reply::Done(to) => drop(to.send(Ok(()))),
         }

@@ -64,7 +64,7 @@ use self::shared::Shared;
 use self::view::View;
 use super::{
     Acceptance, Accepted, Answer, Body, BodySource, Counts, Delivery, Dispatch, Earlier, JournalPlace, Lane, Record,
-    Recorded, Rejection, Seq, Store, StoreError, StoredEvidence, Waiting,
+    Recorded, Rejected, Rejection, Seq, Store, StoreError, StoredEvidence, Waiting,
 };
 use crate::blobs::BlobStore;
 use crate::disk::Disk;
@@ -380,7 +380,7 @@ impl Store for EmbeddedStore {
         }
     }
 
-    fn reject(&self, rejection: Rejection) -> Answer<'static, u64> {
+    fn reject(&self, rejection: Rejection) -> Answer<'static, Rejected> {
         self.put(Prepared::rejected(rejection), Request::Reject)
     }
 
@@ -414,6 +414,10 @@ impl Store for EmbeddedStore {
 
     fn find(&self, id: DispatchId) -> Result<Vec<Seq>, StoreError> {
         self.shared.reads().find(id)
+    }
+
+    fn answered(&self, id: DispatchId, envelope_sha256: Digest) -> Result<Option<Dispatch>, StoreError> {
+        self.shared.reads().answered(id, envelope_sha256)
     }
 
     fn dispatch(&self, seq: Seq) -> Result<Option<Dispatch>, StoreError> {

@@ -7,7 +7,7 @@ use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEvidence, Timestamp};
 
 use super::apply::{
-    apart_at, delivery, head_row, is_large, is_queued, log_entry, remembered, unfinished_bytes, with_id,
+    SAME_ID, apart_at, delivery, head_row, is_large, is_queued, log_entry, remembered, unfinished_bytes, with_id,
 };
 use super::chains;
 use super::keys::{
@@ -24,6 +24,8 @@ use crate::store::{BodySource, Delivery, Dispatch, Lane, Seq, StoreError, Stored
 const PAGE_ROWS: usize = 1024;
 /// Rows of a queue taken at once: each may hold a whole block's dispatches, and the first few are what is asked for.
 const QUEUE_ROWS: usize = 16;
+/// The same where the deliveries of one lane are read: each row is for a block of many.
+const LANE_ROWS: usize = 4;
 /// Acceptances under one id that are found, and rejections; the newest. Nothing limits how often a node has one rejected.
 const MAX_FOUND: usize = 1_000;
 
@@ -131,6 +133,18 @@ impl Reads<'_> {
         Ok(found)
     }
 
+    pub fn answered(&self, id: DispatchId, envelope_sha256: Digest) -> Result<Option<Dispatch>, StoreError> {
+        for kind in [Intake::Accepted, Intake::Rejected] {
+            for (leaf, _) in with_id(id.as_bytes(), kind, SAME_ID, self.rows())? {
+                let known = self.dispatch(Seq(leaf))?;
+                if known.as_ref().is_some_and(|known| known.envelope_sha256 == envelope_sha256) {
+                    return Ok(known);
+                }
+            }
+        }
+        Ok(None)
+    }
+
     pub fn dispatch(&self, seq: Seq) -> Result<Option<Dispatch>, StoreError> {
         let Some((row, found)) = self.0.leaf(seq.0)? else { return Ok(None) };
         if row.seq != seq.0 {
@@ -181,6 +195,7 @@ impl Reads<'_> {
         let found = self.0.leaf(seq.0)?.map(|(_, found)| found.prepared.record);
         match found {
             Some(RecordV1::Accepted(accepted)) => Ok(accepted.evidence),
+            Some(RecordV1::Rejected(rejected)) => Ok(rejected.evidence),
             _ => Err(damaged(format!("the receipt of dispatch {} is not where the index says", seq.0))),
         }
     }
@@ -241,7 +256,7 @@ impl Reads<'_> {
         // The block that the last one is in may hold more.
         let from = after.map_or_else(|| prefix.clone(), |seq| keys::queue(recipient, lane, seq.0));
         let mut found = Vec::new();
-        self.each_row(&prefix, from, QUEUE_ROWS, |key, value| {
+        self.each_row(&prefix, from, LANE_ROWS, |key, value| {
             let block = last_number(key).ok_or_else(|| damaged(UNREADABLE_QUEUE))?;
             let seqs = Queued::read(value.to_vec());
             let seqs = seqs.seqs(block.saturating_mul(BLOCK_LEAVES)).map(Seq);

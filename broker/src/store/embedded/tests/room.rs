@@ -14,8 +14,8 @@ use super::super::*;
 use super::support::*;
 use crate::disk::DiskFile;
 use crate::disk::sim::{Failure, SimDisk};
-use crate::store::Seq;
-use crate::store::claims::{handover, letter, rejection, wait};
+use crate::store::claims::{handover, id, letter, rejection, wait};
+use crate::store::{Rejection, Seq};
 
 const MIB: u64 = 1 << 20;
 const LETTERS: u64 = 400;
@@ -97,7 +97,7 @@ fn filled() -> SimDisk {
         let Accepted::New(Seq(seq)) = wait(store.accept(sent.clone())).unwrap() else { panic!("letter {n} is new") };
         wait(store.record(handover(seq, "H37.DN.001", &sent.evidence))).unwrap();
         // Under ids that come again, so that it matters what was there before.
-        wait(store.reject(rejection(10_000 + n % 7))).unwrap();
+        wait(store.reject(Rejection { id: id(10_000 + n % 7), ..rejection(10_000 + n) })).unwrap();
     }
     wait(store.close()).unwrap();
     disk

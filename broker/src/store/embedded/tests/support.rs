@@ -76,7 +76,8 @@ impl Acknowledged {
             }
             if n % 4 == 0 {
                 let refused = rejection(10_000 + n);
-                self.rejected.push((wait(store.reject(refused.clone()))?, refused));
+                let Rejected::New(leaf) = wait(store.reject(refused.clone()))? else { panic!("rejection {n} is new") };
+                self.rejected.push((leaf, refused));
                 wait(store.put_notices(vec![("crl/nodes".into(), n.to_be_bytes().to_vec())]))?;
                 self.notices = n;
             }
