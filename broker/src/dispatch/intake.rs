@@ -165,7 +165,8 @@ impl Exchange {
             return Ok(turned(refused, envelope, sealed));
         }
         // A retry is answered before anything is judged: what was accepted stays accepted, even if the certificate has expired
-        // since, and what was rejected stays rejected, even if it would be good by now. Only exactly the same bytes are a retry.
+        // since, and what was rejected stays rejected, even if it would be good by now: evidence names the envelope by its digest, so there
+        // must not be two answers to one. The seal beside it does not count.
         if let Some(known) = self.store.answered(envelope.id, digest)? {
             return match intake_of(&known.evidence)? {
                 frame::Intake::Rejected => {
@@ -178,6 +179,9 @@ impl Exchange {
         if let Some(seq) = self.store.lookup(&envelope.sender.agency, envelope.id)?
             && let Some(known) = self.store.dispatch(seq)?
         {
+            if known.envelope_sha256 == digest {
+                return self.known(now, &known, envelope, sealed, inline);
+            }
             if let Err(reason) = self.space.may_begin() {
                 return Ok(Look::Refused(reason));
             }
@@ -353,8 +357,11 @@ impl Exchange {
                 Done { intake: frame::Intake::Accepted, leaf: seq.0, evidence }
             }
             Accepted::Already(seq, evidence) => {
-                self.ring_recipients(envelope.recipients.iter());
-                Done { intake: intake_of(&evidence)?, leaf: seq.0, evidence }
+                let intake = intake_of(&evidence)?;
+                if intake == frame::Intake::Already {
+                    self.ring_recipients(envelope.recipients.iter());
+                }
+                Done { intake, leaf: seq.0, evidence }
             }
             Accepted::Conflict { envelope_sha256 } => {
                 let reason = conflict(&envelope, envelope_sha256, digest);

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use docaxis_protocol::digest::Hasher;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, Reason, ReasonCode};
@@ -200,6 +200,7 @@ pub async fn send(
 ) -> Result<(), BodyError> {
     match source {
         BodySource::Inline(bytes) => {
+            // Small; it may come among others that are not.
             let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
             Ok(write_all(stream, &bytes[from..]).await?)
         }
@@ -229,9 +230,11 @@ async fn send_piece(stream: &mut SendStream, sending: &Sending, mut piece: Bytes
     if piece.is_empty() {
         return Ok(());
     }
-    sending.turn().await;
     while !piece.is_empty() {
-        write_some(stream, &mut piece).await?;
+        let most = sending.turn().await.min(piece.len());
+        let mut now = piece.slice(..most);
+        write_some(stream, &mut now).await?;
+        piece.advance(most - now.len());
     }
     Ok(())
 }

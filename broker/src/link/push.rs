@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::bodies::{self, BodyError};
 use super::io::{self, IoError};
 use super::line::{Blocked, Ended, Key, Line, TRIES};
-use super::precedence::{Precedence, Sending};
+use super::precedence::{BODIES, Precedence, Sending};
 use super::submit::StreamError;
 use crate::bells::Bell;
 use crate::dispatch::{Exchange, ExchangeError, Offering, Prepared, Way};
@@ -318,7 +318,7 @@ async fn hand_over(
         return Ok(Offered::NotYetItsTurn);
     }
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
-    // QUIC sends higher numbers first: an urgent letter passes in the middle of a large part.
+    // QUIC sends higher numbers first. Large parts come behind all of it.
     let _gone = send.set_priority(i32::from(offering.dispatch.priority));
     let told = converse((exchange, node, precedence), offering, turn, (&mut send, &mut recv)).await;
     if let Err(error) = &told
@@ -376,6 +376,7 @@ async fn converse(
         match answer.await.unwrap_or(Err(IoError::Stalled))? {
             Frame::Need(need) => {
                 let sending = precedence.begin(dispatch.priority);
+                let _gone = send.set_priority(BODIES);
                 for (index, offset) in need.parts {
                     let part = dispatch.parts.get(usize::from(index)).filter(|part| offset <= part.size);
                     let Some(part) = part else {

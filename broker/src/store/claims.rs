@@ -164,7 +164,8 @@ fn retries(store: &Arc<dyn Store>) {
     assert_eq!(wait(store.accept(again)).unwrap(), Accepted::Already(Seq(0), sent.evidence.clone()));
     let other = Acceptance { envelope_sha256: Digest([3; 32]), ..sent.clone() };
     assert_eq!(wait(store.accept(other)).unwrap(), Accepted::Conflict { envelope_sha256: sent.envelope_sha256 });
-    let elsewhere = Acceptance { sender: agency("A53.01"), ..sent };
+    let envelope = SealedEnvelope { bytes: b"of another sender".to_vec(), ..sent.envelope.clone() };
+    let elsewhere = Acceptance { sender: agency("A53.01"), envelope_sha256: envelope.digest(), envelope, ..sent };
     assert_eq!(wait(store.accept(elsewhere.clone())).unwrap(), Accepted::New(Seq(1)));
     assert_eq!(store.find(elsewhere.id).unwrap(), [Seq(0), Seq(1)]);
     assert_eq!(store.counts(), Counts { leaves: 2, dispatches: 2, waiting: 2 });
@@ -513,6 +514,9 @@ fn answered_once(store: &Arc<dyn Store>) {
     assert_eq!(wait(store.accept(later)).unwrap(), Accepted::New(Seq(2)));
     assert_eq!(store.lookup(&sent.sender, sent.id).unwrap(), None);
     assert_eq!(wait(store.reject(late(1, "a year later"))).unwrap(), Rejected::Already(Seq(0), sent.evidence.clone()));
+    let other_receipt = || Acceptance { evidence: signed("another receipt".into()), ..sent.clone() };
+    let again = [store.accept(other_receipt()), store.accept(other_receipt())].map(|answer| wait(answer).unwrap());
+    assert!(again.iter().all(|answer| *answer == Accepted::Already(Seq(0), sent.evidence.clone())), "{again:?}");
     let again = wait(store.reject(late(2, "once more"))).unwrap();
     assert_eq!(again, Rejected::Already(Seq(1), refused.evidence.clone()));
     let again = wait(store.accept(letter(2, &["H37.DN.001"]))).unwrap();

@@ -108,7 +108,7 @@ pub enum Rejected {
     Already(Seq, SignedEvidence),
 }
 
-/// A submission refused at intake. It stands alone: no dedup key, no delivery.
+/// A submission refused at intake. It stands alone: its id stays free for other envelopes, and there is no delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejection {
     /// As the connection and the seal say, not as the message claims.

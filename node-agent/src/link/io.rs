@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use docaxis_protocol::frame::{Class, Frame, Refusal};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::mpsc;
@@ -69,10 +69,12 @@ impl Stream {
 
     /// The same of a body, when it is its turn. Each write has its own time: a slow link is none that stands still.
     async fn write_piece(&mut self, sending: &Sending, mut bytes: Bytes) -> Result<(), LinkError> {
-        sending.turn().await;
         while !bytes.is_empty() {
-            let some = self.send.write_chunks(std::slice::from_mut(&mut bytes));
+            let most = sending.turn().await.min(bytes.len());
+            let mut now = bytes.slice(..most);
+            let some = self.send.write_chunks(std::slice::from_mut(&mut now));
             timed(self.patience, "write to the broker", some).await?;
+            bytes.advance(most - now.len());
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::io::Stream;
+use super::precedence::BODIES;
 use super::session::Session;
 use super::{LinkError, offer};
 use crate::agent::told_to_stop;
@@ -276,6 +277,7 @@ async fn converse(
                 let transfer = transfer.get_or_insert_with(|| shared.transfers.begin(row.id.to_string(), bytes));
                 transfer.needs(needed.iter().fold(0, |sum, (_, _, left)| sum.saturating_add(*left)));
                 let sending = session.precedence.begin(envelope.priority);
+                let _closed = stream.send.set_priority(BODIES);
                 for (sha256, offset, left) in needed {
                     let range = (sha256, offset, offset + left);
                     if let Err(error) = stream.write_body(shared, range, (&sending, transfer)).await {

@@ -174,11 +174,9 @@ pub fn check_end(world: &World, exchange: &Exchange) {
         let Some(id) = letter.id else { continue };
         let found = exchange.store.find(id).expect("the store answers");
         let evidence = |seq: &Seq| exchange.store.evidence(*seq).expect("the store answers");
-        let accepted = |seq: &Seq| evidence(seq).iter().any(|piece| piece.event == Event::SubmissionAcceptance);
-        // One that expired on its way may be rejected again and again, each time with evidence, but never is both.
+        // One that expired on its way was rejected, once.
         let seq = match found[..] {
             [seq] => seq,
-            [seq, ..] if !found.iter().any(accepted) => seq,
             _ => {
                 let events = |seq| evidence(seq).iter().map(|piece| (piece.leaf, piece.event)).collect::<Vec<_>>();
                 let events: Vec<_> = found.iter().map(events).collect();

@@ -7,7 +7,7 @@ use docaxis_protocol::{AgencyCode, Digest, Event, Timestamp};
 use super::chains::{self, NewLeaf};
 use super::keys::{
     self, ApartRow, Area, BodyPlace, BodyRow, DeliveryRow, HeadRow, Intake, LeafRow, Location, NoticeRow, Queued,
-    Stage, Totals, read_row, row,
+    Stage, Totals, envelope_mark, read_row, row,
 };
 use super::layout::FRAME_HEADER_BYTES;
 use super::outline::{AcceptedOutline, EventOutline, Outline, Subject};
@@ -47,10 +47,11 @@ pub fn lost(what: impl std::fmt::Display) -> StoreError {
 pub fn apply(placed: &Placed<'_>, rows: &mut impl Rows, totals: &mut Totals) -> Result<(), StoreError> {
     match &placed.outline.subject {
         Subject::Accepted(accepted) => apply_accepted(placed, accepted, rows, totals)?,
-        Subject::Rejected { sender, id } => {
+        Subject::Rejected { sender, id, envelope_sha256 } => {
             let new = new_leaf(placed, 0, placed.leaf, Event::SubmissionRejection, sender)?;
             let before_with_id = rows.put_id(id, Intake::Rejected, placed.leaf)?;
-            let made = LeafRow { before_with_id, rejected: Some(*id), ..chains::begin(&new, rows)? };
+            let envelope = envelope_mark(envelope_sha256);
+            let made = LeafRow { before_with_id, rejected: Some(*id), envelope, ..chains::begin(&new, rows)? };
             rows.put_leaf(placed.leaf, made)?;
         }
         Subject::Event(event) => apply_event(placed, event, rows, totals)?,
@@ -117,7 +118,8 @@ fn apply_accepted(
     };
     let acceptance = new_leaf(placed, 0, seq, Event::SubmissionAcceptance, &accepted.sender)?;
     let before_with_id = rows.put_id(&accepted.id, Intake::Accepted, seq)?;
-    let made = LeafRow { head: Some(head.clone()), before_with_id, ..chains::begin(&acceptance, rows)? };
+    let envelope = envelope_mark(&accepted.envelope_sha256);
+    let made = LeafRow { head: Some(head.clone()), before_with_id, envelope, ..chains::begin(&acceptance, rows)? };
     rows.put_leaf(seq, made)?;
     let lane = head.lane();
     let mut refused = placed.outline.entries[1..].iter();
@@ -406,9 +408,21 @@ pub fn is_queued(recipient: &AgencyCode, lane: Lane, seq: u64, rows: &dyn Lookup
     Ok(rows.get(&keys::queue(recipient, lane, seq))?.is_some_and(|bytes| Queued::read(bytes).has(seq)))
 }
 
-/// The most answers under one id that are looked at for that to a certain envelope. More than one there are only of a sender
-/// who uses his ids for several.
-pub const SAME_ID: usize = 16;
+/// The most answers under one id, of all senders, that are looked at for that to a certain envelope: one that somebody makes
+/// longer must not hold up everybody.
+const MAX_SAME_ID: usize = 10_000;
+
+/// Answers under this id that may be to this envelope, the newest first: nearly always the one that is, or none.
+pub fn answers(
+    (id, envelope_sha256): (&[u8; 16], &Digest),
+    kind: Intake,
+    rows: &dyn Lookup,
+) -> Result<Vec<u64>, StoreError> {
+    let mark = envelope_mark(envelope_sha256);
+    let mut found = with_id(id, kind, MAX_SAME_ID, rows)?;
+    found.retain(|(_, row)| row.envelope == mark);
+    Ok(found.into_iter().map(|(leaf, _)| leaf).collect())
+}
 
 /// Acceptances or rejections under this id, the newest first, up to `limit`.
 pub fn with_id(

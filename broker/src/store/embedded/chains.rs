@@ -53,6 +53,7 @@ pub fn begin(new: &NewLeaf<'_>, rows: &mut impl Rows) -> Result<LeafRow, StoreEr
         head: None,
         before_with_id: None,
         rejected: None,
+        envelope: 0,
     })
 }
 
@@ -69,6 +70,7 @@ pub const fn alone(entry: [u8; 32], leaf: u64, at: Location) -> LeafRow {
         head: None,
         before_with_id: None,
         rejected: None,
+        envelope: 0,
     }
 }
 

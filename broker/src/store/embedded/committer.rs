@@ -15,7 +15,7 @@ use docaxis_protocol::space::Level;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 
-use super::apply::{Placed, SAME_ID, apply, delivery, head_row, is_large, remembered, with_id};
+use super::apply::{Placed, answers, apply, delivery, head_row, is_large, remembered};
 use super::config::EmbeddedConfig;
 use super::journal::Journal;
 use super::keys::{self, Area, Intake, LeafRow, Location, NoticeRow, Stage, Totals, read_row, row};
@@ -130,7 +130,7 @@ pub struct Committer {
     pub first: Option<Request>,
     /// Bodies that the group in the making may leave without a name.
     pub pruned: Vec<[u8; 32]>,
-    /// Dispatches of the group in the making, with the digests of their envelopes.
+    /// Dispatches and rejections of the group in the making, with the digests of their envelopes.
     pub new: Vec<(u64, Digest)>,
     /// Restores in the group in the making.
     pub restored: u64,
@@ -412,7 +412,7 @@ impl Committer {
         Ok(leaf)
     }
 
-    /// `None` if it is new; `New(seq)` stands for "the receipt of then".
+    /// `None` if it is new; `New(seq)` stands for "the answer of then".
     fn decide_accept(
         &self,
         prepared: &Prepared,
@@ -420,15 +420,12 @@ impl Committer {
         totals: &Totals,
     ) -> Result<Option<Accepted>, StoreError> {
         let RecordV1::Accepted(accepted) = &prepared.record else { return Ok(None) };
-        if let Some(known) = remembered(&accepted.id, &accepted.sender, totals.newest_ms, staged)? {
-            let envelope_sha256 = self.envelope_of(known)?;
-            let same = envelope_sha256.0 == accepted.envelope_sha256;
-            return Ok(Some(if same { Accepted::New(Seq(known)) } else { Accepted::Conflict { envelope_sha256 } }));
-        }
-        // Two tries may be under way at once, and the rejection of the first may have overtaken this look at the second.
-        let envelope_sha256 = Digest(accepted.envelope_sha256);
-        if let Some(known) = self.answered(Intake::Rejected, (&accepted.id, envelope_sha256), staged)? {
+        // Two tries may be under way at once, and the answer to the first may have overtaken this look at the second.
+        if let Some(known) = self.answered((&accepted.id, Digest(accepted.envelope_sha256)), staged)? {
             return Ok(Some(Accepted::New(Seq(known))));
+        }
+        if let Some(known) = remembered(&accepted.id, &accepted.sender, totals.newest_ms, staged)? {
+            return Ok(Some(Accepted::Conflict { envelope_sha256: self.envelope_of(known)? }));
         }
         self.may_take_new()?;
         self.check_bodies(accepted)?;
@@ -438,32 +435,30 @@ impl Committer {
     /// `None` if it is new, else the leaf under which the same envelope was answered.
     fn decide_reject(&self, prepared: &Prepared, staged: &Staged<'_>) -> Result<Option<u64>, StoreError> {
         let RecordV1::Rejected(rejected) = &prepared.record else { return Ok(None) };
-        let envelope = (&rejected.id, rejected.envelope.digest());
-        for kind in [Intake::Accepted, Intake::Rejected] {
-            if let Some(known) = self.answered(kind, envelope, staged)? {
-                return Ok(Some(known));
-            }
+        let known = self.answered((&rejected.id, rejected.envelope.digest()), staged)?;
+        if known.is_none() {
+            self.may_take_new()?;
         }
-        self.may_take_new()?;
-        Ok(None)
+        Ok(known)
     }
 
-    /// The leaf of this answer to exactly this envelope.
+    /// The leaf under which exactly this envelope was accepted or rejected, however long ago.
     fn answered(
         &self,
-        kind: Intake,
         (id, envelope_sha256): (&[u8; 16], Digest),
         staged: &Staged<'_>,
     ) -> Result<Option<u64>, StoreError> {
-        for (leaf, _) in with_id(id, kind, SAME_ID, staged)? {
-            if self.envelope_of(leaf)? == envelope_sha256 {
-                return Ok(Some(leaf));
+        for kind in [Intake::Accepted, Intake::Rejected] {
+            for leaf in answers((id, &envelope_sha256), kind, staged)? {
+                if self.envelope_of(leaf)? == envelope_sha256 {
+                    return Ok(Some(leaf));
+                }
             }
         }
         Ok(None)
     }
 
-    /// The digest of a dispatch's envelope. One of the group in the making stands in no file yet.
+    /// The digest of the envelope that was answered under this leaf. One of the group in the making stands in no file yet.
     fn envelope_of(&self, seq: u64) -> Result<Digest, StoreError> {
         if let Some((_, envelope_sha256)) = self.new.iter().find(|(new, _)| *new == seq) {
             return Ok(*envelope_sha256);
@@ -471,7 +466,7 @@ impl Committer {
         match self.shared.leaf(seq)?.map(|(_, found)| found.prepared.record) {
             Some(RecordV1::Accepted(accepted)) => Ok(Digest(accepted.envelope_sha256)),
             Some(RecordV1::Rejected(rejected)) => Ok(rejected.envelope.digest()),
-            _ => Err(StoreError::Damaged(format!("the acceptance of dispatch {seq} is not where the index says"))),
+            _ => Err(StoreError::Damaged(format!("the answer to submission {seq} is not where the index says"))),
         }
     }
 

@@ -4,7 +4,7 @@
 //! No row is over 4 KiB: large values break the index's engine, so lists are rows of their own.
 
 use docaxis_protocol::codec::{self, words};
-use docaxis_protocol::{AgencyCode, Event};
+use docaxis_protocol::{AgencyCode, Digest, Event};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,14 @@ pub struct LeafRow {
     pub before_with_id: Option<u64>,
     /// On a rejection's leaf: the id that was rejected.
     pub rejected: Option<[u8; 16]>,
+    /// On an acceptance's or rejection's leaf, [`envelope_mark`].
+    pub envelope: u64,
+}
+
+/// The beginning of an envelope's SHA-256: tells without reading records which of many answers under one id may be that to a
+/// certain envelope.
+pub fn envelope_mark(envelope_sha256: &Digest) -> u64 {
+    envelope_sha256.0.iter().take(8).fold(0, |mark, byte| mark << 8 | u64::from(*byte))
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use docaxis_protocol::codec::{self, words};
 use docaxis_protocol::id::InvalidName;
 use docaxis_protocol::key::RawSignature;
-use docaxis_protocol::{AgencyCode, Event, NodeId};
+use docaxis_protocol::{AgencyCode, Digest, Event, NodeId};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -44,6 +44,7 @@ pub enum Subject {
     Rejected {
         sender: AgencyCode,
         id: [u8; 16],
+        envelope_sha256: Digest,
     },
     Event(EventOutline),
     /// Their names.
@@ -61,6 +62,7 @@ pub struct AcceptedOutline {
     pub accepted_ms: i64,
     pub expires_ms: i64,
     pub priority: u8,
+    pub envelope_sha256: Digest,
     /// The bodies that are files of their own.
     pub large: Vec<PartV1>,
     /// Bytes of the bodies in the tail, if there are bodies.
@@ -94,11 +96,16 @@ impl Outline {
                 accepted_ms: accepted.accepted_ms,
                 expires_ms: accepted.expires_ms,
                 priority: accepted.priority,
+                envelope_sha256: Digest(accepted.envelope_sha256),
                 large: large_of(&accepted.parts),
                 tail: tail_of(&accepted.bodies),
                 recipients: accepted.recipients.iter().map(|(code, failed)| (code.clone(), failed.is_some())).collect(),
             }),
-            RecordV1::Rejected(rejected) => Subject::Rejected { sender: rejected.sender.clone(), id: rejected.id },
+            RecordV1::Rejected(rejected) => Subject::Rejected {
+                sender: rejected.sender.clone(),
+                id: rejected.id,
+                envelope_sha256: rejected.envelope.digest(),
+            },
             RecordV1::Event(event) => Subject::Event(EventOutline {
                 seq: event.seq,
                 recipient: event.recipient.clone(),
@@ -283,6 +290,7 @@ impl RecordRef<'_> {
                     accepted_ms: accepted.accepted_ms,
                     expires_ms: accepted.expires_ms,
                     priority: accepted.priority,
+                    envelope_sha256: Digest(accepted.envelope_sha256),
                     large: accepted.large,
                     tail: accepted.tail,
                     recipients: recipients.collect::<Result<_, String>>()?,
@@ -290,7 +298,8 @@ impl RecordRef<'_> {
                 (Subject::Accepted(outline), entries)
             }
             Self::Rejected(rejected) => {
-                let subject = Subject::Rejected { sender: code(rejected.sender)?, id: rejected.id };
+                let (sender, envelope_sha256) = (code(rejected.sender)?, Digest::of(rejected.envelope.bytes));
+                let subject = Subject::Rejected { sender, id: rejected.id, envelope_sha256 };
                 (subject, vec![rejected.evidence.entry()])
             }
             Self::Event(event) => {

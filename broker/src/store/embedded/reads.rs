@@ -7,7 +7,7 @@ use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::{AgencyCode, Digest, DispatchId, Event, Evidence, SignedEvidence, Timestamp};
 
 use super::apply::{
-    SAME_ID, apart_at, delivery, head_row, is_large, is_queued, log_entry, remembered, unfinished_bytes, with_id,
+    answers, apart_at, delivery, head_row, is_large, is_queued, log_entry, remembered, unfinished_bytes, with_id,
 };
 use super::chains;
 use super::keys::{
@@ -135,7 +135,7 @@ impl Reads<'_> {
 
     pub fn answered(&self, id: DispatchId, envelope_sha256: Digest) -> Result<Option<Dispatch>, StoreError> {
         for kind in [Intake::Accepted, Intake::Rejected] {
-            for (leaf, _) in with_id(id.as_bytes(), kind, SAME_ID, self.rows())? {
+            for leaf in answers((id.as_bytes(), &envelope_sha256), kind, self.rows())? {
                 let known = self.dispatch(Seq(leaf))?;
                 if known.as_ref().is_some_and(|known| known.envelope_sha256 == envelope_sha256) {
                     return Ok(known);
@@ -196,7 +196,7 @@ impl Reads<'_> {
         match found {
             Some(RecordV1::Accepted(accepted)) => Ok(accepted.evidence),
             Some(RecordV1::Rejected(rejected)) => Ok(rejected.evidence),
-            _ => Err(damaged(format!("the receipt of dispatch {} is not where the index says", seq.0))),
+            _ => Err(damaged(format!("the answer to submission {} is not where the index says", seq.0))),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::store::StoreError;
 const FILE: &str = "index.state";
 const CLOSED: &str = "closed";
 /// Grows with a change of what the rows say: an index of before is built anew.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 const MAX_BYTES: u64 = 4096;
 
 /// Writes the file anew, durably.

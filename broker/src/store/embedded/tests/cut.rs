@@ -162,7 +162,7 @@ fn a_rebuild_counts_what_it_read_and_leaves_the_same_index() {
     let built = rebuild(root.path(), &tiny(&index), Arc::new(RealDisk)).unwrap();
     assert_eq!(built.leaves, leaves);
     assert!(built.records >= 40, "{built:?}");
-    assert_eq!(std::fs::read(root.path().join("index.state")).unwrap(), b"3 closed", "the next start believes it");
+    assert_eq!(std::fs::read(root.path().join("index.state")).unwrap(), b"4 closed", "the next start believes it");
     let store = EmbeddedStore::open(root.path(), tiny(&index), Arc::new(RealDisk)).unwrap();
     acknowledged.check(&store, "rebuilt");
 }

@@ -122,7 +122,7 @@ fn whatever_happens_to_the_index_the_visible_state_is_the_same() {
         fs::remove_dir_all(copy.join("index")).unwrap();
         copy_folder(&older.path().join("index"), &copy.join("index"));
     });
-    assert!(state.starts_with("3 closed "), "{state}");
+    assert!(state.starts_with("4 closed "), "{state}");
 }
 
 #[test]

@@ -95,6 +95,8 @@ impl Acknowledged {
             assert_eq!((&found.evidence, &found.parts), (&sent.evidence, &sent.parts), "{context}: {seq}");
             assert_eq!(log[usize::try_from(*seq).unwrap()], sent.evidence.log_entry(), "{context}: {seq}");
             assert_eq!(store.lookup(&sent.sender, sent.id).unwrap(), Some(Seq(*seq)), "{context}: {seq}");
+            let answered = store.answered(sent.id, sent.envelope.digest()).unwrap().map(|known| known.seq);
+            assert_eq!(answered, Some(Seq(*seq)), "{context}: {seq}");
         }
         for (leaf, record) in &self.recorded {
             let found = store.evidence(Seq(record.seq)).unwrap();
@@ -107,6 +109,8 @@ impl Acknowledged {
         for (leaf, refused) in &self.rejected {
             let found = store.dispatch(Seq(*leaf)).unwrap().unwrap();
             assert_eq!((found.id, found.evidence), (refused.id, refused.evidence.clone()), "{context}: {leaf}");
+            let answered = store.answered(refused.id, refused.envelope.digest()).unwrap().map(|known| known.seq);
+            assert_eq!(answered, Some(Seq(*leaf)), "{context}: {leaf}");
         }
         if self.notices > 0 {
             let notices = store.notices().unwrap();
