@@ -165,8 +165,8 @@ impl Exchange {
             return Ok(turned(refused, envelope, sealed));
         }
         // A retry is answered before anything is judged: what was accepted stays accepted, even if the certificate has expired
-        // since, and what was rejected stays rejected, even if it would be good by now: evidence names the envelope by its digest, so there
-        // must not be two answers to one. The seal beside it does not count.
+        // since, and what was rejected stays rejected, even if it would be good by now. Evidence names the envelope by its
+        // digest, so there must not be two answers to one; the seal beside it does not count.
         if let Some(known) = self.store.answered(envelope.id, digest)? {
             return match intake_of(&known.evidence)? {
                 frame::Intake::Rejected => {

@@ -200,7 +200,7 @@ pub async fn send(
 ) -> Result<(), BodyError> {
     match source {
         BodySource::Inline(bytes) => {
-            // Small; it may come among others that are not.
+            // Small: it gives way to none.
             let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
             Ok(write_all(stream, &bytes[from..]).await?)
         }
@@ -227,9 +227,6 @@ async fn read_piece(blobs: &BlobStore, reader: BodyReader) -> Result<Option<(Bod
 
 /// When it is its turn. Each write has its own time, as each read has.
 async fn send_piece(stream: &mut SendStream, sending: &Sending, mut piece: Bytes) -> Result<(), BodyError> {
-    if piece.is_empty() {
-        return Ok(());
-    }
     while !piece.is_empty() {
         let most = sending.turn().await.min(piece.len());
         let mut now = piece.slice(..most);

@@ -20,8 +20,8 @@ use crate::uplink::back_off;
 
 /// Frames whose entries are checked while earlier ones are stored, of half a MiB each. What has come by then is stored at once:
 /// a country's agencies come in an order that is not that of their codes and names, so that each transaction changes nearly
-/// all pages of the mailbox's indexes.
-const FRAMES_AHEAD: usize = 8;
+/// all pages of the mailbox's indexes. Twice as many may be in memory, and the one that is checked.
+const FRAMES_AHEAD: usize = 6;
 
 pub async fn follow(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Result<(), LinkError> {
     let link = &session.shared.config.link;
