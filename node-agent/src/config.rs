@@ -93,7 +93,7 @@ pub struct LinkConfig {
     pub retry_max: Duration,
     /// Bytes in flight that the broker may send before the agent has read them: memory per connection.
     pub receive_window_bytes: NonZeroU32,
-    /// Exchanges that the broker may have open at once: more than the 64 dispatches that it offers at a time.
+    /// Exchanges that the broker may have open at once: more than the 80 dispatches that it offers at a time at most.
     pub streams: NonZeroU32,
     /// Each of the UDP socket's two buffers, in bytes.
     pub socket_buffer_bytes: NonZeroUsize,
@@ -112,7 +112,7 @@ impl Default for LinkConfig {
             retry_min: Duration::from_millis(250),
             retry_max: Duration::from_secs(30),
             receive_window_bytes: NonZeroU32::new(4 << 20).unwrap_or(NonZeroU32::MIN),
-            streams: NonZeroU32::new(96).unwrap_or(NonZeroU32::MIN),
+            streams: NonZeroU32::new(128).unwrap_or(NonZeroU32::MIN),
             socket_buffer_bytes: NonZeroUsize::new(4 << 20).unwrap_or(NonZeroUsize::MIN),
             proofs_every: Duration::from_secs(2),
         }
@@ -123,7 +123,8 @@ impl Default for LinkConfig {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OutboxConfig {
-    /// Dispatches under way at once. More than 64 gain nothing: the broker commits in groups of about that size.
+    /// Dispatches under way at once as long as all are normal; with each step in priority one may be begun beside four more. More
+    /// than 64 gain nothing: the broker commits in groups of about that size.
     pub concurrent: NonZeroUsize,
     /// First pause after a try that the broker could not take.
     #[serde(with = "humantime_serde")]

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use docaxis_protocol::limits::MAX_PRIORITY;
 use docaxis_protocol::{AgencyCode, DispatchId, Reason, Timestamp};
 
 use crate::outbox::is_passed_by;
@@ -21,6 +22,30 @@ const MAX_ALL: (usize, usize) = (8 * MAX_ROWS, 4 * MAX_DELIVERIES);
 const FEW: (usize, usize) = (64, 4_096);
 /// Others that a submission may name as ahead of it.
 const MAX_BEHIND: usize = docaxis_protocol::limits::MAX_BATCH;
+/// How many more may be under way with each step in priority: however long normal ones take, something more urgent finds a
+/// place beside them.
+const MORE_PLACES: usize = 4;
+
+/// The places for what is under way at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Places {
+    /// So many are under way at most as long as all are normal.
+    pub normal: usize,
+    /// Dispatches under way, of whatever priority.
+    pub under_way: usize,
+}
+
+impl Places {
+    /// How many of this priority may be begun.
+    pub fn free(self, priority: u8) -> usize {
+        (self.normal + MORE_PLACES * usize::from(priority.min(MAX_PRIORITY))).saturating_sub(self.under_way)
+    }
+
+    /// The lowest priority of which one may be begun.
+    pub fn least(self) -> Option<u8> {
+        (0..=MAX_PRIORITY).find(|priority| self.free(*priority) > 0)
+    }
+}
 
 /// A queued dispatch, as far as its turn depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,13 +192,14 @@ impl Order {
         self.rows.insert(own, Row { waits, under_way: false, alone: false, ahead, followers: BTreeSet::new() });
     }
 
-    /// Up to `room` that may be sent at `now`, urgent first, then the oldest; from now on they are under way. Unless the
-    /// exchange keeps the order among what is under way (`beside`), nothing is sent beside what it has to follow.
-    pub fn next(&mut self, now: Timestamp, room: usize, beside: bool) -> Vec<Next> {
+    /// Those that may be sent at `now`, as far as there are places, urgent first, then the oldest; from now on they are under way.
+    /// Unless the exchange keeps the order among what is under way (`beside`), nothing is sent beside what it has to follow.
+    pub fn next(&mut self, now: Timestamp, places: Places, beside: bool) -> Vec<Next> {
         let mut next = Vec::new();
-        let all: Vec<At> = self.rows.keys().copied().collect();
+        let Some(least) = places.least() else { return next };
+        let all: Vec<At> = self.rows.range(..=at(least, u64::MAX)).map(|(own, _)| *own).collect();
         for own in all {
-            if next.len() >= room {
+            if next.len() >= places.free(u8::MAX - own.0) {
                 break;
             }
             if let Some(behind) = self.may_go(own, now, beside)
@@ -294,6 +320,7 @@ mod tests {
     use super::*;
 
     const NOW: Timestamp = Timestamp::from_unix_ms(1_000);
+    const PLACES: Places = Places { normal: 64, under_way: 0 };
 
     fn id(n: u64) -> DispatchId {
         let mut random = [0; 10];
@@ -326,7 +353,7 @@ mod tests {
     /// What may go, each with what it has to follow.
     fn next(order: &mut Order) -> Vec<(u64, Vec<u64>)> {
         let seq = |found: &DispatchId| (0..100).find(|n| id(*n) == *found).unwrap();
-        order.next(NOW, 64, true).iter().map(|next| (next.seq, next.behind.iter().map(seq).collect())).collect()
+        order.next(NOW, PLACES, true).iter().map(|next| (next.seq, next.behind.iter().map(seq).collect())).collect()
     }
 
     fn postponed(attempts: u32, code: ReasonCode) -> Ended {
@@ -355,12 +382,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_more_urgent_finds_places_beside_all_that_may_be_under_way_of_the_rest() {
+        let of = |priority: u8| (1..=9).map(move |n| Waits { priority, ..small(n + 10 * u64::from(priority), &["A"]) });
+        let mut order = order(of(0).chain(of(1)).chain(of(4)));
+        let mut next = |under_way| {
+            let places = Places { normal: 2, under_way };
+            order.next(NOW, places, true).iter().map(|next| next.seq).collect::<Vec<_>>()
+        };
+        assert_eq!(next(17), [41]);
+        assert_eq!(next(5), [42, 43, 44, 45, 46, 47, 48, 49]);
+        assert_eq!(next(5), [11]);
+        assert_eq!(next(0), [12, 13, 14, 15, 16, 17], "and none is left for normal ones");
+        assert_eq!(next(0), [18, 19]);
+        assert_eq!(next(0), [1, 2]);
+        let least = |under_way| Places { normal: 2, under_way }.least();
+        assert_eq!([0, 1, 2, 5, 6, 17, 18].map(least), [Some(0), Some(0), Some(1), Some(1), Some(2), Some(4), None]);
+    }
+
+    #[test]
     fn without_an_order_at_the_exchange_one_of_a_pair_is_under_way() {
         let mut order = order([small(1, &["A"]), small(2, &["A", "B"]), small(3, &["C"])]);
-        let mut go = || order.next(NOW, 64, false).iter().map(|next| next.seq).collect::<Vec<_>>();
+        let mut go = || order.next(NOW, PLACES, false).iter().map(|next| next.seq).collect::<Vec<_>>();
         assert_eq!((go(), go()), (vec![1, 3], vec![]));
         order.ended(id(1), Ended::Settled);
-        assert_eq!(order.next(NOW, 64, false).len(), 1);
+        assert_eq!(order.next(NOW, PLACES, false).len(), 1);
     }
 
     #[test]
@@ -386,7 +431,11 @@ mod tests {
         order.ended(id(2), Ended::PutBack);
         assert_eq!(next(&mut order), []);
         let later = order.next_at(NOW).unwrap();
-        assert_eq!(order.next(later, 64, true).len(), 1, "the second waits for the first alone, once it was put back");
+        assert_eq!(
+            order.next(later, PLACES, true).len(),
+            1,
+            "the second waits for the first alone, once it was put back"
+        );
         order.ended(id(1), postponed(10, ReasonCode::Busy));
         assert_eq!(next(&mut order), [(2, vec![])]);
         order.add(small(3, &["A"]));
@@ -432,7 +481,8 @@ mod tests {
         order.read_anew();
         assert_eq!(from(&order, 0), Some(Some(0)));
         order.add(small(1, &["A"]));
-        assert_eq!(order.next(NOW, 2, true).iter().map(|next| next.behind.len()).collect::<Vec<_>>(), [0, 0]);
+        let two = Places { normal: 2, under_way: 0 };
+        assert_eq!(order.next(NOW, two, true).iter().map(|next| next.behind.len()).collect::<Vec<_>>(), [0, 0]);
     }
 
     #[test]
@@ -470,7 +520,7 @@ mod tests {
         let why = ReasonCode::OverQuota.because("x");
         order.ended(id(1), Ended::Postponed { attempts: 1, until, why, expires: Some(expires) });
         assert_eq!((next(&mut order), order.next_at(NOW)), (vec![], Some(expires)));
-        assert_eq!(order.next(expires, 64, true).iter().map(|next| next.seq).collect::<Vec<_>>(), [2]);
+        assert_eq!(order.next(expires, PLACES, true).iter().map(|next| next.seq).collect::<Vec<_>>(), [2]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use docaxis_protocol::{DispatchId, Event};
 
 use crate::forwarder::{Forwarder, Way};
-use crate::resume::{G23, with_forwarder};
+use crate::resume::{G23, between, with_forwarder};
 use crate::testnet::{Letter, Sent, TestNet, code, letter};
 
 const G22: &str = "000.00.00.G22";
@@ -21,6 +21,9 @@ const LARGEST_BYTES: usize = 64 << 20;
 const SLOW: u64 = 4 << 20;
 /// Takes six of them.
 const URGENT_BYTES: usize = 24 << 20;
+/// Takes eleven seconds to a node whose link passes so many bytes in a second.
+const MANY_BYTES: usize = 4 << 20;
+const CRAWL: u64 = 384 << 10;
 
 /// Leaves of the acceptances, and of the handovers to one recipient, in the order in which the letters were queued.
 fn leaves(net: &TestNet, sent: &[Sent], to: &str) -> [Vec<u64>; 2] {
@@ -123,6 +126,45 @@ fn an_urgent_one_passes_in_the_middle_of_large_ones_on_its_way_to_the_same_recip
 fn an_urgent_one_passes_in_the_middle_of_large_ones_on_its_way_to_the_exchange() {
     let (net, link) = with_forwarder("g22");
     an_urgent_one_passes(&net, &link, Way::ToBroker);
+}
+
+#[test]
+fn an_urgent_one_finds_a_place_beside_as_many_large_ones_as_are_under_way_at_once() {
+    let many: Vec<String> = (100..168).map(|number| format!("H37.TC.{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let nodes: &[(&str, &[&str])] = &[("g22", &[G22]), ("h37", &[&[DN], &many[..]].concat())];
+    for (node, way) in [("g22", Way::ToBroker), ("h37", Way::ToNode)] {
+        let (mut net, link) = between(nodes, node);
+        // Of each pair of agencies one large dispatch is under way at a time. All are there before the first one goes.
+        match way {
+            Way::ToBroker => net.stop_broker(),
+            Way::ToNode => net.stop_node(node),
+        }
+        let letter = |to: &str| numbered(1).with_part(&format!("{to}.tif"), MANY_BYTES);
+        let large: Vec<Sent> = many.iter().map(|to| net.send(G22, &[to], letter(to))).collect();
+        link.slow_down(way, CRAWL);
+        match way {
+            Way::ToBroker => net.start_broker(),
+            Way::ToNode => {
+                large.iter().for_each(|one| drop(net.wait_settled(one)));
+                net.start_node(node);
+            }
+        }
+        // What goes before the bodies of all that are under way, and a little of these.
+        link.wait_passed(way, link.passed(way) + 64 * 8 * 1024);
+        let before = link.passed(way);
+        let urgent = net.send(G22, &[DN], Letter { priority: 1, ..numbered(2) });
+        net.wait_handed_over(&urgent);
+        let meanwhile = link.passed(way) - before;
+        assert!(meanwhile < 2 * MANY_BYTES as u64, "{way:?}: {meanwhile} bytes passed, until one of them was given up");
+        for one in &large {
+            let events = net.events("g22", one.id);
+            let ended = if way == Way::ToBroker { Event::SubmissionAcceptance } else { Event::ContentHandover };
+            assert!(events.iter().all(|(event, _)| *event != ended), "{way:?}: it waited for one of them to end");
+        }
+        // Not one of them has to arrive here.
+        link.silence(way);
+    }
 }
 
 #[test]

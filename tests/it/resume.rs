@@ -30,8 +30,13 @@ const CUT_AFTER: u64 = 4 * MIB as u64;
 const MOST: u64 = SIZE as u64 + 3 * MIB as u64;
 
 /// An exchange in which one node's way to the broker can be cut. Silence is noticed within a second.
-pub fn with_forwarder(node: &'static str) -> (TestNet, Forwarder) {
-    let mut net = TestNet::prepare(NODES);
+pub fn with_forwarder(node: &str) -> (TestNet, Forwarder) {
+    between(NODES, node)
+}
+
+/// The same with these nodes.
+pub fn between(nodes: &[(&str, &[&str])], node: &str) -> (TestNet, Forwarder) {
+    let mut net = TestNet::prepare(nodes);
     let forwarder = Forwarder::to(net.broker_config.broker.listen);
     let address = forwarder.address().to_string();
     net.configure(
@@ -45,7 +50,7 @@ pub fn with_forwarder(node: &'static str) -> (TestNet, Forwarder) {
         },
     );
     net.start_broker();
-    for (name, _) in NODES {
+    for (name, _) in nodes {
         net.start_node(name);
     }
     (net, forwarder)

@@ -1,7 +1,7 @@
 //! Offers what waits for the agencies of one connected node, a bounded number at a time, in the order that `schedule`
 //! gives. What does not end in a recorded outcome simply waits on and is offered again.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +23,6 @@ use crate::schedule;
 use crate::store::{Lane, Seq, StoreError, Waiting};
 use crate::turns::{PutBack, Turn};
 
-/// Offers under way at once on one link.
-const MAX_OFFERS: usize = 64;
 /// How long an offer that the node did not take rests before the next try.
 const REST: Duration = Duration::from_secs(5);
 /// How long one rests that was put back behind another of its sender.
@@ -45,10 +43,10 @@ const MAX_LOOKED_THROUGH: usize = 2048;
 
 /// Runs until the connection is gone.
 pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, bell: Arc<Bell>) {
-    // Agencies that may have something waiting. At first all; afterwards those for whom the bell rang.
     let served = || -> BTreeSet<AgencyCode> { exchange.with_directory(|d| d.served_by(&node)).into_iter().collect() };
     let mut ours = served();
-    let mut active = ours.clone();
+    let mut active = Active::default();
+    active.ring(ours.iter().cloned());
     let mut line = Line::default();
     let mut offers: JoinSet<(Key, Ended)> = JoinSet::new();
     let precedence = Arc::<Precedence>::default();
@@ -58,14 +56,15 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
     loop {
         // What cannot be recorded is not offered.
         let open = exchange.continuity.is_open();
-        let room = if open { MAX_OFFERS.saturating_sub(line.len()) } else { 0 };
         let mut more = false;
-        if room > 0 {
-            let picked = pick(&exchange, &mut active, &mut line, last.as_ref(), room).and_then(|(picked, unread)| {
-                more = unread;
-                let begin = |waiting: Waiting| Ok((line.begin(&waiting, &|seq| exchange.store.sender(seq))?, waiting));
-                picked.into_iter().map(begin).collect::<Result<Vec<_>, _>>()
-            });
+        if let Some(least) = schedule::least_with_a_place(line.len()).filter(|_| open) {
+            let picked =
+                pick(&exchange, &mut active, &mut line, (last.as_ref(), least)).and_then(|(picked, unread)| {
+                    more = unread;
+                    let begin =
+                        |waiting: Waiting| Ok((line.begin(&waiting, &|seq| exchange.store.sender(seq))?, waiting));
+                    picked.into_iter().map(begin).collect::<Result<Vec<_>, _>>()
+                });
             let picked = match picked {
                 Ok(picked) => picked,
                 Err(error) => {
@@ -86,14 +85,14 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
             // A bell may be lost with the request that was to ring it; the queue is the truth.
             _ = round.tick() => {
                 line.look_anew();
-                active.extend(ours.iter().cloned());
+                active.ring(ours.iter().cloned());
             }
             // An agency that moved to this node, or was merged into one of this node, may bring a queue with it; one that
             // left has taken its own along. Of a whole country's import most is about others.
             Ok(()) = directory.changed() => {
                 let now = served();
-                active.extend(now.difference(&ours).cloned());
-                active.retain(|agency| now.contains(agency));
+                active.ring(now.difference(&ours).cloned());
+                active.0.retain(|agency, _| now.contains(agency));
                 ours = now;
             }
             Some(ended) = offers.join_next() => {
@@ -104,7 +103,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
                         Ok((key, how)) => {
                             line.end(&key, how);
                             if ours.contains(&key.1) {
-                                active.insert(key.1);
+                                active.ring([key.1]);
                             }
                         }
                         Err(error) => {
@@ -118,9 +117,20 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
             },
             // What was rung for an agency that has left since is its new node's; one that has just come is looked at with the
             // directory.
-            rung = bell.recipients() => active.extend(rung.into_iter().filter(|agency| ours.contains(agency))),
+            rung = bell.recipients() => active.ring(rung.into_iter().filter(|agency| ours.contains(agency))),
             () = tokio::task::yield_now(), if more => {}
         }
+    }
+}
+
+/// Agencies that may have something waiting, each with a priority below which it may be: at first all of them, afterwards
+/// those for whom the bell rang. While few places are left nobody is looked at twice for the same.
+#[derive(Debug, Default)]
+struct Active(BTreeMap<AgencyCode, u8>);
+
+impl Active {
+    fn ring(&mut self, agencies: impl IntoIterator<Item = AgencyCode>) {
+        self.0.extend(agencies.into_iter().map(|agency| (agency, u8::MAX)));
     }
 }
 
@@ -128,46 +138,46 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
 /// leave `active`.
 fn pick(
     exchange: &Exchange,
-    active: &mut BTreeSet<AgencyCode>,
+    active: &mut Active,
     line: &mut Line,
-    last: Option<&AgencyCode>,
-    room: usize,
+    (last, least): (Option<&AgencyCode>, u8),
 ) -> Result<(Vec<Waiting>, bool), StoreError> {
-    let mut unread = false;
+    let mut unread = None;
     let mut queues = Vec::new();
-    let mut idle = BTreeSet::new();
     // They take no place among the offers: others flow while their bodies are asked for, or their time is to come.
     let mut held = exchange.repairs.all();
     held.extend(exchange.appointed.all());
     line.hold(held);
-    for agency in active.iter() {
-        let (queue, all) = may_begin(exchange, agency, line, room)?;
-        unread |= !all;
+    for (agency, below) in active.0.iter_mut().filter(|(_, below)| least < **below) {
+        let (queue, of) = may_begin(exchange, agency, line, least)?;
+        unread = unread.max(of);
         if !queue.is_empty() {
             queues.push(queue);
-        } else if all {
-            idle.insert(agency.clone());
+        } else if of.is_none() {
+            *below = least;
         }
     }
-    active.retain(|agency| !idle.contains(agency));
-    let picked = schedule::next(queues, &line.keys(), last, room);
-    let more = unread && picked.len() < room;
+    active.0.retain(|_, below| *below > 0);
+    let picked = schedule::next(queues, &line.keys(), last);
+    let more = unread.is_some_and(|priority| line.len() + picked.len() < schedule::places(priority));
     Ok((picked, more))
 }
 
-/// The first `room` of an agency's queue that may be offered now: what is under way is not, nor what has to wait for it. Urgent
-/// ones first; within a priority the senders take turns, by lanes. And whether the queue has been looked through.
+/// The first of an agency's queue that may be offered now, as many as have places on the link, of which those of priority `least`
+/// and above have some: what is under way is not, nor what has to wait for it. Urgent ones first; within a priority the senders
+/// take turns, by lanes. And the highest priority of which not all was looked through.
 fn may_begin(
     exchange: &Exchange,
     agency: &AgencyCode,
     line: &mut Line,
-    room: usize,
-) -> Result<(Vec<Waiting>, bool), StoreError> {
-    let (busy, mut lanes) = (line.busy(agency), exchange.store.lanes(agency)?);
-    let (mut found, mut all) = (Vec::new(), true);
+    least: u8,
+) -> Result<(Vec<Waiting>, Option<u8>), StoreError> {
+    let (busy, mut lanes) = (line.busy(agency), exchange.store.lanes(agency, least)?);
+    let (mut found, mut unread) = (Vec::new(), None);
     for lanes in lanes.chunk_by_mut(|one, next| one.priority == next.priority) {
-        let upto = room;
-        let room = upto - found.len();
+        let Some(priority) = lanes.first().map(|lane| lane.priority) else { break };
+        let upto = schedule::places(priority).saturating_sub(line.len());
+        let room = upto.saturating_sub(found.len());
         if room == 0 {
             break;
         }
@@ -182,7 +192,9 @@ fn may_begin(
             // Enough to look past everything of this lane that is under way already.
             let page = room.max(MIN_PAGE) + busy.get(&lane).copied().unwrap_or(0);
             let (queue, ended) = may_begin_in(exchange, (agency, lane), line, (room, page, most))?;
-            all &= ended;
+            if !ended {
+                unread = unread.max(Some(priority));
+            }
             if !queue.is_empty() {
                 in_turn.push(queue.into());
             }
@@ -192,7 +204,7 @@ fn may_begin(
         }
         found.truncate(upto);
     }
-    Ok((found, all))
+    Ok((found, unread))
 }
 
 /// The same for one lane of the queue, which is read in pages, and looked through no further than `most` if nothing is found.

@@ -208,7 +208,7 @@ fn forgotten(store: &Arc<dyn Store>) {
 
 /// All waiting deliveries of one recipient, lane by lane.
 pub fn queue(store: &dyn Store, recipient: &AgencyCode) -> Vec<Waiting> {
-    let lanes = store.lanes(recipient).unwrap();
+    let lanes = store.lanes(recipient, 0).unwrap();
     lanes.into_iter().flat_map(|lane| store.waiting(recipient, lane, None, usize::MAX).unwrap()).collect()
 }
 
@@ -218,7 +218,9 @@ fn order(store: &Arc<dyn Store>) {
     }
     let (recipient, sender) = (agency("H37.DN.001"), letter(0, &[]).sender);
     let lane = |priority| Lane::of(&sender, priority);
-    assert_eq!(store.lanes(&recipient).unwrap(), [lane(4), lane(1), lane(0)]);
+    let of_least = |least| store.lanes(&recipient, least).unwrap();
+    assert_eq!(of_least(0), [lane(4), lane(1), lane(0)]);
+    assert_eq!((of_least(1), of_least(2)), (vec![lane(4), lane(1)], vec![lane(4)]));
     let seqs = |priority, after: Option<u64>, limit| -> Vec<_> {
         let waiting = store.waiting(&recipient, lane(priority), after.map(Seq), limit).unwrap();
         waiting.into_iter().map(|waiting| (waiting.priority, waiting.seq.0)).collect()
@@ -239,7 +241,7 @@ fn lanes(store: &Arc<dyn Store>) {
         wait(store.accept(Acceptance { sender: sender.clone(), ..letter(n, &["H37.DN.001"]) })).unwrap();
     }
     let recipient = agency("H37.DN.001");
-    let lanes = store.lanes(&recipient).unwrap();
+    let lanes = store.lanes(&recipient, 0).unwrap();
     assert!(lanes.is_sorted() && lanes.len() > 20, "{lanes:?}");
     let mut all = Vec::new();
     for lane in lanes {

@@ -304,8 +304,8 @@ pub trait Store: Send + Sync {
     fn delivery(&self, seq: Seq, recipient: &AgencyCode) -> Result<Option<Delivery>, StoreError>;
     /// All deliveries of a dispatch, in order of the recipients' codes.
     fn deliveries(&self, seq: Seq) -> Result<Vec<Delivery>, StoreError>;
-    /// The lanes of a recipient's queue in which something waits, urgent first.
-    fn lanes(&self, recipient: &AgencyCode) -> Result<Vec<Lane>, StoreError>;
+    /// The lanes of a recipient's queue in which something of this priority or a higher one waits, urgent first.
+    fn lanes(&self, recipient: &AgencyCode, least: u8) -> Result<Vec<Lane>, StoreError>;
     /// The next waiting deliveries of one recipient in one lane, in order of acceptance; those after `after`.
     fn waiting(
         &self,

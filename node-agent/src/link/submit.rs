@@ -20,7 +20,7 @@ use super::session::Session;
 use super::{LinkError, offer};
 use crate::agent::told_to_stop;
 use crate::mailbox::{self, EvidenceRow, MailboxError, OutState, OutgoingRow};
-use crate::order::{Ended, Next, Order};
+use crate::order::{Ended, Next, Order, Places};
 use crate::outbox::{self, Answer, Verdict};
 
 /// Exchanges of `Need` and bodies in one submission: one is usual, a second follows if a body was destroyed meanwhile.
@@ -38,10 +38,7 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     let mut order = Order::default();
     let mut tasks: JoinSet<Tried> = JoinSet::new();
     let ended = loop {
-        let room = concurrent.saturating_sub(tasks.len());
-        if room > 0
-            && let Err(error) = begin(&session, &mut order, &mut tasks, room).await
-        {
+        if let Err(error) = begin(&session, &mut order, &mut tasks, concurrent).await {
             break Err(error.into());
         }
         let now = shared.env.now();
@@ -72,12 +69,12 @@ pub async fn run(session: Arc<Session>, mut quit: watch::Receiver<bool>) -> Resu
     ended
 }
 
-/// Reads on in the outbox, and begins up to `room` submissions.
+/// Reads on in the outbox, and begins what there are places for.
 async fn begin(
     session: &Arc<Session>,
     order: &mut Order,
     tasks: &mut JoinSet<Tried>,
-    mut room: usize,
+    normal: usize,
 ) -> Result<(), MailboxError> {
     let shared = &session.shared;
     let beside = session.welcome.version > VERSION_WITHOUT_ORDER;
@@ -85,10 +82,12 @@ async fn begin(
         order.read_anew();
     }
     loop {
-        let found = shared.mailbox.queued_behind(order.read_from(), room).await?;
-        let more = found.len() >= room;
+        let places = Places { normal, under_way: tasks.len() };
+        let Some(least) = places.least() else { return Ok(()) };
+        let found = shared.mailbox.queued_behind(order.read_from(), places).await?;
+        let more = found.len() >= places.free(least);
         found.into_iter().for_each(|waits| order.add(waits));
-        let next = order.next(shared.env.now(), room, beside);
+        let next = order.next(shared.env.now(), places, beside);
         let rows = match next.is_empty() {
             true => vec![],
             false => shared.mailbox.queued_at(next.iter().map(|next| next.seq).collect()).await?,
@@ -102,7 +101,6 @@ async fn begin(
                 settled = true;
                 continue;
             };
-            room = room.saturating_sub(1);
             let session = session.clone();
             tasks.spawn(async move {
                 let sent = send_one(&session, row, behind).await;
@@ -110,7 +108,7 @@ async fn begin(
             });
         }
         // What followed one that was settled meanwhile may go now, and nothing else would say so.
-        if room == 0 || !(more || settled) {
+        if !(more || settled) {
             return Ok(());
         }
     }

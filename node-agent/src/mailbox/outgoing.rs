@@ -15,7 +15,7 @@ use super::rows::{self, DeliveryState, OutState};
 use super::{
     DocumentKeys, EvidenceRow, GivesUp, Mailbox, MailboxError, Related, SmallBodies, bodies, documents, related,
 };
-use crate::order::{Line, Waits};
+use crate::order::{Line, Places, Waits};
 
 /// A new dispatch, sealed.
 #[derive(Debug, Clone)]
@@ -209,12 +209,12 @@ impl Mailbox {
         .await
     }
 
-    /// What is queued, of each line behind this place of the outbox: the urgent first, then the oldest, at most so many. A line
-    /// that is not named is read from its beginning, one without a place not at all.
+    /// What is queued behind these places of the outbox, of each line: the urgent first, then the oldest, no more than may be
+    /// begun. A line that is not named is read from its beginning, one without a place not at all.
     pub async fn queued_behind(
         &self,
-        places: BTreeMap<Line, Option<u64>>,
-        limit: usize,
+        from: BTreeMap<Line, Option<u64>>,
+        places: Places,
     ) -> Result<Vec<Waits>, MailboxError> {
         self.read(move |connection| {
             // In the order of an index that holds all that is looked for: this is asked after each answer.
@@ -222,18 +222,21 @@ impl Mailbox {
                 "SELECT seq FROM outgoing INDEXED BY outgoing_lines \
                  WHERE state = 'queued' AND sender = ?1 AND priority = ?2 AND seq > ?3 ORDER BY seq LIMIT ?4",
             )?;
-            let at_most = i64::try_from(limit).unwrap_or(i64::MAX);
             let mut found = Vec::new();
             for line in lines(connection)? {
-                let Some(behind) = places.get(&line).copied().unwrap_or(Some(0)) else { continue };
+                let free = places.free(line.1);
+                let Some(behind) = from.get(&line).copied().unwrap_or(Some(0)).filter(|_| free > 0) else { continue };
+                let at_most = i64::try_from(free).unwrap_or(i64::MAX);
                 let of_line = params![line.0.as_str(), line.1, rows::int(behind), at_most];
                 for seq in query.query_map(of_line, |row| row.get::<_, i64>(0))? {
                     found.push((Reverse(line.1), seq?));
                 }
             }
             found.sort_unstable();
-            found.truncate(limit);
-            found.into_iter().map(|(_, seq)| waits(connection, seq)).collect()
+            let has_a_place =
+                |(ahead, (Reverse(priority), _)): &(usize, (Reverse<u8>, i64))| *ahead < places.free(*priority);
+            let found = (0..).zip(found).take_while(has_a_place);
+            found.map(|(_, (_, seq))| waits(connection, seq)).collect()
         })
         .await
     }

@@ -12,7 +12,7 @@ use docaxis_protocol::{AgencyCode, Digest, DispatchId, SealedEnvelope, Timestamp
 
 use super::*;
 use crate::link::testing::{code, envelope};
-use crate::order::{self, Ended, Order, Waits};
+use crate::order::{self, Ended, Order, Places, Waits};
 
 pub(super) fn queued(n: u32) -> Queued {
     let mut envelope = envelope("000.00.00.G22", &["H37.DN.001"]);
@@ -243,6 +243,11 @@ fn a_body_that_was_referred_to_meanwhile_is_not_removed() {
     mailbox.close();
 }
 
+/// So many places for normal ones.
+const fn all(normal: usize) -> Places {
+    Places { normal, under_way: 0 }
+}
+
 #[test]
 fn what_is_queued_is_read_on_in_its_order_until_it_is_settled() {
     let folder = tempfile::tempdir().unwrap();
@@ -256,18 +261,20 @@ fn what_is_queued_is_read_on_in_its_order_until_it_is_settled() {
         mailbox.postpone(queued(1).id, later, why.clone()).await.unwrap();
         let behind = async |places: &[(u8, Option<u64>)], limit| {
             let places = places.iter().map(|(priority, place)| ((queued(1).sender, *priority), *place)).collect();
-            let found = mailbox.queued_behind(places, limit).await.unwrap();
+            let found = mailbox.queued_behind(places, all(limit)).await.unwrap();
             found.into_iter().map(|waits| waits.seq).collect::<Vec<_>>()
         };
         assert_eq!(behind(&[], 3).await, [3, 1, 2]);
         assert_eq!(behind(&[(0, Some(2)), (4, Some(3))], 2).await, [4]);
         assert_eq!(behind(&[(0, None)], 10).await, [3]);
+        let urgent = mailbox.queued_behind(BTreeMap::new(), Places { normal: 1, under_way: 3 }).await.unwrap();
+        assert_eq!(urgent.iter().map(|waits| waits.seq).collect::<Vec<_>>(), [3]);
         mailbox.settle(queued(2).id, OutState::Accepted, later, None, None).await.unwrap();
         assert_eq!(behind(&[(4, None)], 10).await, [1, 4]);
         let left: Vec<_> = mailbox.queued_at(vec![1, 2, 9]).await.unwrap().into_iter().map(|row| row.id).collect();
         assert_eq!(left, [queued(1).id]);
         let new = queued(1);
-        let found = mailbox.queued_behind(BTreeMap::from([((queued(1).sender, 4), None)]), 1).await.unwrap();
+        let found = mailbox.queued_behind(BTreeMap::from([((queued(1).sender, 4), None)]), all(1)).await.unwrap();
         let expected = Waits {
             seq: 1,
             id: new.id,
@@ -300,10 +307,10 @@ fn what_one_agency_has_that_rests_keeps_nothing_of_another_from_being_read() {
         let (now, why) = (other.queued, docaxis_protocol::ReasonCode::OverQuota.because("full"));
         let (mut order, mut sent) = (Order::default(), BTreeSet::new());
         loop {
-            let found = mailbox.queued_behind(order.read_from(), 64).await.unwrap();
+            let found = mailbox.queued_behind(order.read_from(), all(64)).await.unwrap();
             let more = !found.is_empty();
             found.into_iter().for_each(|waits| order.add(waits));
-            for next in order.next(now, 64, true) {
+            for next in order.next(now, all(64), true) {
                 sent.insert(next.id);
                 let (until, why) = (now.plus(Duration::from_secs(60)), why.clone());
                 order.ended(next.id, Ended::Postponed { attempts: 1, until, why, expires: None });
@@ -333,7 +340,7 @@ fn bodies_that_do_not_go_with_the_envelope_make_a_dispatch_a_large_one() {
         for (n, parts) in (1..).zip(parts) {
             mailbox.queue(Queued { parts, ..queued(n) }).await.unwrap().unwrap();
         }
-        let found = mailbox.queued_behind(BTreeMap::new(), 10).await.unwrap();
+        let found = mailbox.queued_behind(BTreeMap::new(), all(10)).await.unwrap();
         assert_eq!(found.into_iter().map(|waits| waits.large).collect::<Vec<_>>(), [false, true, false, true]);
     });
     mailbox.close();

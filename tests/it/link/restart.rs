@@ -36,7 +36,7 @@ fn visible(exchange: &Exchange, sealed: &[Sealed]) -> Vec<String> {
     let counts = store.counts();
     let mut seen = vec![format!("{counts:?}"), format!("{:?}", store.log_entries(0, 10_000).unwrap())];
     for agency in [G22.0, DN, TC] {
-        for lane in store.lanes(&code(agency)).unwrap() {
+        for lane in store.lanes(&code(agency), 0).unwrap() {
             seen.push(format!("{agency} waiting: {:?}", store.waiting(&code(agency), lane, None, 1000).unwrap()));
         }
         seen.push(format!("{agency} sent: {:?}", store.evidence_for_sender(&code(agency), 0, 1000).unwrap()));

@@ -436,8 +436,8 @@ impl Store for EmbeddedStore {
         self.shared.reads().deliveries(seq)
     }
 
-    fn lanes(&self, recipient: &AgencyCode) -> Result<Vec<Lane>, StoreError> {
-        self.shared.reads().lanes(recipient)
+    fn lanes(&self, recipient: &AgencyCode, least: u8) -> Result<Vec<Lane>, StoreError> {
+        self.shared.reads().lanes(recipient, least)
     }
 
     fn waiting(

@@ -221,9 +221,10 @@ impl Reads<'_> {
         }
     }
 
-    pub fn lanes(&self, recipient: &AgencyCode) -> Result<Vec<Lane>, StoreError> {
+    pub fn lanes(&self, recipient: &AgencyCode, least: u8) -> Result<Vec<Lane>, StoreError> {
         let prefix = keys::queue_of(recipient);
-        let (mut from, end) = (prefix.clone(), end_of(&prefix));
+        let last = Lane { priority: least, senders: u8::MAX };
+        let (mut from, end) = (prefix.clone(), end_of(&keys::lane_of(recipient, last)));
         let mut lanes: Vec<Lane> = Vec::new();
         loop {
             let rows = self.rows().scan(&from, &end, QUEUE_ROWS)?;
