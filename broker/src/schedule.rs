@@ -26,12 +26,12 @@ pub fn least_with_a_place(under_way: usize) -> Option<u8> {
 
 /// Picks deliveries out of the heads of several recipients' queues, as many as there are places beside those under way.
 ///
-/// Each queue comes in its own order (urgent first, then order of acceptance). `last` is the agency served last: the
-/// turn goes on behind it.
+/// Each queue comes in its own order (urgent first, then order of acceptance). `last` is the agency served last in each
+/// priority: the turn goes on behind it.
 pub fn next(
     queues: Vec<Vec<Waiting>>,
     under_way: &BTreeSet<(Seq, AgencyCode)>,
-    last: Option<&AgencyCode>,
+    last: &BTreeMap<u8, AgencyCode>,
 ) -> Vec<Waiting> {
     let mut classes: BTreeMap<u8, BTreeMap<AgencyCode, VecDeque<Waiting>>> = BTreeMap::new();
     for waiting in queues.into_iter().flatten() {
@@ -43,7 +43,7 @@ pub fn next(
     let mut picked = Vec::new();
     for (priority, mut agencies) in classes.into_iter().rev() {
         let mut turn: VecDeque<AgencyCode> = agencies.keys().cloned().collect();
-        if let Some(last) = last {
+        if let Some(last) = last.get(&priority) {
             let behind = turn.iter().position(|code| code > last).unwrap_or(0);
             turn.rotate_left(behind);
         }
@@ -75,22 +75,26 @@ mod tests {
     #[test]
     fn urgent_goes_first_and_agencies_take_turns_within_a_priority() {
         let queues = vec![queue("AAA", &[(2, 9), (0, 1), (0, 2), (0, 3)]), queue("BBB", &[(0, 4), (0, 5)])];
-        assert_eq!(order(&next(queues, &BTreeSet::new(), None)), [9, 1, 4, 2, 5, 3]);
+        assert_eq!(order(&next(queues, &BTreeSet::new(), &BTreeMap::new())), [9, 1, 4, 2, 5, 3]);
     }
 
     #[test]
     fn the_turn_goes_on_behind_the_agency_that_was_served_last() {
         let queues = vec![queue("AAA", &[(0, 1), (0, 2)]), queue("BBB", &[(0, 3)]), queue("CCC", &[(0, 4)])];
-        let last = "AAA".parse().unwrap();
-        assert_eq!(order(&next(queues, &BTreeSet::new(), Some(&last))), [3, 4, 1, 2]);
+        let last = BTreeMap::from([(0, "AAA".parse().unwrap()), (1, "BBB".parse().unwrap())]);
+        assert_eq!(
+            order(&next(queues, &BTreeSet::new(), &last)),
+            [3, 4, 1, 2],
+            "whoever had an urgent one keeps its turn"
+        );
     }
 
     #[test]
     fn what_is_under_way_is_not_picked_again_and_takes_its_place() {
         let queues = || vec![queue("AAA", &[(0, 1), (0, 2), (0, 3)])];
         let under_way = |count: u64| (0..count).map(|n| (Seq(n * 100 + 1), "AAA".parse().unwrap())).collect();
-        assert_eq!(order(&next(queues(), &under_way(63), None)), [2]);
-        assert!(next(queues(), &under_way(64), None).is_empty());
+        assert_eq!(order(&next(queues(), &under_way(63), &BTreeMap::new())), [2]);
+        assert!(next(queues(), &under_way(64), &BTreeMap::new()).is_empty());
     }
 
     #[test]
@@ -98,7 +102,7 @@ mod tests {
         let many = |priority: u8| (0..100).map(|n| (priority, n)).collect::<Vec<_>>();
         let mut under_way = BTreeSet::new();
         for priority in 0..=4 {
-            let more = next(vec![queue("AAA", &many(0)), queue("BBB", &many(priority))], &under_way, None);
+            let more = next(vec![queue("AAA", &many(0)), queue("BBB", &many(priority))], &under_way, &BTreeMap::new());
             let expected = if priority == 0 { 64 } else { 4 };
             assert_eq!(more.iter().filter(|one| one.priority == priority).count(), expected);
             assert_eq!(more.len(), expected, "normal ones have no more places than they had");

@@ -21,8 +21,8 @@ const LARGEST_BYTES: usize = 64 << 20;
 const SLOW: u64 = 4 << 20;
 /// Takes six of them.
 const URGENT_BYTES: usize = 24 << 20;
-/// Takes eleven seconds to a node whose link passes so many bytes in a second.
-const MANY_BYTES: usize = 4 << 20;
+/// Many of them at once over a link that passes so many bytes in a second: none of them stalls, and none ends soon.
+const MANY_BYTES: usize = 2 << 20;
 const CRAWL: u64 = 384 << 10;
 
 /// Leaves of the acceptances, and of the handovers to one recipient, in the order in which the letters were queued.
@@ -153,15 +153,11 @@ fn an_urgent_one_finds_a_place_beside_as_many_large_ones_as_are_under_way_at_onc
         // What goes before the bodies of all that are under way, and a little of these.
         link.wait_passed(way, link.passed(way) + 64 * 8 * 1024);
         let before = link.passed(way);
-        let urgent = net.send(G22, &[DN], Letter { priority: 1, ..numbered(2) });
-        net.wait_handed_over(&urgent);
+        let urgent = [DN, many[67]].map(|to| net.send(G22, &[to], Letter { priority: 1, ..numbered(2) }));
+        urgent.iter().for_each(|one| drop(net.wait_handed_over(one)));
         let meanwhile = link.passed(way) - before;
-        assert!(meanwhile < 2 * MANY_BYTES as u64, "{way:?}: {meanwhile} bytes passed, until one of them was given up");
-        for one in &large {
-            let events = net.events("g22", one.id);
-            let ended = if way == Way::ToBroker { Event::SubmissionAcceptance } else { Event::ContentHandover };
-            assert!(events.iter().all(|(event, _)| *event != ended), "{way:?}: it waited for one of them to end");
-        }
+        // It takes three times as long until one of those is given up, and its place is free.
+        assert!(meanwhile < 10 * CRAWL, "{way:?}: {meanwhile} bytes passed meanwhile");
         // Not one of them has to arrive here.
         link.silence(way);
     }

@@ -50,7 +50,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
     let mut line = Line::default();
     let mut offers: JoinSet<(Key, Ended)> = JoinSet::new();
     let precedence = Arc::<Precedence>::default();
-    let mut last = None;
+    let mut last = BTreeMap::new();
     let mut directory = bell.directory();
     let mut round = tokio::time::interval(ROUND);
     loop {
@@ -58,13 +58,11 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
         let open = exchange.continuity.is_open();
         let mut more = false;
         if let Some(least) = schedule::least_with_a_place(line.len()).filter(|_| open) {
-            let picked =
-                pick(&exchange, &mut active, &mut line, (last.as_ref(), least)).and_then(|(picked, unread)| {
-                    more = unread;
-                    let begin =
-                        |waiting: Waiting| Ok((line.begin(&waiting, &|seq| exchange.store.sender(seq))?, waiting));
-                    picked.into_iter().map(begin).collect::<Result<Vec<_>, _>>()
-                });
+            let picked = pick(&exchange, &mut active, &mut line, (&last, least)).and_then(|(picked, unread)| {
+                more = unread;
+                let begin = |waiting: Waiting| Ok((line.begin(&waiting, &|seq| exchange.store.sender(seq))?, waiting));
+                picked.into_iter().map(begin).collect::<Result<Vec<_>, _>>()
+            });
             let picked = match picked {
                 Ok(picked) => picked,
                 Err(error) => {
@@ -74,7 +72,7 @@ pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, 
                 }
             };
             for (turn, waiting) in picked {
-                last = Some(waiting.recipient.clone());
+                last.insert(waiting.priority, waiting.recipient.clone());
                 let to = (node.clone(), connection.clone(), precedence.clone());
                 offers.spawn(offer(exchange.clone(), to, waiting, turn));
             }
@@ -132,6 +130,10 @@ impl Active {
     fn ring(&mut self, agencies: impl IntoIterator<Item = AgencyCode>) {
         self.0.extend(agencies.into_iter().map(|agency| (agency, u8::MAX)));
     }
+
+    fn forget_idle(&mut self) {
+        self.0.retain(|_, below| *below > 0);
+    }
 }
 
 /// The next deliveries to offer, and whether there may be others behind what has to wait. Agencies with nothing left to offer
@@ -140,16 +142,29 @@ fn pick(
     exchange: &Exchange,
     active: &mut Active,
     line: &mut Line,
-    (last, least): (Option<&AgencyCode>, u8),
+    (last, least): (&BTreeMap<u8, AgencyCode>, u8),
 ) -> Result<(Vec<Waiting>, bool), StoreError> {
+    let mut lanes_of = Vec::new();
+    for (agency, below) in active.0.iter_mut().filter(|(_, below)| least < **below) {
+        let lanes = exchange.store.lanes(agency, least)?;
+        if lanes.is_empty() {
+            *below = least;
+        } else {
+            lanes_of.push((agency, below, lanes));
+        }
+    }
+    if lanes_of.is_empty() {
+        active.forget_idle();
+        return Ok((vec![], false));
+    }
     let mut unread = None;
     let mut queues = Vec::new();
     // They take no place among the offers: others flow while their bodies are asked for, or their time is to come.
     let mut held = exchange.repairs.all();
     held.extend(exchange.appointed.all());
     line.hold(held);
-    for (agency, below) in active.0.iter_mut().filter(|(_, below)| least < **below) {
-        let (queue, of) = may_begin(exchange, agency, line, least)?;
+    for (agency, below, lanes) in lanes_of {
+        let (queue, of) = may_begin(exchange, (agency, lanes), line)?;
         unread = unread.max(of);
         if !queue.is_empty() {
             queues.push(queue);
@@ -157,22 +172,21 @@ fn pick(
             *below = least;
         }
     }
-    active.0.retain(|_, below| *below > 0);
+    active.forget_idle();
     let picked = schedule::next(queues, &line.keys(), last);
     let more = unread.is_some_and(|priority| line.len() + picked.len() < schedule::places(priority));
     Ok((picked, more))
 }
 
-/// The first of an agency's queue that may be offered now, as many as have places on the link, of which those of priority `least`
-/// and above have some: what is under way is not, nor what has to wait for it. Urgent ones first; within a priority the senders
-/// take turns, by lanes. And the highest priority of which not all was looked through.
+/// The first of an agency's queue that may be offered now, as many as have places on the link: what is under way is not, nor
+/// what has to wait for it. Urgent ones first; within a priority the senders take turns, by lanes. And the highest priority of
+/// which not all was looked through.
 fn may_begin(
     exchange: &Exchange,
-    agency: &AgencyCode,
+    (agency, mut lanes): (&AgencyCode, Vec<Lane>),
     line: &mut Line,
-    least: u8,
 ) -> Result<(Vec<Waiting>, Option<u8>), StoreError> {
-    let (busy, mut lanes) = (line.busy(agency), exchange.store.lanes(agency, least)?);
+    let busy = line.busy(agency);
     let (mut found, mut unread) = (Vec::new(), None);
     for lanes in lanes.chunk_by_mut(|one, next| one.priority == next.priority) {
         let Some(priority) = lanes.first().map(|lane| lane.priority) else { break };
