@@ -228,10 +228,17 @@ async fn read_piece(blobs: &BlobStore, reader: BodyReader) -> Result<Option<(Bod
 /// When it is its turn. Each write has its own time, as each read has.
 async fn send_piece(stream: &mut SendStream, sending: &Sending, mut piece: Bytes) -> Result<(), BodyError> {
     while !piece.is_empty() {
-        let most = sending.turn().await.min(piece.len());
-        let mut now = piece.slice(..most);
-        write_some(stream, &mut now).await?;
-        piece.advance(most - now.len());
+        let write = async {
+            loop {
+                let turn = sending.turn().await;
+                let now = piece.slice(..turn.most.min(piece.len()));
+                if let Some(written) = turn.write(write_some(stream, now)).await {
+                    return written;
+                }
+            }
+        };
+        let written = in_time(write).await?;
+        piece.advance(written);
     }
     Ok(())
 }

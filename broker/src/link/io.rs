@@ -86,13 +86,10 @@ pub async fn write_all(stream: &mut SendStream, bytes: &[u8]) -> Result<(), IoEr
     in_time(async { stream.write_all(bytes).await.map_err(|error: WriteError| IoError::Lost(error.to_string())) }).await
 }
 
-/// Writes as much as there is room for, without copying, and leaves the rest.
-pub async fn write_some(stream: &mut SendStream, bytes: &mut Bytes) -> Result<(), IoError> {
-    in_time(async {
-        let written = stream.write_chunks(std::slice::from_mut(bytes)).await;
-        written.map(drop).map_err(|error| IoError::Lost(error.to_string()))
-    })
-    .await
+/// Writes as much as there is room for, without copying, and says how much. Until there is some it may be dropped.
+pub async fn write_some(stream: &mut SendStream, bytes: Bytes) -> Result<usize, IoError> {
+    let written = stream.write_chunks(&mut [bytes]).await;
+    written.map(|written| written.bytes).map_err(|error| IoError::Lost(error.to_string()))
 }
 
 /// Answers with a link error and ends the stream.

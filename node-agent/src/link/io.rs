@@ -70,11 +70,18 @@ impl Stream {
     /// The same of a body, when it is its turn. Each write has its own time: a slow link is none that stands still.
     async fn write_piece(&mut self, sending: &Sending, mut bytes: Bytes) -> Result<(), LinkError> {
         while !bytes.is_empty() {
-            let most = sending.turn().await.min(bytes.len());
-            let mut now = bytes.slice(..most);
-            let some = self.send.write_chunks(std::slice::from_mut(&mut now));
-            timed(self.patience, "write to the broker", some).await?;
-            bytes.advance(most - now.len());
+            let send = &mut self.send;
+            let write = async {
+                loop {
+                    let turn = sending.turn().await;
+                    let now = bytes.slice(..turn.most.min(bytes.len()));
+                    if let Some(written) = turn.write(send.write_chunks(&mut [now])).await {
+                        return written;
+                    }
+                }
+            };
+            let written = timed(self.patience, "write to the broker", write).await?;
+            bytes.advance(written.bytes);
         }
         Ok(())
     }

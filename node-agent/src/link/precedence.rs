@@ -2,11 +2,14 @@
 //! of what has been written; and of what all streams together may have written before the peer takes it, each gets the same.
 //! So whoever sends a body lets those of higher priorities write first. To QUIC all bodies are equal then, and behind
 //! everything else: what is small passes between any two packets of them, and a body that gets little gets that.
+//!
+//! quinn wakes writers that wait for room in the reverse of their order, and the first one takes it all: of three or more that have
+//! much to write, those between the first and the last get nothing. So one body at a time waits for room, a little each.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, MutexGuard, watch};
 
 const PRIORITIES: usize = 5;
 /// The priority of streams that carry bodies.
@@ -14,10 +17,19 @@ pub const BODIES: i32 = -1;
 /// A body moves on after so long in any case, by a little: the peer gives up one that stands still.
 const AT_MOST: Duration = Duration::from_secs(5);
 const A_LITTLE: usize = 1 << 10;
+/// What a body may write in one turn. Of 64 that share a slow link, each has to move on before its peer gives it up.
+const ONE_TURN: usize = 16 << 10;
+/// A body for which there is no room leaves its turn to the next one after so long: the peer may not be taking this one.
+const LONGEST_TURN: Duration = Duration::from_millis(100);
 
-/// How many bodies of each priority are being sent.
+/// The bodies that are being sent on one link.
 #[derive(Debug, Default)]
-pub struct Precedence(watch::Sender<[u32; PRIORITIES]>);
+pub struct Precedence {
+    /// How many of each priority.
+    sending: watch::Sender<[u32; PRIORITIES]>,
+    /// Held by the one that writes.
+    turn: Mutex<()>,
+}
 
 /// A body that is being sent.
 pub struct Sending {
@@ -25,26 +37,40 @@ pub struct Sending {
     priority: usize,
 }
 
+/// The right to write so many bytes of a body, once.
+pub struct Turn<'a> {
+    pub most: usize,
+    _held: MutexGuard<'a, ()>,
+}
+
 impl Precedence {
     pub fn begin(self: &Arc<Self>, priority: u8) -> Sending {
         let priority = usize::from(priority).min(PRIORITIES - 1);
-        self.0.send_modify(|sending| sending[priority] += 1);
+        self.sending.send_modify(|sending| sending[priority] += 1);
         Sending { of: self.clone(), priority }
     }
 }
 
 impl Sending {
-    /// Waits until none of a higher priority is being sent, or for as long as the peer may be left without a byte. Says how many
-    /// bytes may be written before it is asked again.
-    pub async fn turn(&self) -> usize {
-        let mut all = self.of.0.subscribe();
+    /// Waits until it is this body's turn: until none of a higher priority is being sent, or the peer may be left no longer without
+    /// a byte, and those that came before have had theirs.
+    pub async fn turn(&self) -> Turn<'_> {
+        let mut all = self.of.sending.subscribe();
         let first = all.wait_for(|sending| sending[self.priority + 1..].iter().all(|count| *count == 0));
-        tokio::time::timeout(AT_MOST, first).await.map_or(A_LITTLE, |_| usize::MAX)
+        let most = tokio::time::timeout(AT_MOST, first).await.map_or(A_LITTLE, |_| ONE_TURN);
+        Turn { most, _held: self.of.turn.lock().await }
+    }
+}
+
+impl Turn<'_> {
+    /// Writes, or gives up the turn: then `write` is dropped, and must not have written anything.
+    pub async fn write<T>(self, write: impl Future<Output = T>) -> Option<T> {
+        tokio::time::timeout(LONGEST_TURN, write).await.ok()
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.of.0.send_modify(|sending| sending[self.priority] -= 1);
+        self.of.sending.send_modify(|sending| sending[self.priority] -= 1);
     }
 }
