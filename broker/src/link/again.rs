@@ -8,6 +8,7 @@ use docaxis_protocol::frame::{Frame, Gone, GoneItem};
 use quinn::{Connection, SendStream};
 
 use super::io::{self, IoError};
+use super::precedence::Precedence;
 use super::push::{self, Offered};
 use super::submit::StreamError;
 use crate::dispatch::{Again, Exchange, ExchangeError};
@@ -18,8 +19,7 @@ const LEAVES_AT_ONCE: usize = 512;
 /// One page: offers what was handed over at the leaves from `from` on, then says up to where it went and what is gone.
 pub async fn serve(
     exchange: &Arc<Exchange>,
-    node: &NodeId,
-    connection: &Connection,
+    (node, connection, precedence): (&NodeId, &Connection, &Arc<Precedence>),
     from: u64,
     send: &mut SendStream,
 ) -> Result<(), StreamError> {
@@ -35,7 +35,7 @@ pub async fn serve(
         let (reader, who) = (exchange.clone(), recipient.clone());
         let offering = exchange.workers.run(move || reader.offering_again(seq, &who));
         if let Some(offering) = offering.await.map_err(ExchangeError::from)?? {
-            match push::again(exchange, node, connection, offering).await {
+            match push::again(exchange, (node, connection, precedence), offering).await {
                 // What was handed over before is not early.
                 Ok(Offered::Recorded | Offered::NoLongerDue | Offered::NotYetItsTurn | Offered::NotYet { .. }) => {
                     continue;

@@ -4,14 +4,18 @@
 //! everything else: what is small passes between any two packets of them, and a body that gets little gets that.
 //!
 //! quinn wakes writers that wait for room in the reverse of their order, and the first one takes it all: of three or more that have
-//! much to write, those between the first and the last get nothing. So one body at a time waits for room, a little each.
+//! much to write, those between the first and the last get nothing. So one body at a time waits for room, a little each, and none
+//! while a frame is being written.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard, watch};
 
 const PRIORITIES: usize = 5;
+/// How many bodies of each priority are being sent, and last how many frames.
+type Counts = [u32; PRIORITIES + 1];
 /// The priority of streams that carry bodies.
 pub const BODIES: i32 = -1;
 /// A body moves on after so long in any case, by a little: the peer gives up one that stands still.
@@ -19,14 +23,14 @@ const AT_MOST: Duration = Duration::from_secs(5);
 const A_LITTLE: usize = 1 << 10;
 /// What a body may write in one turn. Of 64 that share a slow link, each has to move on before its peer gives it up.
 const ONE_TURN: usize = 16 << 10;
-/// A body for which there is no room leaves its turn to the next one after so long: the peer may not be taking this one.
-const LONGEST_TURN: Duration = Duration::from_millis(100);
+/// A body for which there is no room leaves its turn to the next one after so long: the peer may not be taking this one. On a
+/// slow link there is room for anybody less often than one would think: the agent hears of it by half a megabyte.
+const LONGEST_TURN: Duration = Duration::from_millis(500);
 
 /// The bodies that are being sent on one link.
 #[derive(Debug, Default)]
 pub struct Precedence {
-    /// How many of each priority.
-    sending: watch::Sender<[u32; PRIORITIES]>,
+    sending: watch::Sender<Counts>,
     /// Held by the one that writes.
     turn: Mutex<()>,
 }
@@ -35,19 +39,31 @@ pub struct Precedence {
 pub struct Sending {
     of: Arc<Precedence>,
     priority: usize,
+    /// It has let others write for so long that the peer may be left no longer without a byte.
+    due: AtomicBool,
 }
 
 /// The right to write so many bytes of a body, once.
 pub struct Turn<'a> {
     pub most: usize,
+    body: &'a Sending,
     _held: MutexGuard<'a, ()>,
 }
 
 impl Precedence {
     pub fn begin(self: &Arc<Self>, priority: u8) -> Sending {
-        let priority = usize::from(priority).min(PRIORITIES - 1);
+        self.count(usize::from(priority).min(PRIORITIES - 1))
+    }
+
+    /// While something is written that is no body: all bodies let it go first. Otherwise it would have no more room than what
+    /// they leave, if it is larger than what is acknowledged at a time.
+    pub fn frames(self: &Arc<Self>) -> Sending {
+        self.count(PRIORITIES)
+    }
+
+    fn count(self: &Arc<Self>, priority: usize) -> Sending {
         self.sending.send_modify(|sending| sending[priority] += 1);
-        Sending { of: self.clone(), priority }
+        Sending { of: self.clone(), priority, due: AtomicBool::new(false) }
     }
 }
 
@@ -55,17 +71,31 @@ impl Sending {
     /// Waits until it is this body's turn: until none of a higher priority is being sent, or the peer may be left no longer without
     /// a byte, and those that came before have had theirs.
     pub async fn turn(&self) -> Turn<'_> {
-        let mut all = self.of.sending.subscribe();
-        let first = all.wait_for(|sending| sending[self.priority + 1..].iter().all(|count| *count == 0));
-        let most = tokio::time::timeout(AT_MOST, first).await.map_or(A_LITTLE, |_| ONE_TURN);
-        Turn { most, _held: self.of.turn.lock().await }
+        let mut sending = self.of.sending.subscribe();
+        let is_first = |sending: &Counts| sending[self.priority + 1..].iter().all(|count| *count == 0);
+        loop {
+            if !self.due.load(Ordering::Relaxed) {
+                let late = tokio::time::timeout(AT_MOST, sending.wait_for(is_first)).await.is_err();
+                self.due.store(late, Ordering::Relaxed);
+            }
+            let held = self.of.turn.lock().await;
+            let most = if is_first(&sending.borrow()) { ONE_TURN } else { A_LITTLE };
+            // Another one of a higher priority may have begun meanwhile.
+            if most == ONE_TURN || self.due.load(Ordering::Relaxed) {
+                return Turn { most, body: self, _held: held };
+            }
+        }
     }
 }
 
 impl Turn<'_> {
     /// Writes, or gives up the turn: then `write` is dropped, and must not have written anything.
     pub async fn write<T>(self, write: impl Future<Output = T>) -> Option<T> {
-        tokio::time::timeout(LONGEST_TURN, write).await.ok()
+        let written = tokio::time::timeout(LONGEST_TURN, write).await.ok();
+        if written.is_some() {
+            self.body.due.store(false, Ordering::Relaxed);
+        }
+        written
     }
 }
 
@@ -107,8 +137,25 @@ mod tests {
         drop((urgent, timed));
         let (most, normal) = waits.await.unwrap();
         assert_eq!(most, ONE_TURN, "it was woken");
-        let _urgent = link.begin(1);
-        assert_eq!(normal.turn().await.most, A_LITTLE, "the peer must not think that it stands still");
+        let urgent = link.begin(1);
+        let turn = normal.turn().await;
+        assert_eq!(turn.most, A_LITTLE, "the peer must not think that it stands still");
+        assert_eq!(turn.write(std::future::pending::<()>()).await, None);
+        let again = async {
+            tokio::select! {
+                biased;
+                turn = normal.turn() => turn.write(async {}).await.map(|()| A_LITTLE),
+                () = tokio::task::yield_now() => None,
+            }
+        };
+        assert_eq!(again.await, Some(A_LITTLE), "it does not wait once more for having found no room");
+        assert!(!may(&normal).await);
+        drop(urgent);
+        assert!(may(&normal).await);
+        let frame = link.frames();
+        assert!(!may(&normal).await && !may(&link.begin(u8::MAX)).await);
+        drop(frame);
+        assert!(may(&normal).await);
     }
 
     #[tokio::test]
@@ -116,24 +163,30 @@ mod tests {
         let link = Arc::new(Precedence::default());
         let (first, second, stuck) = (link.begin(0), link.begin(0), link.begin(0));
         let (order, mut all) = tokio::sync::mpsc::unbounded_channel();
+        let inside = AtomicBool::new(false);
         let write = async |who: &'static str, one: &Sending| {
             for _ in 0..3 {
                 let writing = async {
+                    assert!(!inside.swap(true, Ordering::Relaxed), "two at a time");
                     tokio::task::yield_now().await;
                     order.send(who).unwrap();
+                    inside.store(false, Ordering::Relaxed);
                 };
                 one.turn().await.write(writing).await.unwrap();
             }
         };
         // It has the first turn.
         let turn = stuck.turn().await;
-        let gave_up = async { assert_eq!(turn.write(std::future::pending::<()>()).await, None) };
+        let gave_up = async {
+            assert_eq!(turn.write(std::future::pending::<()>()).await, None);
+            order.send("gave up").unwrap();
+        };
         tokio::join!(gave_up, write("first", &first), write("second", &second));
         drop(order);
         let mut written = Vec::new();
         while let Some(who) = all.recv().await {
             written.push(who);
         }
-        assert_eq!(written, ["first", "second", "first", "second", "first", "second"]);
+        assert_eq!(written, ["gave up", "first", "second", "first", "second", "first", "second"]);
     }
 }

@@ -42,14 +42,17 @@ const MIN_PAGE: usize = 16;
 const MAX_LOOKED_THROUGH: usize = 2048;
 
 /// Runs until the connection is gone.
-pub async fn run(exchange: Arc<Exchange>, node: NodeId, connection: Connection, bell: Arc<Bell>) {
+pub async fn run(
+    exchange: Arc<Exchange>,
+    (node, connection, precedence): (NodeId, Connection, Arc<Precedence>),
+    bell: Arc<Bell>,
+) {
     let served = || -> BTreeSet<AgencyCode> { exchange.with_directory(|d| d.served_by(&node)).into_iter().collect() };
     let mut ours = served();
     let mut active = Active::default();
     active.ring(ours.iter().cloned());
     let mut line = Line::default();
     let mut offers: JoinSet<(Key, Ended)> = JoinSet::new();
-    let precedence = Arc::<Precedence>::default();
     let mut last = BTreeMap::new();
     let mut directory = bell.directory();
     let mut round = tokio::time::interval(ROUND);
@@ -363,14 +366,12 @@ async fn hand_over(
 /// Offers once more what was handed over before, to a node that has lost it.
 pub async fn again(
     exchange: &Arc<Exchange>,
-    node: &NodeId,
-    connection: &Connection,
+    (node, connection, precedence): (&NodeId, &Connection, &Arc<Precedence>),
     offering: Offering,
 ) -> Result<Offered, StreamError> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|e| IoError::Lost(e.to_string()))?;
     // Its outcome is on record: nothing is ahead of it.
-    let precedence = Arc::default();
-    let told = converse((exchange, node, &precedence), offering, &Turn::default(), (&mut send, &mut recv)).await?;
+    let told = converse((exchange, node, precedence), offering, &Turn::default(), (&mut send, &mut recv)).await?;
     if matches!(told, Offered::BodiesLost { .. }) {
         // Reset rather than finish: what is not whole must not look whole.
         let _gone = (send.reset(io::code::BODY_LOST.into()), recv.stop(io::code::BODY_LOST.into()));
@@ -387,6 +388,7 @@ async fn converse(
     let Offering { offer, bodies: inline, dispatch } = offering;
     let recipient = offer.recipient.clone();
     docaxis_failpoints::failpoint!("broker.offer.sending");
+    let ahead = precedence.frames();
     io::write(send, &Frame::Offer(offer)).await?;
     for body in &inline {
         // A node that has the dispatch already stops the bodies and answers with its statement of then.
@@ -394,6 +396,7 @@ async fn converse(
             break;
         }
     }
+    drop(ahead);
     docaxis_failpoints::failpoint!("broker.offer.sent");
     let bytes = dispatch.parts.iter().fold(0u64, |sum, part| sum.saturating_add(part.size));
     let patience = HANDOVER_TIMEOUT + rehash_time(bytes);
@@ -433,6 +436,7 @@ async fn converse(
     match exchange.state(node, sealed, Way::Offered(turn)).await? {
         Ok(outcome) => {
             docaxis_failpoints::failpoint!("broker.handover.answering");
+            let _ahead = precedence.frames();
             io::write(send, &Frame::Recorded(outcome)).await?;
             io::finish(send);
             docaxis_failpoints::failpoint!("broker.handover.answered");

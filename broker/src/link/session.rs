@@ -17,6 +17,7 @@ use super::again;
 use super::bodies::BodyError;
 use super::give_back;
 use super::io::{self, IoError};
+use super::precedence::Precedence;
 use super::push;
 use super::resend;
 use super::submissions::Submissions;
@@ -131,8 +132,9 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
     tracing::info!(%node, remote = %connection.remote_address(), "linked");
     let bell = exchange.bells.hang(&node);
     let submissions = Arc::new(Submissions::default());
+    let precedence = Arc::<Precedence>::default();
     let mut streams = JoinSet::new();
-    streams.spawn(push::run(exchange.clone(), node.clone(), connection.clone(), bell.clone()));
+    streams.spawn(push::run(exchange.clone(), (node.clone(), connection.clone(), precedence.clone()), bell.clone()));
     streams.spawn(resend::run(exchange.clone(), node.clone(), connection.clone(), bell.clone()));
     if version > VERSION_WITHOUT_HOLDS {
         streams.spawn(give_back::run(exchange.clone(), node.clone(), connection.clone()));
@@ -147,7 +149,7 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
             }
             stream = connection.accept_bi() => match stream {
                 Ok((send, recv)) => {
-                    let link = (connection.clone(), bell.clone(), submissions.clone());
+                    let link = (connection.clone(), bell.clone(), submissions.clone(), precedence.clone());
                     streams.spawn(serve_stream(exchange.clone(), node.clone(), link, send, recv));
                 }
                 Err(error) => {
@@ -169,7 +171,7 @@ async fn serve_node(exchange: Arc<Exchange>, connection: Connection, node: NodeI
 async fn serve_stream(
     exchange: Arc<Exchange>,
     node: NodeId,
-    (connection, bell, submissions): (Connection, Arc<Bell>, Arc<Submissions>),
+    (connection, bell, submissions, precedence): (Connection, Arc<Bell>, Arc<Submissions>, Arc<Precedence>),
     mut send: SendStream,
     mut recv: RecvStream,
 ) {
@@ -188,10 +190,10 @@ async fn serve_stream(
                 submit::serve(&exchange, &node, request, order, (&mut send, &mut recv)).await
             }
             Frame::Report(report) => take_report(&exchange, &node, report, &mut send).await,
-            Frame::Follow(follow) => feed_evidence(&exchange, &node, &bell, follow, &mut send).await,
+            Frame::Follow(follow) => feed_evidence(&exchange, &node, (&bell, &precedence), follow, &mut send).await,
             Frame::FetchProofs(leaves) => give_proofs(&exchange, leaves, &mut send).await,
             Frame::Directory(version) => feed_directory(&exchange, &bell, version, &mut send).await,
-            Frame::Restored(from) => again::serve(&exchange, &node, &connection, from, &mut send).await,
+            Frame::Restored(from) => again::serve(&exchange, (&node, &connection, &precedence), from, &mut send).await,
             Frame::Ping => {
                 io::write(&mut send, &Frame::Pong).await?;
                 io::finish(&mut send);
@@ -265,7 +267,7 @@ async fn take_report(
 async fn feed_evidence(
     exchange: &Arc<Exchange>,
     node: &NodeId,
-    bell: &Bell,
+    (bell, precedence): (&Bell, &Arc<Precedence>),
     follow: Follow,
     send: &mut SendStream,
 ) -> Result<(), StreamError> {
@@ -297,7 +299,9 @@ async fn feed_evidence(
         last = Some(newest.sender.clone());
         for batch in split(news) {
             docaxis_failpoints::failpoint!("broker.follow.sending");
+            let ahead = precedence.frames();
             io::write(send, &Frame::Evidence(batch)).await?;
+            drop(ahead);
             docaxis_failpoints::failpoint!("broker.follow.sent");
         }
     }
