@@ -147,6 +147,8 @@ pub const DEFECTS: &[&str] = &[
     "broker.defect.acknowledged-before-sync",
     // A recipient whose node did not take an offer is offered it no more.
     "broker.defect.dropped-on-retry",
+    // A dispatch is handed over before the time that its sender appointed.
+    "broker.defect.handed-over-early",
     // A handover does not wait for the earlier ones of its pair.
     "broker.defect.handed-over-out-of-turn",
     // A recall withdraws what was handed over already.

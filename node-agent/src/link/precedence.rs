@@ -6,11 +6,12 @@
 //! quinn wakes writers that wait for room in the reverse of their order, and the first one takes it all: of three or more that have
 //! much to write, those between the first and the last get nothing. So one body at a time waits for room, a little each.
 
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex as Turns, MutexGuard, Notify};
 
 const PRIORITIES: usize = 5;
 /// How many bodies of each priority are being sent.
@@ -29,9 +30,11 @@ const LONGEST_TURN: Duration = Duration::from_millis(500);
 /// The bodies that are being sent on one link.
 #[derive(Debug, Default)]
 pub struct Precedence {
-    sending: watch::Sender<Counts>,
+    sending: Mutex<Counts>,
+    /// Wakes in the order of waiting, as a simulation that is to repeat needs it.
+    fewer: Notify,
     /// Held by the one that writes.
-    turn: Mutex<()>,
+    turn: Turns<()>,
 }
 
 /// A body that is being sent.
@@ -52,24 +55,38 @@ pub struct Turn<'a> {
 impl Precedence {
     pub fn begin(self: &Arc<Self>, priority: u8) -> Sending {
         let priority = usize::from(priority).min(PRIORITIES - 1);
-        self.sending.send_modify(|sending| sending[priority] += 1);
+        self.sending.lock().unwrap_or_else(PoisonError::into_inner)[priority] += 1;
         Sending { of: self.clone(), priority, due: AtomicBool::new(false) }
     }
 }
 
 impl Sending {
+    fn is_first(&self) -> bool {
+        let sending = self.of.sending.lock().unwrap_or_else(PoisonError::into_inner);
+        sending[self.priority + 1..].iter().all(|count| *count == 0)
+    }
+
+    async fn until_first(&self) {
+        loop {
+            let mut fewer = pin!(self.of.fewer.notified());
+            fewer.as_mut().enable();
+            if self.is_first() {
+                return;
+            }
+            fewer.await;
+        }
+    }
+
     /// Waits until it is this body's turn: until none of a higher priority is being sent, or the peer may be left no longer without
     /// a byte, and those that came before have had theirs.
     pub async fn turn(&self) -> Turn<'_> {
-        let mut sending = self.of.sending.subscribe();
-        let is_first = |sending: &Counts| sending[self.priority + 1..].iter().all(|count| *count == 0);
         loop {
             if !self.due.load(Ordering::Relaxed) {
-                let late = tokio::time::timeout(AT_MOST, sending.wait_for(is_first)).await.is_err();
+                let late = tokio::time::timeout(AT_MOST, self.until_first()).await.is_err();
                 self.due.store(late, Ordering::Relaxed);
             }
             let held = self.of.turn.lock().await;
-            let most = if is_first(&sending.borrow()) { ONE_TURN } else { A_LITTLE };
+            let most = if self.is_first() { ONE_TURN } else { A_LITTLE };
             // Another one of a higher priority may have begun meanwhile.
             if most == ONE_TURN || self.due.load(Ordering::Relaxed) {
                 return Turn { most, body: self, _held: held };
@@ -91,6 +108,7 @@ impl Turn<'_> {
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.of.sending.send_modify(|sending| sending[self.priority] -= 1);
+        self.of.sending.lock().unwrap_or_else(PoisonError::into_inner)[self.priority] -= 1;
+        self.of.fewer.notify_waiters();
     }
 }

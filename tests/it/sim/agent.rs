@@ -145,6 +145,7 @@ impl Office {
             .cloned()
             .unwrap_or_default();
         draft.expires = letter.expires_after.map(|after| self.host.now().plus(after));
+        draft.not_before = letter.appointed.map(|at| self.world.identities.begin().plus(at));
         draft.idempotency_key = Some(format!("letter {}", letter.number));
         let part = |(n, bytes): (usize, &Vec<u8>)| DraftPart {
             name: format!("part-{n}.pdf"),

@@ -1,18 +1,19 @@
 //! The broker as a host of the simulation, and what must hold of its store whenever it starts and while it runs.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use docaxis_broker::config::ConsoleListen;
 use docaxis_broker::dispatch::Exchange;
-use docaxis_broker::store::{DeliveryState, Seq};
+use docaxis_broker::store::{DeliveryState, Seq, StoredEvidence};
 use docaxis_broker::{Broker, BrokerConfig, Simulated};
 use docaxis_node_agent::outbox::HOLDS_FOR;
 use docaxis_protocol::space::SpaceConfig;
 use docaxis_protocol::tlog::checkpoint::Checkpoint;
-use docaxis_protocol::{DispatchId, Event};
+use docaxis_protocol::{AgencyCode, DispatchId, Event, Evidence};
 
-use super::ledger::{Delivery, REJECTED};
+use super::ledger::{Delivery, Letter, REJECTED};
 use super::network::Ours;
 use super::world::{BROKER, World};
 
@@ -129,8 +130,8 @@ pub fn check_recorded(world: &World, exchange: &Exchange, (id, recipient): &Deli
 }
 
 /// What one agency sent another in one priority was accepted and handed over in the order in which it was queued. Left out is
-/// what was rejected, failed or was withdrawn, and what was tried so often in vain that it is passed by. No letter here is
-/// appointed for later or loses a body at the broker.
+/// what was rejected, failed or was withdrawn, what was tried so often in vain that it is passed by, and of the handovers what was
+/// appointed for later. No letter here loses a body at the broker.
 fn check_order(world: &World, exchange: &Exchange) {
     let queued: Vec<DispatchId> = world.ledger().letters.iter().filter_map(|letter| letter.id).collect();
     for id in queued {
@@ -151,6 +152,9 @@ fn check_order(world: &World, exchange: &Exchange) {
                     continue;
                 }
                 accepted.push(seq.0);
+                if world.ledger().letter(*id).is_some_and(|letter| letter.appointed.is_some()) {
+                    continue;
+                }
                 let first = exchange.store.chain(seq, &to).expect("the store answers").into_iter().next();
                 handed_over.extend(first.filter(|piece| piece.event == Event::ContentHandover).map(|piece| piece.leaf));
             }
@@ -162,6 +166,17 @@ fn check_order(world: &World, exchange: &Exchange) {
                 ));
             }
         }
+    }
+}
+
+/// It was not handed over before its time, by the broker's clock.
+fn check_appointed(world: &World, (letter, to): (&Letter, &AgencyCode), at: Duration, piece: &StoredEvidence) {
+    let time = Evidence::parse(&piece.evidence.bytes).expect("the broker's evidence reads").time;
+    let ahead = Duration::from_millis(u64::try_from(world.broker_ahead_ms.load(Ordering::Relaxed)).unwrap_or(0));
+    let due = world.identities.begin().plus(at);
+    if time.plus(ahead) < due {
+        let number = letter.number;
+        world.violation(format!("letter {number} to {to} was handed over at {time}, and was appointed for {due}"));
     }
 }
 
@@ -199,6 +214,11 @@ pub fn check_end(world: &World, exchange: &Exchange) {
                 world.violation(format!("letter {}, {id}, to {recipient} has the evidence {events:?}", letter.number));
             }
             let handed_over = chain.first().is_some_and(|piece| piece.event == Event::ContentHandover);
+            if let Some(at) = letter.appointed
+                && let Some(piece) = chain.first().filter(|_| handed_over)
+            {
+                check_appointed(world, (&letter, recipient), at, piece);
+            }
             if seen != handed_over {
                 world.violation(format!(
                     "letter {}, {id}, to {recipient}: seen {seen}, handed over {handed_over}",

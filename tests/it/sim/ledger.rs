@@ -20,6 +20,8 @@ pub struct Letter {
     /// When the officer comes with it, from the beginning.
     pub at: Duration,
     pub expires_after: Option<Duration>,
+    /// Its appointed time, from the beginning: it is not handed over before.
+    pub appointed: Option<Duration>,
     pub parts: Vec<Vec<u8>>,
     /// When the officer takes it back, after having brought it.
     pub recalled_after: Option<Duration>,
@@ -79,6 +81,11 @@ impl Ledger {
             }
             made.push(letter);
         }
+        let mut random = Random::of(seed, "appointments");
+        for letter in made.iter_mut().filter(|letter| letter.expires_after.is_none()) {
+            let after = Duration::from_millis(random.between(500, 10_000));
+            letter.appointed = random.chance(12).then(|| letter.at + after);
+        }
         Self { letters: made, ..Self::default() }
     }
 
@@ -136,6 +143,7 @@ impl Letter {
             priority: u8::try_from(random.between(0, 3)).unwrap(),
             at: Duration::from_millis(random.between(0, u64::try_from(within.as_millis()).unwrap())),
             expires_after: random.chance(10).then(|| Duration::from_secs(random.between(20, 90))),
+            appointed: None,
             parts,
             recalled_after: random.chance(25).then(|| Duration::from_millis(random.between(0, 9_000))),
             recalled: false,

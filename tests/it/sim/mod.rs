@@ -129,6 +129,12 @@ fn a_handover_out_of_turn_is_found() {
 
 #[cfg(debug_assertions)]
 #[test]
+fn a_handover_before_the_appointed_time_is_found() {
+    is_found("broker.defect.handed-over-early", WITHIN);
+}
+
+#[cfg(debug_assertions)]
+#[test]
 fn a_dispatch_that_is_shown_before_it_is_recorded_is_found() {
     is_found("agent.defect.shown-before-recorded", WITHIN);
 }

@@ -122,7 +122,12 @@ impl Run<'_> {
                     broker.disk.fail_at(operation, Failure::PowerLoss);
                 }
             }
-            Fault::Clock(who, off_ms) => host(who).off_ms.store(off_ms, Ordering::Relaxed),
+            Fault::Clock(who, off_ms) => {
+                if who == BROKER {
+                    self.world.broker_ahead_ms.fetch_max(off_ms, Ordering::Relaxed);
+                }
+                host(who).off_ms.store(off_ms, Ordering::Relaxed);
+            }
             Fault::Full(node, full) => host(node).full.store(full, Ordering::Relaxed),
             Fault::BrokerFull(full) => {
                 let mut broker = self.world.broker();

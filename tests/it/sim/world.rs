@@ -109,6 +109,8 @@ pub struct World {
     events: Mutex<Hasher>,
     /// Faults are over: everything must come to its end now.
     pub calm: AtomicBool,
+    /// How far the broker's clock was ahead at most, in milliseconds.
+    pub broker_ahead_ms: AtomicI64,
     loud: bool,
 }
 
@@ -146,6 +148,7 @@ impl World {
             ledger: Mutex::new(ledger),
             events: Mutex::new(Hasher::new()),
             calm: AtomicBool::new(false),
+            broker_ahead_ms: AtomicI64::new(0),
             loud,
         })
     }

@@ -7,13 +7,14 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use docaxis_protocol::Digest;
 use docaxis_protocol::evidence::PartDigest;
 use docaxis_protocol::space::Level;
 use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::apply::{Placed, answers, apply, delivery, head_row, is_large, remembered};
 use super::config::EmbeddedConfig;
