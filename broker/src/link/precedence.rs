@@ -4,8 +4,8 @@
 //! everything else: what is small passes between any two packets of them, and a body that gets little gets that.
 //!
 //! quinn wakes writers that wait for room in the reverse of their order, and the first one takes it all: of three or more that have
-//! much to write, those between the first and the last get nothing. So one body at a time waits for room, a little each, and none
-//! while a frame is being written.
+//! much to write, those between the first and the last get nothing. So one body at a time waits for room, a little each, and while
+//! an offer or evidence is written only one that would be given up.
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,20 +13,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex as Turns, MutexGuard, Notify};
+use tokio::time::Instant;
 
 const PRIORITIES: usize = 5;
 /// How many bodies of each priority are being sent, and last how many frames.
 type Counts = [u32; PRIORITIES + 1];
 /// The priority of streams that carry bodies.
 pub const BODIES: i32 = -1;
-/// A body moves on after so long in any case, by a little: the peer gives up one that stands still.
+/// A body moves on after so long in any case, by a little, if there is room: the peer gives up one that stands still.
 const AT_MOST: Duration = Duration::from_secs(5);
 const A_LITTLE: usize = 1 << 10;
 /// What a body may write in one turn. Of 64 that share a slow link, each has to move on before its peer gives it up.
 const ONE_TURN: usize = 16 << 10;
-/// A body for which there is no room leaves its turn to the next one after so long: the peer may not be taking this one. On a
-/// slow link there is room for anybody less often than one would think: the agent hears of it by half a megabyte.
+/// A body for which there is no room leaves its turn to the next one after so long: the peer may not be taking this one.
 const LONGEST_TURN: Duration = Duration::from_millis(500);
+/// The same until it has written again.
+const SHORT_TURN: Duration = Duration::from_millis(100);
+/// How long one that is not first leaves the others alone after such a turn.
+const REST: Duration = Duration::from_secs(1);
 
 /// The bodies that are being sent on one link.
 #[derive(Debug, Default)]
@@ -42,8 +46,10 @@ pub struct Precedence {
 pub struct Sending {
     of: Arc<Precedence>,
     priority: usize,
-    /// It has let others write for so long that the peer may be left no longer without a byte.
-    due: AtomicBool,
+    /// When it wrote last.
+    wrote: Mutex<Instant>,
+    /// There was no room in its last turn.
+    in_vain: AtomicBool,
 }
 
 /// The right to write so many bytes of a body, once.
@@ -58,7 +64,7 @@ impl Precedence {
         self.count(usize::from(priority).min(PRIORITIES - 1))
     }
 
-    /// While something is written that is no body: all bodies let it go first. Otherwise it would have no more room than what
+    /// While an offer or evidence is written: all bodies let it go first. Otherwise it would have no more room than what
     /// they leave, if it is larger than what is acknowledged at a time.
     pub fn frames(self: &Arc<Self>) -> Sending {
         self.count(PRIORITIES)
@@ -66,7 +72,7 @@ impl Precedence {
 
     fn count(self: &Arc<Self>, priority: usize) -> Sending {
         self.sending.lock().unwrap_or_else(PoisonError::into_inner)[priority] += 1;
-        Sending { of: self.clone(), priority, due: AtomicBool::new(false) }
+        Sending { of: self.clone(), priority, wrote: Mutex::new(Instant::now()), in_vain: AtomicBool::new(false) }
     }
 }
 
@@ -90,16 +96,18 @@ impl Sending {
     /// Waits until it is this body's turn: until none of a higher priority is being sent, or the peer may be left no longer without
     /// a byte, and those that came before have had theirs.
     pub async fn turn(&self) -> Turn<'_> {
+        if self.in_vain.load(Ordering::Relaxed) && !self.is_first() {
+            tokio::time::sleep(REST).await;
+        }
+        let due = *self.wrote.lock().unwrap_or_else(PoisonError::into_inner) + AT_MOST;
         loop {
-            if !self.due.load(Ordering::Relaxed) {
-                let late = tokio::time::timeout(AT_MOST, self.until_first()).await.is_err();
-                self.due.store(late, Ordering::Relaxed);
-            }
+            let _first_or_due = tokio::time::timeout_at(due, self.until_first()).await;
             let held = self.of.turn.lock().await;
-            let most = if self.is_first() { ONE_TURN } else { A_LITTLE };
             // Another one of a higher priority may have begun meanwhile.
-            if most == ONE_TURN || self.due.load(Ordering::Relaxed) {
-                return Turn { most, body: self, _held: held };
+            match self.is_first() {
+                true => return Turn { most: ONE_TURN, body: self, _held: held },
+                false if Instant::now() >= due => return Turn { most: A_LITTLE, body: self, _held: held },
+                false => {}
             }
         }
     }
@@ -108,18 +116,27 @@ impl Sending {
 impl Turn<'_> {
     /// Writes, or gives up the turn: then `write` is dropped, and must not have written anything.
     pub async fn write<T>(self, write: impl Future<Output = T>) -> Option<T> {
-        let written = tokio::time::timeout(LONGEST_TURN, write).await.ok();
+        let Sending { wrote, in_vain, .. } = self.body;
+        let longest = if in_vain.load(Ordering::Relaxed) { SHORT_TURN } else { LONGEST_TURN };
+        let written = tokio::time::timeout(longest, write).await.ok();
         if written.is_some() {
-            self.body.due.store(false, Ordering::Relaxed);
+            *wrote.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
+        in_vain.store(written.is_none(), Ordering::Relaxed);
         written
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.of.sending.lock().unwrap_or_else(PoisonError::into_inner)[self.priority] -= 1;
-        self.of.fewer.notify_waiters();
+        let left = {
+            let mut sending = self.of.sending.lock().unwrap_or_else(PoisonError::into_inner);
+            sending[self.priority] -= 1;
+            sending[self.priority]
+        };
+        if left == 0 {
+            self.of.fewer.notify_waiters();
+        }
     }
 }
 
@@ -159,14 +176,9 @@ mod tests {
         let turn = normal.turn().await;
         assert_eq!(turn.most, A_LITTLE, "the peer must not think that it stands still");
         assert_eq!(turn.write(std::future::pending::<()>()).await, None);
-        let again = async {
-            tokio::select! {
-                biased;
-                turn = normal.turn() => turn.write(async {}).await.map(|()| A_LITTLE),
-                () = tokio::task::yield_now() => None,
-            }
-        };
-        assert_eq!(again.await, Some(A_LITTLE), "it does not wait once more for having found no room");
+        let turn = tokio::time::timeout(AT_MOST / 2, normal.turn()).await;
+        assert_eq!(turn.map(|turn| turn.most), Ok(A_LITTLE), "it does not wait once more for having found no room");
+        normal.turn().await.write(async {}).await.unwrap();
         assert!(!may(&normal).await);
         drop(urgent);
         assert!(may(&normal).await);
@@ -206,5 +218,30 @@ mod tests {
             written.push(who);
         }
         assert_eq!(written, ["gave up", "first", "second", "first", "second", "first", "second"]);
+    }
+    #[tokio::test]
+    async fn a_body_moves_on_also_if_another_one_has_the_turn_whenever_both_are_first() {
+        let link = Arc::new(Precedence::default());
+        let (first, second) = (link.begin(0), link.begin(0));
+        let ahead = async {
+            loop {
+                let frame = link.frames();
+                tokio::time::sleep(AT_MOST / 10).await;
+                drop(frame);
+                // Whoever is woken finds the next one.
+                tokio::task::yield_now().await;
+            }
+        };
+        let all_gaps = async {
+            loop {
+                first.turn().await.write(tokio::time::sleep(Duration::from_millis(10))).await.unwrap();
+            }
+        };
+        tokio::select! {
+            biased;
+            () = ahead => {}
+            () = all_gaps => {}
+            turn = tokio::time::timeout(2 * AT_MOST, second.turn()) => assert_eq!(turn.expect("it is its turn").most, A_LITTLE),
+        }
     }
 }

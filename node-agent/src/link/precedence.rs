@@ -12,20 +12,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex as Turns, MutexGuard, Notify};
+use tokio::time::Instant;
 
 const PRIORITIES: usize = 5;
 /// How many bodies of each priority are being sent.
 type Counts = [u32; PRIORITIES];
 /// The priority of streams that carry bodies.
 pub const BODIES: i32 = -1;
-/// A body moves on after so long in any case, by a little: the peer gives up one that stands still.
+/// A body moves on after so long in any case, by a little, if there is room: the peer gives up one that stands still.
 const AT_MOST: Duration = Duration::from_secs(5);
 const A_LITTLE: usize = 1 << 10;
 /// What a body may write in one turn. Of 64 that share a slow link, each has to move on before its peer gives it up.
 const ONE_TURN: usize = 16 << 10;
-/// A body for which there is no room leaves its turn to the next one after so long: the peer may not be taking this one. On a
-/// slow link there is room for anybody less often than one would think: the agent hears of it by half a megabyte.
+/// A body for which there is no room leaves its turn to the next one after so long: the peer may not be taking this one.
 const LONGEST_TURN: Duration = Duration::from_millis(500);
+/// The same until it has written again.
+const SHORT_TURN: Duration = Duration::from_millis(100);
+/// How long one that is not first leaves the others alone after such a turn.
+const REST: Duration = Duration::from_secs(1);
 
 /// The bodies that are being sent on one link.
 #[derive(Debug, Default)]
@@ -41,8 +45,10 @@ pub struct Precedence {
 pub struct Sending {
     of: Arc<Precedence>,
     priority: usize,
-    /// It has let others write for so long that the peer may be left no longer without a byte.
-    due: AtomicBool,
+    /// When it wrote last.
+    wrote: Mutex<Instant>,
+    /// There was no room in its last turn.
+    in_vain: AtomicBool,
 }
 
 /// The right to write so many bytes of a body, once.
@@ -56,7 +62,7 @@ impl Precedence {
     pub fn begin(self: &Arc<Self>, priority: u8) -> Sending {
         let priority = usize::from(priority).min(PRIORITIES - 1);
         self.sending.lock().unwrap_or_else(PoisonError::into_inner)[priority] += 1;
-        Sending { of: self.clone(), priority, due: AtomicBool::new(false) }
+        Sending { of: self.clone(), priority, wrote: Mutex::new(Instant::now()), in_vain: AtomicBool::new(false) }
     }
 }
 
@@ -80,16 +86,18 @@ impl Sending {
     /// Waits until it is this body's turn: until none of a higher priority is being sent, or the peer may be left no longer without
     /// a byte, and those that came before have had theirs.
     pub async fn turn(&self) -> Turn<'_> {
+        if self.in_vain.load(Ordering::Relaxed) && !self.is_first() {
+            tokio::time::sleep(REST).await;
+        }
+        let due = *self.wrote.lock().unwrap_or_else(PoisonError::into_inner) + AT_MOST;
         loop {
-            if !self.due.load(Ordering::Relaxed) {
-                let late = tokio::time::timeout(AT_MOST, self.until_first()).await.is_err();
-                self.due.store(late, Ordering::Relaxed);
-            }
+            let _first_or_due = tokio::time::timeout_at(due, self.until_first()).await;
             let held = self.of.turn.lock().await;
-            let most = if self.is_first() { ONE_TURN } else { A_LITTLE };
             // Another one of a higher priority may have begun meanwhile.
-            if most == ONE_TURN || self.due.load(Ordering::Relaxed) {
-                return Turn { most, body: self, _held: held };
+            match self.is_first() {
+                true => return Turn { most: ONE_TURN, body: self, _held: held },
+                false if Instant::now() >= due => return Turn { most: A_LITTLE, body: self, _held: held },
+                false => {}
             }
         }
     }
@@ -98,17 +106,26 @@ impl Sending {
 impl Turn<'_> {
     /// Writes, or gives up the turn: then `write` is dropped, and must not have written anything.
     pub async fn write<T>(self, write: impl Future<Output = T>) -> Option<T> {
-        let written = tokio::time::timeout(LONGEST_TURN, write).await.ok();
+        let Sending { wrote, in_vain, .. } = self.body;
+        let longest = if in_vain.load(Ordering::Relaxed) { SHORT_TURN } else { LONGEST_TURN };
+        let written = tokio::time::timeout(longest, write).await.ok();
         if written.is_some() {
-            self.body.due.store(false, Ordering::Relaxed);
+            *wrote.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
+        in_vain.store(written.is_none(), Ordering::Relaxed);
         written
     }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.of.sending.lock().unwrap_or_else(PoisonError::into_inner)[self.priority] -= 1;
-        self.of.fewer.notify_waiters();
+        let left = {
+            let mut sending = self.of.sending.lock().unwrap_or_else(PoisonError::into_inner);
+            sending[self.priority] -= 1;
+            sending[self.priority]
+        };
+        if left == 0 {
+            self.of.fewer.notify_waiters();
+        }
     }
 }

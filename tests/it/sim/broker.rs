@@ -169,12 +169,12 @@ fn check_order(world: &World, exchange: &Exchange) {
     }
 }
 
-/// It was not handed over before its time, by the broker's clock.
+/// It was not handed over before its time, by the broker's clock. That may have gone back since the offer.
 fn check_appointed(world: &World, (letter, to): (&Letter, &AgencyCode), at: Duration, piece: &StoredEvidence) {
     let time = Evidence::parse(&piece.evidence.bytes).expect("the broker's evidence reads").time;
-    let ahead = Duration::from_millis(u64::try_from(world.broker_ahead_ms.load(Ordering::Relaxed)).unwrap_or(0));
+    let back = Duration::from_millis(u64::try_from(world.broker_back_ms.load(Ordering::Relaxed)).unwrap_or(0));
     let due = world.identities.begin().plus(at);
-    if time.plus(ahead) < due {
+    if time.plus(back) < due {
         let number = letter.number;
         world.violation(format!("letter {number} to {to} was handed over at {time}, and was appointed for {due}"));
     }

@@ -124,7 +124,8 @@ impl Run<'_> {
             }
             Fault::Clock(who, off_ms) => {
                 if who == BROKER {
-                    self.world.broker_ahead_ms.fetch_max(off_ms, Ordering::Relaxed);
+                    let most = self.world.broker_off_ms.fetch_max(off_ms, Ordering::Relaxed);
+                    self.world.broker_back_ms.fetch_max(most - off_ms, Ordering::Relaxed);
                 }
                 host(who).off_ms.store(off_ms, Ordering::Relaxed);
             }

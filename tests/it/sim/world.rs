@@ -109,8 +109,9 @@ pub struct World {
     events: Mutex<Hasher>,
     /// Faults are over: everything must come to its end now.
     pub calm: AtomicBool,
-    /// How far the broker's clock was ahead at most, in milliseconds.
-    pub broker_ahead_ms: AtomicI64,
+    /// How far the broker's clock was off at most, and how far it has gone back at most, in milliseconds.
+    pub broker_off_ms: AtomicI64,
+    pub broker_back_ms: AtomicI64,
     loud: bool,
 }
 
@@ -148,7 +149,8 @@ impl World {
             ledger: Mutex::new(ledger),
             events: Mutex::new(Hasher::new()),
             calm: AtomicBool::new(false),
-            broker_ahead_ms: AtomicI64::new(0),
+            broker_off_ms: AtomicI64::new(0),
+            broker_back_ms: AtomicI64::new(0),
             loud,
         })
     }
