@@ -153,7 +153,8 @@ fn an_urgent_one_finds_a_place_beside_as_many_large_ones_as_are_under_way_at_onc
         // What goes before the bodies of all that are under way, and a little of these.
         link.wait_passed(way, link.passed(way) + 64 * 8 * 1024);
         let before = link.passed(way);
-        let urgent = [DN, many[67]]
+        // To an agency that waits for nothing else, and to one whose large one is still to be begun.
+        let urgent = [DN, many[many.len() - 1]]
             .map(|to| net.send(G22, &[to], Letter { priority: 1, ..numbered(2).with_part("cong-dien.pdf", 60 << 10) }));
         urgent.iter().for_each(|one| drop(net.wait_handed_over(one)));
         let meanwhile = link.passed(way) - before;

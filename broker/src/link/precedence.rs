@@ -42,7 +42,7 @@ pub struct Precedence {
     turn: Turns<()>,
 }
 
-/// A body that is being sent.
+/// A body that is being sent, or a frame before which bodies give way.
 pub struct Sending {
     of: Arc<Precedence>,
     priority: usize,
