@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{hkdf, hmac};
 use docaxis_certs::refusal::RefusedBy;
 use docaxis_certs::tls::{self, TlsError};
 use docaxis_certs::verifier::{Identity, Peer as TlsPeer};
@@ -219,7 +219,10 @@ fn server_config(
 ) -> Result<ServerConfig, LinkError> {
     let tls = tls::broker_server(identity, trust.clone(), Arc::new(TlsTime(env.clone())))?;
     let quic = QuicServerConfig::try_from(tls).map_err(|e| LinkError::Quic(e.to_string()))?;
-    let mut server = ServerConfig::with_crypto(Arc::new(quic));
+    let mut random = [0; 64];
+    env.random(&mut random);
+    let token_key = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&random);
+    let mut server = ServerConfig::new(Arc::new(quic), Arc::new(token_key));
     server.transport_config(Arc::new(transport(config)));
     server.migration(true);
     server.time_source(Arc::new(TokenTime(env.clone())));

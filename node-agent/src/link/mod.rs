@@ -22,7 +22,7 @@ mod submit;
 pub use frames::FramesError;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use docaxis_protocol::frame::{ALPN_LINK, FrameError, Refusal};
@@ -255,7 +255,15 @@ fn endpoint(shared: &Shared, broker: SocketAddr) -> Result<Endpoint, Failure> {
 }
 
 fn with_client_config(shared: &Shared, mut endpoint: Endpoint) -> Result<Endpoint, Failure> {
-    endpoint.set_default_client_config(client_config(shared).map_err(|e| Failure::Identity(e.to_string()))?);
+    let mut config = client_config(shared).map_err(|e| Failure::Identity(e.to_string()))?;
+    // The id by which a connection calls its peer until that has told its own: the keys of the first packets come from
+    // it (RFC 9001 §5.2).
+    let seed = shared.env.random().map_err(|e| Failure::Unreachable(e.to_string()))?;
+    let first = Mutex::new(Ids { seed, count: 0 });
+    config.initial_dst_cid_provider(Arc::new(move || {
+        first.lock().unwrap_or_else(PoisonError::into_inner).generate_cid()
+    }));
+    endpoint.set_default_client_config(config);
     Ok(endpoint)
 }
 
