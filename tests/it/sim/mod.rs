@@ -4,8 +4,7 @@
 //! loops of broker and agents are tasks of it (`Broker::simulated`, `Agent::simulated`), QUIC goes over simulated
 //! datagrams, and clock and randomness come from the seed. The broker's journal, evidence and bodies lie on a disk in
 //! memory that forgets what was not synced; an agent's files are real, and its crash is the end of the process. So a seed
-//! repeats bit for bit: the first test runs one twice and compares a digest of every datagram and event. One case is left to
-//! chance, as docs/reliability.md says under its known limits.
+//! repeats bit for bit: the first test runs one twice and compares a digest of every datagram and event.
 //!
 //! `faults.rs` says what goes wrong, `ledger.rs` what the world was promised; `broker.rs` and `agent.rs` hold the checks.
 //! What is not simulated: power cuts under agents and under the log's tiles, enrolment, control sockets and consoles.
