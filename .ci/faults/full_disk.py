@@ -142,11 +142,11 @@ class Scene:
         until = time.monotonic() + 30
         while True:
             space = self.run.json(*status)["space"]
-            text = self.run.command(*status) if space["state"] in expected else ""
-            if space["words"] in text:
+            text = self.run.command(*status)
+            if space["state"] in expected and space["words"] in text:
                 return space
             if time.monotonic() > until:
-                raise Broken(f"{' '.join(status)} says {space}, expected {expected}; in words:\n{text}")
+                raise Broken(f"{' '.join(status)} says {space}, expected {expected}, and its words in:\n{text}")
             time.sleep(0.1)
 
     def send(self, subject):
