@@ -143,11 +143,17 @@ class Scene:
         while True:
             space = self.run.json(*status)["space"]
             text = self.run.command(*status)
-            if space["state"] in expected and space["words"] in text:
-                return space
+            there = space["state"] in expected
+            if there and space["words"] in text:
+                break
             if time.monotonic() > until:
-                raise Broken(f"{' '.join(status)} says {space}, expected {expected}, and its words in:\n{text}")
+                other = f"its words in:\n{text}" if there else f"one of {expected}"
+                raise Broken(f"{' '.join(status)} says {space}, expected {other}")
             time.sleep(0.1)
+        parts = space["words"].split("; ", 2)
+        if len(parts) < 3 or not all(parts):
+            raise Broken(f"{' '.join(status)} says {space['words']!r}, expected a state, why, and what next")
+        return space
 
     def send(self, subject):
         return send(self.run, subject, ["letter.bin"])

@@ -219,7 +219,8 @@ fn server_config(
 ) -> Result<ServerConfig, LinkError> {
     let tls = tls::broker_server(identity, trust.clone(), Arc::new(TlsTime(env.clone())))?;
     let quic = QuicServerConfig::try_from(tls).map_err(|e| LinkError::Quic(e.to_string()))?;
-    // As quinn's own would be, but from the environment: a Retry's bytes repeat with it.
+    // As quinn's own would be, but from the environment: quinn reads a Retry that comes late to a closed connection as
+    // frames, so its bytes must repeat for a simulation to repeat.
     let mut random = [0; 64];
     env.random(&mut random);
     let token_key = hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(&random);

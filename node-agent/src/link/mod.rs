@@ -256,8 +256,8 @@ fn endpoint(shared: &Shared, broker: SocketAddr) -> Result<Endpoint, Failure> {
 
 fn with_client_config(shared: &Shared, mut endpoint: Endpoint) -> Result<Endpoint, Failure> {
     let mut config = client_config(shared).map_err(|e| Failure::Identity(e.to_string()))?;
-    // The id by which a connection calls its peer until that has told its own: the keys of the first packets come from
-    // it (RFC 9001 §5.2).
+    // The id by which a connection calls its peer until that has told its own: 8 bytes at least, and none that can be
+    // foreseen (RFC 9000 §7.2). From the environment, as a Retry's token holds it, and so a simulation repeats.
     let seed = shared.env.random().map_err(|e| Failure::Unreachable(e.to_string()))?;
     let first = Mutex::new(Ids { seed, count: 0 });
     config.initial_dst_cid_provider(Arc::new(move || {
@@ -267,7 +267,7 @@ fn with_client_config(shared: &Shared, mut endpoint: Endpoint) -> Result<Endpoin
     Ok(endpoint)
 }
 
-/// All that is random in the endpoint comes from the environment.
+/// What is random in the endpoint comes from the environment, but for the key of stateless resets, which is quinn's own.
 fn endpoint_config(shared: &Shared) -> Result<EndpointConfig, EntropyError> {
     let mut config = EndpointConfig::default();
     config.rng_seed(Some(shared.env.random()?));
@@ -276,7 +276,7 @@ fn endpoint_config(shared: &Shared) -> Result<EndpointConfig, EntropyError> {
     Ok(config)
 }
 
-/// Connection ids that say nothing to whoever does not know the seed.
+/// Connection ids that say nothing to whoever does not know the seed. Servers take no first one of less than 8 bytes.
 struct Ids {
     seed: [u8; 32],
     count: u64,
