@@ -354,7 +354,9 @@ fn report_in_words(report: &ImportReport, dry_run: bool) -> String {
 
 fn read_list(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => Failure::new(ReasonCode::NotFound, format!("there is no {}", path.display())),
+        std::io::ErrorKind::NotFound => {
+            Failure::new(ReasonCode::NotFound, format!("there is no file {}", path.display())).hint("Check the path.")
+        }
         _ => Failure::other(format!("{} cannot be read: {error}", path.display())),
     })
 }

@@ -35,7 +35,8 @@ pub struct DemoArgs {
 
 pub fn run(args: &DemoArgs, out: Out) -> Result<(), Failure> {
     if let Some(absent) = args.files.iter().find(|file| !file.is_file()) {
-        return Err(Failure::new(ReasonCode::NotFound, format!("there is no file {}", absent.display())));
+        return Err(Failure::new(ReasonCode::NotFound, format!("there is no file {}", absent.display()))
+            .hint("Check the path."));
     }
     // Held to the end: without --dir everything goes with it.
     let temporary = tempfile::tempdir()?;
@@ -55,7 +56,7 @@ pub fn run(args: &DemoArgs, out: Out) -> Result<(), Failure> {
     if out.json {
         out.data(&report, "")?;
     } else {
-        story.summary();
+        story.summary(args.keep || args.dir.is_some());
     }
     if args.keep {
         out.talk(story.whereabouts());

@@ -358,17 +358,20 @@ impl Story {
         })
     }
 
-    /// The timelines, as a person reads them.
-    pub fn summary(&self) {
+    /// The timelines, as a person reads them; where the bundles are only if they stay there.
+    pub fn summary(&self, stays: bool) {
         for sent in &self.sent {
             let subject = sent.shown["subject"].as_str().unwrap_or_default();
             println!("\n{}  {subject}\n{}", sent.id, timeline(&sent.shown["timeline"]).trim_end());
-            if let Some(bundle) = &sent.bundle {
+            if let Some(bundle) = sent.bundle.as_ref().filter(|_| stays) {
                 println!("evidence: {}", bundle.display());
             }
         }
         let good = self.checks.iter().filter(|check| check["ok"] == true).count();
         println!("\n{good} of {} checks hold, {:.1} s", self.checks.len(), self.began.elapsed().as_secs_f64());
+        if !stays {
+            println!("nothing of it stays on the disk; with --dir DIR bundles, received files and logs do");
+        }
     }
 
     /// Where everything is, for somebody who wants to go on by hand.
